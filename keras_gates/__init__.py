@@ -1,0 +1,18 @@
+"""Recurrent layers for Keras 3 whose gate and candidate activations are yours to choose."""
+
+from keras_gates._version import __version__
+from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
+from keras_gates.convert import from_keras
+from keras_gates.layers import GatedRNN
+
+
+
+__all__ = [
+    "GRUCell",
+    "GatedCell",
+    "GatedRNN",
+    "LSTMCell",
+    "SimpleRNNCell",
+    "__version__",
+    "from_keras",
+]

@@ -1,0 +1,106 @@
+"""Activations by name, by function or as a Keras layer, and whether a saved model can name them."""
+
+import warnings
+
+import keras
+
+from keras_gates.validation import close_matches
+
+_NOT_ACTIVATIONS = {"get", "serialize", "deserialize"}
+
+
+def names():
+    """The names that Keras knows activations by."""
+    return sorted(
+        name
+        for name, value in vars(keras.activations).items()
+        if callable(value) and name not in _NOT_ACTIVATIONS and not name.startswith("_")
+    )
+
+
+def get(identifier, argument):
+    """The activation that `identifier` stands for.
+
+    Args:
+        identifier: a name ("relu", or "package>name" of a registered function), a function, a
+            Keras layer instance, or what `serialize` returned.
+        argument: name of the argument it was given for, for the error.
+    """
+    if isinstance(identifier, str):
+        found = _by_name(identifier)
+        if found is None:
+            raise ValueError(
+                f"`{argument}` must be the name of an activation, a function, a Keras layer or "
+                f"a dict. Unknown name: {argument}={identifier!r}"
+                f"{close_matches(identifier, names())}"
+            )
+        return found
+    if is_serialized(identifier):
+        return keras.activations.get(identifier)
+    if isinstance(identifier, type) or not callable(identifier):
+        hint = " (a class: pass an instance)" if isinstance(identifier, type) else ""
+        raise ValueError(
+            f"`{argument}` must be the name of an activation, a function or a Keras layer. "
+            f"Received: {argument}={identifier!r}{hint}"
+        )
+    if _saved_name(identifier) is None:
+        warnings.warn(
+            f"`{argument}={identifier!r}` works for training, but a model with it can be "
+            f"neither copied nor saved, because Keras finds a function again by its registered "
+            f"name. {_cure(identifier)}",
+            stacklevel=2,
+        )
+    return identifier
+
+
+def serialize(activation, argument):
+    """What `get` turns back into `activation`, in another process too."""
+    name = _saved_name(activation)
+    if name is None:
+        raise ValueError(
+            f"`{argument}={activation!r}` cannot be saved: the file could not be loaded again, "
+            f"because Keras finds a function by its registered name. {_cure(activation)}"
+        )
+    return name
+
+
+def is_serialized(identifier):
+    """Whether `identifier` is what `serialize` returns for a layer or a registered function."""
+    return isinstance(identifier, dict) and "class_name" in identifier
+
+
+def _by_name(name):
+    if name in names():
+        return keras.activations.get(name)
+    return keras.saving.get_registered_object(name)
+
+
+def _saved_name(activation):
+    """A name for one of Keras' own, a config for a layer or a registered function, else None."""
+    name = getattr(activation, "__name__", None)
+    if isinstance(activation, keras.layers.Layer):
+        return keras.saving.serialize_keras_object(activation)
+    own = {keras.activations.get(known): known for known in names()}
+    if activation in own:
+        return own[activation]
+    # `keras.ops.tanh` or `tf.nn.relu` are `keras.activations.tanh` and `relu` by another path.
+    package = (getattr(activation, "__module__", None) or "").partition(".")[0]
+    if package in ("keras", "tensorflow") and name in own.values():
+        return name
+    if name is None or name == "<lambda>":
+        return None
+    registered = keras.saving.get_registered_name(activation)
+    if keras.saving.get_registered_object(registered) is activation:
+        return keras.saving.serialize_keras_object(activation)
+    return None
+
+
+def _cure(activation):
+    name = getattr(activation, "__name__", "activation")
+    if not name.isidentifier():
+        name = "activation"
+    return (
+        "Make it a named function and register it: "
+        f'@keras.saving.register_keras_serializable(package="my_package") before '
+        f"`def {name}(x): ...`."
+    )

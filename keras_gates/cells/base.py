@@ -1,0 +1,521 @@
+"""What all cells share: arguments, weights, projections, dropout, clipping, config."""
+
+import collections
+import inspect
+
+import keras
+from keras import ops
+
+# Not public, and without it `keras.layers.RNN` does not renew dropout masks between batches.
+from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
+
+from keras_gates import activations, regularizers
+from keras_gates.gradients import clip_gradient, may_be_recorded
+from keras_gates.validation import (
+    close_matches,
+    fraction,
+    nonnegative_number,
+    one_of,
+    positive_integer,
+    positive_number,
+)
+
+# Arguments that keras.layers.Layer takes.
+LAYER_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autocast")
+# What Keras calls an argument -> what it is called here.
+KERAS_NAMES = {"activation": "candidate_activation", "recurrent_activation": "gate_activation"}
+CLIP_PLACES = ("state", "preactivation")
+CANDIDATE = "candidate"
+
+
+class GatedCell(keras.layers.Layer, DropoutRNNCell):
+    """Base class of the cells: one time step of a recurrent layer.
+
+    With input x (batch, features) and hidden state h (batch, units), a cell computes per block k
+    the projections `x W_k + b_k` and `h U_k (+ c_k)`, each (batch, units), and hands them to
+    `update`, which holds the cell's equations. A subclass sets `blocks` and writes `update`:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_package")
+    class LeakyCell(kg.GatedCell):
+        "h' = 0.9 h + 0.1 φ(x W + b + h U)"
+        blocks = ("candidate",)
+
+        def update(self, x, u, states):
+            (h,) = states
+            return (0.9 * h + 0.1 * self.candidate(x.candidate + u.candidate),)
+
+    layer = kg.GatedRNN(8, cell=LeakyCell)
+    ```
+
+    Class attributes:
+        blocks: names of the blocks of columns of the kernel W, the recurrent kernel U and the
+            bias b, in order. The block "candidate" is the proposed new content; every other
+            one is a gate.
+        state_names: names of the states, the hidden state first. Each is (batch, units).
+
+    Args:
+        units: positive integer, the size of the hidden state.
+        gate_activation: σ, for all gates, or a dict from gate to activation (a gate that it does
+            not name gets the default). A name, a function, or a Keras layer. Default: "sigmoid".
+        candidate_activation: φ, likewise. Default: "tanh".
+        use_bias: whether there are biases b.
+        kernel_initializer, recurrent_initializer, bias_initializer: for W, U, b.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: for W, U, b.
+        kernel_constraint, recurrent_constraint, bias_constraint: for W, U, b.
+        dropout: share of the inputs dropped, in [0, 1), the same at every time step.
+        recurrent_dropout: share of the hidden state dropped, likewise. With it, every block has
+            dropout masks of its own, as in Keras.
+        grad_clip_value: c > 0. The gradient d_t = dL/dh_t, with what comes from the output at t
+            and from step t+1, becomes its elementwise clip to [-c, c] before it enters the
+            equations of step t.
+        grad_clip_norm: c > 0. Each sample's d_t is scaled to an L2 norm of at most c instead.
+        grad_clip_at: "state" (above), or "preactivation": the same operation on the gradients of
+            the stacked projections `x W + b` and `h U`, where LSTM and simple RNN add the two
+            before any activation, so that both see the gradient at the pre-activation.
+        activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
+            `GatedRNN`: strength * mean over valid steps of sum over units of |h|.
+        candidate_l1: the same on the candidate's activation.
+        seed: for the dropout masks.
+        name, dtype, trainable: as in every Keras layer.
+
+    Raises:
+        ValueError: an argument out of its range, or an unknown one (the message names the cell
+            that has it). Clipping under float16 or under a `LossScaleOptimizer`: gradients are
+            multiplied by a changing scale there, and the bound would silently mean another.
+
+    Source of clipping inside BPTT: Graves, "Generating sequences with recurrent neural networks",
+    2013; of per-sample norms: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
+    neural networks", 2013.
+    """
+
+    blocks = (CANDIDATE,)
+    state_names = ("hidden",)
+    # The leading blocks whose recurrent product is taken of h itself. A cell that takes one of
+    # something else (a GRU with reset_after=False: of r * h) leaves that block out here and calls
+    # `self.recurrent(block, value)` in its equations. None: all blocks.
+    projected_blocks = None
+    # Whether U has a bias c of its own; the bias is then (2, columns) instead of (columns,).
+    two_biases = False
+    default_gate_activation = "sigmoid"
+    default_candidate_activation = "tanh"
+
+    def __init__(
+        self,
+        units,
+        *,
+        gate_activation=None,
+        candidate_activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        recurrent_initializer="orthogonal",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        recurrent_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        recurrent_constraint=None,
+        bias_constraint=None,
+        dropout=0.0,
+        recurrent_dropout=0.0,
+        grad_clip_value=None,
+        grad_clip_norm=None,
+        grad_clip_at="state",
+        activation_l1=0.0,
+        candidate_l1=0.0,
+        seed=None,
+        **kwargs,
+    ):
+        self._refuse_unknown_arguments(kwargs)
+        super().__init__(**kwargs)
+        self.units = positive_integer("units", units)
+        self.state_size = [self.units] * len(self.state_names)
+        if len(self.state_names) == 1:
+            self.state_size = self.units
+        self.output_size = self.units
+
+        self.gate_activations = self._activation_per_gate(gate_activation)
+        self.candidate_activation = activations.get(
+            self.default_candidate_activation
+            if candidate_activation is None
+            else candidate_activation,
+            "candidate_activation",
+        )
+
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.recurrent_initializer = keras.initializers.get(recurrent_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.recurrent_regularizer = keras.regularizers.get(recurrent_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.recurrent_constraint = keras.constraints.get(recurrent_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+        self.dropout = fraction("dropout", dropout)
+        self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
+        if self.recurrent_dropout:
+            self.dropout_mask_count = len(self.blocks)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+        self._set_clipping(grad_clip_value, grad_clip_norm, grad_clip_at)
+        self.activation_l1 = nonnegative_number("activation_l1", activation_l1)
+        self.candidate_l1 = nonnegative_number("candidate_l1", candidate_l1)
+
+    # ------------------------------------------------------------------ equations
+
+    def update(self, x, u, states):
+        """The cell's equations: one time step.
+
+        Args:
+            x: the projected input, a named tuple with one (batch, units) tensor per block.
+            u: the projected hidden state, likewise, for each of `projected_blocks`.
+            states: the states, in the order of `state_names`, each (batch, units).
+
+        Returns:
+            The new states, in the same order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update(x, u, states).")
+
+    def gate(self, name, preactivation):
+        """The gate `name`: its activation of the pre-activation."""
+        return self._activate(name, self.gate_activations[name], preactivation)
+
+    def candidate(self, preactivation):
+        """The candidate: its activation of the pre-activation."""
+        return self._activate(CANDIDATE, self.candidate_activation, preactivation)
+
+    def recurrent(self, block, value):
+        """`value U_k (+ c_k)` for a block k that is not among `projected_blocks`."""
+        index = self.blocks.index(block)
+        columns = slice(index * self.units, (index + 1) * self.units)
+        masks = self._step.recurrent_masks
+        if masks is not None:
+            value = value * masks[index]
+        product = ops.matmul(value, self.recurrent_kernel[:, columns])
+        if self.use_bias and self.two_biases:
+            product = product + self.bias[1, columns]
+        return self._clip("preactivation", product)
+
+    def clip_state(self, state):
+        """`state`, with its gradient clipped. `call` does this to the hidden state; a cell with a
+        further state that gradients flow along does it in its equations."""
+        return self._clip("state", state)
+
+    # ------------------------------------------------------------------ one time step
+
+    def call(self, inputs, states, training=False):
+        """One time step.
+
+        Args:
+            inputs: (batch, features).
+            states: list of the states, each (batch, units). `GatedRNN` appends one running sum,
+                (batch, 1), per penalty in `penalties`.
+            training: whether dropout applies.
+
+        Returns:
+            The new hidden state, and the list of the new states.
+        """
+        nested = isinstance(states, (list, tuple))
+        states = tuple(states) if nested else (states,)
+        states, sums = states[: len(self.state_names)], states[len(self.state_names) :]
+        self._refuse_lost_penalties(sums)
+        self._refuse_loss_scaling(training)
+        self._step = _Step(
+            clips=bool(training) or may_be_recorded(),
+            input_masks=self.get_dropout_mask(inputs) if training else None,
+            recurrent_masks=self.get_recurrent_dropout_mask(states[0]) if training else None,
+        )
+        try:
+            hidden, *carried = self.update(
+                self._project_input(inputs), self._project_state(states[0]), states
+            )
+            hidden = self.clip_state(hidden)
+            penalized = {"activation_l1": hidden, "candidate_l1": self._step.activated[CANDIDATE]}
+        finally:
+            self._step = None
+        sums = [
+            regularizers.add_step(total, penalized[name])
+            for name, total in zip(self.penalties, sums, strict=True)
+        ]
+        return hidden, [hidden, *carried, *sums] if nested else hidden
+
+    @property
+    def penalties(self):
+        """The penalties in force: from "activation_l1" or "candidate_l1" to the strength."""
+        strengths = {"activation_l1": self.activation_l1, "candidate_l1": self.candidate_l1}
+        return {name: strength for name, strength in strengths.items() if strength}
+
+    @property
+    def clips(self):
+        """Whether a bound is set on gradients."""
+        return self.grad_clip_value is not None or self.grad_clip_norm is not None
+
+    def get_initial_state(self, batch_size=None):
+        """The states before the first step, zeros: a list of (batch_size, units)."""
+        return [
+            ops.zeros((batch_size, self.units), dtype=self.compute_dtype) for _ in self.state_names
+        ]
+
+    def build(self, input_shape):
+        features = input_shape[-1]
+        if len(input_shape) != 2 or features is None:
+            raise ValueError(
+                f"{type(self).__name__} takes inputs of shape (batch, features) with a known "
+                f"feature size at each time step. Received: input_shape={tuple(input_shape)}"
+            )
+        columns = self.units * len(self.blocks)
+        self.kernel = self.add_weight(
+            shape=(features, columns),
+            name="kernel",
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.recurrent_kernel = self.add_weight(
+            shape=(self.units, columns),
+            name="recurrent_kernel",
+            initializer=self.recurrent_initializer,
+            regularizer=self.recurrent_regularizer,
+            constraint=self.recurrent_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                shape=(2, columns) if self.two_biases else (columns,),
+                name="bias",
+                initializer=self.initial_bias,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        for activation in self.activations_in_use():
+            if isinstance(activation, keras.layers.Layer) and not activation.built:
+                activation.build((None, self.units))
+        self.built = True
+
+    def activations_in_use(self):
+        """All activations of the cell."""
+        return [*self.gate_activations.values(), self.candidate_activation]
+
+    def initial_bias(self, shape, dtype=None):
+        """The bias at the start."""
+        return self.bias_initializer(shape, dtype=dtype)
+
+    def get_config(self):
+        per_gate = {
+            gate: activations.serialize(activation, f"gate_activation[{gate!r}]")
+            for gate, activation in self.gate_activations.items()
+        }
+        # A Keras layer that all gates share is written once, so that they share it again.
+        shared = len({id(activation) for activation in self.gate_activations.values()}) == 1
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "gate_activation": (next(iter(per_gate.values())) if shared else per_gate) or None,
+            "candidate_activation": activations.serialize(
+                self.candidate_activation, "candidate_activation"
+            ),
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "recurrent_initializer": keras.initializers.serialize(self.recurrent_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "recurrent_regularizer": keras.regularizers.serialize(self.recurrent_regularizer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "recurrent_constraint": keras.constraints.serialize(self.recurrent_constraint),
+            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
+            "dropout": self.dropout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "grad_clip_value": self.grad_clip_value,
+            "grad_clip_norm": self.grad_clip_norm,
+            "grad_clip_at": self.grad_clip_at,
+            "activation_l1": self.activation_l1,
+            "candidate_l1": self.candidate_l1,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def options(cls):
+        """Names of all arguments that this cell takes besides those of every Keras layer."""
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return {
+            name
+            for base in cls.__mro__[: cls.__mro__.index(GatedCell) + 1]
+            if "__init__" in vars(base)
+            for name, parameter in inspect.signature(base.__init__).parameters.items()
+            if parameter.kind in kinds and name != "self"
+        }
+
+    # ------------------------------------------------------------------ the parts
+
+    # What belongs to the time step being computed; None between steps.
+    _step = None
+
+    def __setattr__(self, name, value):
+        # Keras tracks what is set on a layer, at a cost, and must not keep a step's tensors.
+        if name == "_step":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _project_input(self, inputs):
+        bias = self.bias
+        if self.use_bias and self.two_biases:
+            bias = self.bias[0]
+        projected = self._project(
+            inputs, self._step.input_masks, self.kernel, bias, len(self.blocks)
+        )
+        return _named(self.blocks, projected)
+
+    def _project_state(self, hidden):
+        names = self.blocks if self.projected_blocks is None else tuple(self.projected_blocks)
+        if not names:
+            return _named((), None)
+        kernel, bias = self.recurrent_kernel, None
+        if self.use_bias and self.two_biases:
+            bias = self.bias[1]
+        if len(names) < len(self.blocks):
+            kernel = kernel[:, : len(names) * self.units]
+            bias = bias if bias is None else bias[: len(names) * self.units]
+        projected = self._project(hidden, self._step.recurrent_masks, kernel, bias, len(names))
+        return _named(names, projected)
+
+    def _project(self, value, masks, kernel, bias, count):
+        """`value kernel + bias`, with one dropout mask for all blocks or a list of one for each."""
+        if isinstance(masks, list):
+            parts = zip(masks[:count], ops.split(kernel, count, axis=1), strict=True)
+            product = ops.concatenate([ops.matmul(value * m, part) for m, part in parts], axis=-1)
+        else:
+            product = ops.matmul(value if masks is None else value * masks, kernel)
+        return self._clip("preactivation", product if bias is None else product + bias)
+
+    def _clip(self, place, x):
+        if place != self.grad_clip_at or not self._step.clips:
+            return x
+        return clip_gradient(x, value=self.grad_clip_value, norm=self.grad_clip_norm)
+
+    def _activate(self, name, activation, preactivation):
+        self._step.activated[name] = activated = activation(preactivation)
+        return activated
+
+
+    def _activation_per_gate(self, gate_activation):
+        gates = [block for block in self.blocks if block != CANDIDATE]
+        if not gates and gate_activation is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no gates, so it takes no `gate_activation`; its "
+                f"nonlinearity is `candidate_activation`. Received: "
+                f"gate_activation={gate_activation!r}"
+            )
+        given = gate_activation
+        if not isinstance(given, dict) or activations.is_serialized(given):
+            shared = activations.get(
+                self.default_gate_activation if given is None else given, "gate_activation"
+            )
+            return dict.fromkeys(gates, shared)
+        unknown = [name for name in given if name not in gates]
+        if unknown:
+            raise ValueError(
+                f"`gate_activation` names a gate that {type(self).__name__} has not: "
+                f"{unknown[0]!r}{close_matches(unknown[0], gates)} Its gates: {gates}. "
+                f"Received: gate_activation={given!r}"
+            )
+        return {
+            gate: activations.get(
+                given.get(gate, self.default_gate_activation), f"gate_activation[{gate!r}]"
+            )
+            for gate in gates
+        }
+
+    def _set_clipping(self, value, norm, place):
+        if value is not None and norm is not None:
+            raise ValueError(
+                "Give `grad_clip_value` or `grad_clip_norm`, not both. Received: "
+                f"grad_clip_value={value!r}, grad_clip_norm={norm!r}"
+            )
+        self.grad_clip_value = self.grad_clip_norm = None
+        if value is not None:
+            self.grad_clip_value = positive_number("grad_clip_value", value)
+        if norm is not None:
+            self.grad_clip_norm = positive_number("grad_clip_norm", norm)
+        self.grad_clip_at = one_of("grad_clip_at", place, CLIP_PLACES)
+        if place != CLIP_PLACES[0] and not self.clips:
+            raise ValueError(
+                "`grad_clip_at` says where to clip, and there is no bound to clip to: give "
+                f"`grad_clip_value` or `grad_clip_norm`. Received: grad_clip_at={place!r}"
+            )
+        if self.clips and self.compute_dtype == "float16":
+            raise ValueError(
+                "`grad_clip_value` and `grad_clip_norm` cannot be kept under float16: its loss "
+                "scaling multiplies all gradients by a changing factor, so that the bound would "
+                "mean another one at every step. Use mixed_bfloat16 or float32, or clip in the "
+                f"optimizer. Received: dtype={self.dtype_policy.name!r}"
+            )
+
+    def _refuse_loss_scaling(self, training):
+        if not (self.clips and training):
+            return
+        context = getattr(self, "_get_call_context", lambda: None)()
+        model = getattr(context, "entry_layer", None)
+        if isinstance(getattr(model, "optimizer", None), keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                f"`grad_clip_value` and `grad_clip_norm` of {self.name!r} cannot be kept under "
+                f"the LossScaleOptimizer of {model.name!r}: it multiplies all gradients by a "
+                "changing factor, so that the bound would mean another one at every step. Use "
+                "mixed_bfloat16 or float32 with a plain optimizer, or clip in the optimizer."
+            )
+
+    def _refuse_lost_penalties(self, sums):
+        if len(sums) != len(self.penalties):
+            raise ValueError(
+                f"{type(self).__name__} has {' and '.join(self.penalties)}, and only "
+                "keras_gates.GatedRNN adds them to the loss: a cell alone, or in "
+                "keras.layers.RNN, has no place for them. Use "
+                f"GatedRNN(cell={type(self).__name__}(...))."
+            )
+
+    @classmethod
+    def _refuse_unknown_arguments(cls, given):
+        refuse_unknown_arguments(cls.__name__, given, cls.options() | set(LAYER_ARGUMENTS))
+
+
+class _Step:
+    """One time step: whether gradients are clipped, the dropout masks, what was activated."""
+
+    def __init__(self, clips, input_masks, recurrent_masks):
+        self.clips = clips
+        self.input_masks = input_masks
+        self.recurrent_masks = recurrent_masks
+        self.activated = {}
+
+
+def refuse_unknown_arguments(owner, given, known, close=()):
+    """A TypeError for the first name in `given` that `owner` does not take.
+
+    `close` are names besides `known` that a misspelled one may have meant.
+    """
+    for name in given:
+        if name in known:
+            continue
+        hint = close_matches(name, {*known, *close})
+        others = [cell.__name__ for cell in _all_cells() if name in cell.options()]
+        if name in KERAS_NAMES:
+            hint = f"; what Keras calls {name} is {KERAS_NAMES[name]} here"
+        elif others:
+            hint = f"; it belongs to {' and '.join(others)}"
+        raise TypeError(f"{owner} takes no argument `{name}`{hint}")
+
+
+def _all_cells(base=GatedCell):
+    for cell in base.__subclasses__():
+        yield cell
+        yield from _all_cells(cell)
+
+
+def _named(names, projected):
+    """A named tuple of the `len(names)` equal blocks of columns of `projected`."""
+    parts = () if not names else ops.split(projected, len(names), axis=-1)
+    return collections.namedtuple("Blocks", names)(*parts)

@@ -1,0 +1,111 @@
+"""Gradient clipping inside backpropagation through time: identity forward, clipped backward.
+
+What depends on the backend stands here and nowhere else: `_identity` (an operation with a
+backward pass of its own) and `may_be_recorded`.
+"""
+
+import keras
+from keras import ops
+
+
+def clip_by_value(gradient, bound):
+    """`gradient` with every element moved to the nearest point of [-bound, bound].
+
+    NaN stays NaN. An infinity becomes the bound of its sign, except in float16, where it stays:
+    loss scaling has to see it.
+    """
+    clipped = ops.where(gradient > bound, bound, ops.where(gradient < -bound, -bound, gradient))
+    return _keep_overflow(gradient, ops.cast(clipped, gradient.dtype), ops.isinf(gradient))
+
+
+def clip_by_norm(gradient, bound):
+    """`gradient`, shape (batch, ...), with each sample scaled to an L2 norm of at most `bound`.
+
+    The norm is taken relative to the sample's largest element, so that squaring cannot overflow.
+    A sample with infinite elements becomes the limit: those elements share the bound and the
+    finite ones vanish; in float16 it stays as it is. NaN makes the whole sample NaN.
+    """
+    axes = tuple(range(1, len(gradient.shape)))
+    exact = ops.cast(gradient, _at_least_float32(gradient.dtype))
+    largest = ops.max(ops.abs(exact), axis=axes, keepdims=True)
+    infinite = ops.isinf(largest)
+    direction = ops.where(
+        infinite,
+        ops.where(ops.isinf(exact), ops.sign(exact), 0 * exact),
+        exact / ops.where(largest > 0, largest, ops.ones_like(largest)),
+    )
+    length = ops.sqrt(ops.sum(ops.square(direction), axis=axes, keepdims=True))
+    clipped = ops.where(largest * length <= bound, exact, direction * (bound / length))
+    return _keep_overflow(gradient, ops.cast(clipped, gradient.dtype), infinite)
+
+
+def clip_gradient(x, value=None, norm=None):
+    """`x`, unchanged; in the backward pass the gradient that arrives here is clipped.
+
+    Args:
+        x: tensor, shape (batch, units).
+        value: bound for `clip_by_value`.
+        norm: bound for `clip_by_norm`, per sample. With neither, the gradient passes unchanged.
+    """
+    if value is not None:
+        return _identity(x, lambda gradient: clip_by_value(gradient, value))
+    if norm is not None:
+        return _identity(x, lambda gradient: clip_by_norm(gradient, norm))
+    return x
+
+
+def may_be_recorded():
+    """Whether a gradient can be asked of what is being computed now.
+
+    False only where it is certain that none can: on TensorFlow outside every `GradientTape`.
+    Graphs traced there (`predict`, an exported SavedModel) hold no custom-gradient node.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True
+    from tensorflow.python.eager import record  # no public name says this
+
+    return record.could_possibly_record()
+
+
+def _keep_overflow(gradient, clipped, overflowed):
+    if keras.backend.standardize_dtype(gradient.dtype) == "float16":
+        return ops.where(overflowed, gradient, clipped)
+    return clipped
+
+
+def _at_least_float32(dtype):
+    dtype = keras.backend.standardize_dtype(dtype)
+    return dtype if dtype == "float64" else "float32"
+
+
+def _identity(x, backward):
+    """`x` as it is, with `backward` applied to the gradient on its way back."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.custom_gradient(lambda t: (tf.identity(t), backward))(x)
+    if backend == "jax":
+        import jax
+
+        identity = jax.custom_vjp(lambda t: t)
+        identity.defvjp(lambda t: (t, None), lambda _, gradient: (backward(gradient),))
+        return identity(x)
+    if backend == "torch":
+        import torch
+
+        class Identity(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, t):
+                return t.view_as(t)
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return backward(gradient)
+
+        return Identity.apply(x)
+    raise NotImplementedError(
+        "Gradient clipping needs a backend with gradients: tensorflow, jax or torch. "
+        f"The Keras backend in use is {backend!r}; leave out the clipping bound to run "
+        "inference there."
+    )

@@ -1,0 +1,203 @@
+"""GatedRNN: a cell over the whole sequence."""
+
+import inspect
+
+import keras
+
+from keras_gates import regularizers
+from keras_gates.cells import CELLS, GatedCell
+from keras_gates.cells.base import LAYER_ARGUMENTS, refuse_unknown_arguments
+from keras_gates.validation import close_matches
+
+
+@keras.saving.register_keras_serializable(package="keras_gates")
+class GatedRNN(keras.layers.RNN):
+    """Recurrent layer with activations of your choice, clipped gradients and activation penalties.
+
+    Runs a cell over the time axis. With the default activations and no clipping it equals
+    `keras.layers.GRU`, `LSTM` or `SimpleRNN` of the same weights, which interchange.
+
+    Args:
+        units: positive integer, the size of the hidden state.
+        cell: "gru", "lstm", "simple", a subclass of `GatedCell`, or an instance of one (which
+            then carries `units` and all arguments of the cell itself).
+        return_sequences: whether to return the hidden state of every time step, or the last.
+        return_state: whether to return the last states as well.
+        go_backwards: whether to read the sequence in reverse, and return it reversed.
+        stateful: whether the last states of a batch are the initial ones of the next.
+        unroll: whether to unroll the time loop (a known, short number of steps).
+        zero_output_for_mask: whether the output at a masked step is zero instead of a repetition.
+        gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
+        candidate_activation: φ. Default: "tanh".
+        grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation
+            through time; see `GatedCell`. The forward pass is the same, to the bit.
+        activation_l1, candidate_l1: strength λ of an L1 penalty on the hidden state, or on the
+            candidate. Adds to the loss λ / N times the sum of |h| over all units and all N
+            valid (sample, step) pairs.
+        Further arguments of the cell: `use_bias`, the initializers, regularizers and constraints,
+            `dropout`, `recurrent_dropout`, `seed`; `reset_after` (gru); `output_activation`,
+            `unit_forget_bias` (lstm). See `GatedCell`, `GRUCell`, `LSTMCell`, `SimpleRNNCell`.
+        activity_regularizer: Keras' own, with Keras' meaning.
+        name, dtype, trainable: as in every Keras layer.
+
+    Call arguments:
+        sequences: (batch, time, features).
+        initial_state: list of the states, each (batch, units). Default: zeros.
+        mask: booleans, (batch, time). A masked step carries the states and repeats the output.
+        training: whether dropout applies.
+
+    Returns:
+        (batch, units), or (batch, time, units) with `return_sequences`; with `return_state`
+        followed by the last states, each (batch, units).
+
+    Raises:
+        ValueError: an argument out of its range, or a tensor of the wrong shape.
+        TypeError: an unknown argument, or one that another cell has.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((None, 12), name="frames"),
+    ...     keras_gates.GatedRNN(64, cell="gru", gate_activation="hard_sigmoid",
+    ...                          candidate_activation="relu", grad_clip_norm=1.0,
+    ...                          activation_l1=1e-4),
+    ...     keras.layers.Dense(9, activation="softmax"),
+    ... ])
+    >>> model.compile("adam", "sparse_categorical_crossentropy")
+
+    Sources: see `GatedCell` for clipping and the cells for their equations; for relu with an L1
+    penalty on activations Glorot, Bordes, Bengio, "Deep sparse rectifier neural networks", 2011.
+    """
+
+    def __init__(
+        self,
+        units=None,
+        cell="gru",
+        *,
+        return_sequences=False,
+        return_state=False,
+        go_backwards=False,
+        stateful=False,
+        unroll=False,
+        zero_output_for_mask=False,
+        **kwargs,
+    ):
+        layer_arguments = {k: kwargs.pop(k) for k in LAYER_ARGUMENTS if k in kwargs}
+        cell_layer_arguments = {
+            k: v for k, v in layer_arguments.items() if k in ("dtype", "trainable", "autocast")
+        }
+        super().__init__(
+            _cell(units, cell, kwargs, cell_layer_arguments),
+            return_sequences=return_sequences,
+            return_state=return_state,
+            go_backwards=go_backwards,
+            stateful=stateful,
+            unroll=unroll,
+            zero_output_for_mask=zero_output_for_mask,
+            **layer_arguments,
+        )
+        # Keras 3.16 no longer lets recurrent layers inherit this.
+        self.supports_masking = True
+
+    @property
+    def units(self):
+        return self.cell.units
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        shape = tuple(sequences_shape)
+        if len(shape) != 3 or shape[-1] is None:
+            raise ValueError(
+                f"{self.name!r} takes `sequences` of shape (batch, time, features) with a known "
+                f"feature size. Received: shape {shape}"
+            )
+        super().build(sequences_shape)
+        self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: shape[-1]})
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        self._check_initial_state(sequences, initial_state)
+        self._check_mask(sequences, mask)
+        return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        penalties = self.cell.penalties
+        sums = [regularizers.initial_sum(keras.ops.shape(sequences)[0]) for _ in penalties]
+        last_output, outputs, states = super().inner_loop(
+            sequences, [*initial_state, *sums], mask, training=training
+        )
+        states, sums = list(states), []
+        while len(states) > len(self.cell.state_names):
+            sums.insert(0, states.pop())
+        for strength, total in zip(penalties.values(), sums, strict=True):
+            mean = regularizers.mean_per_valid_step(total, sequences, mask)
+            self.add_loss(strength * mean)
+        return last_output, outputs, states
+
+    def _check_initial_state(self, sequences, initial_state):
+        if initial_state is None:
+            return
+        nested = isinstance(initial_state, (list, tuple))
+        given = [tuple(s.shape) for s in (initial_state if nested else [initial_state])]
+        batch, units = sequences.shape[0], self.units
+        names = self.cell.state_names
+
+        def fits(shape):
+            return len(shape) == 2 and shape[0] in (None, batch) and shape[1] == units
+
+        if len(given) != len(names) or not all(map(fits, given)):
+            raise ValueError(
+                f"{self.name!r} takes `initial_state` as {len(names)} tensor(s) "
+                f"({', '.join(names)}) of shape {(batch, units)}. Received: shapes {given}"
+            )
+
+    def _check_mask(self, sequences, mask):
+        if mask is None:
+            return
+        expected = tuple(sequences.shape[:2])
+        given = tuple(mask.shape)
+        if len(given) != 2 or any(
+            None not in pair and pair[0] != pair[1] for pair in zip(given, expected, strict=True)
+        ):
+            raise ValueError(
+                f"{self.name!r} takes a `mask` of shape (batch, time) = {expected}. "
+                f"Received: shape {given}"
+            )
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["cell"] = keras.saving.deserialize_keras_object(
+            config["cell"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+
+def _cell(units, cell, arguments, layer_arguments):
+    """The cell that the arguments of a GatedRNN describe."""
+    if isinstance(cell, GatedCell):
+        given = {**({} if units in (None, cell.units) else {"units": units}), **arguments}
+        if given:
+            raise ValueError(
+                f"`cell` is an instance already, so its arguments are its own. Received beside "
+                f"it: {', '.join(given)}. Give them to {type(cell).__name__}(...)."
+            )
+        return cell
+    if isinstance(cell, str):
+        if cell not in CELLS:
+            raise ValueError(
+                f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or "
+                f"an instance of one. Received: cell={cell!r}{close_matches(cell, CELLS)}"
+            )
+        cell = CELLS[cell]
+    if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
+        hint = ""
+        if isinstance(cell, (list, tuple)):
+            hint = ". For a stack, use several GatedRNN layers, or keras.layers.RNN([cells])"
+        raise ValueError(
+            f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
+            f"instance of one. Received: cell={cell!r}{hint}"
+        )
+    own = {*inspect.signature(GatedRNN.__init__).parameters, *LAYER_ARGUMENTS} - {"self", "kwargs"}
+    refuse_unknown_arguments(
+        f"GatedRNN(cell={cell.__name__})", arguments, cell.options(), close=own
+    )
+    return cell(units, **arguments, **layer_arguments)
