@@ -5,8 +5,6 @@ from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.convert import from_keras
 from keras_gates.layers import GatedRNN
 
-
-
 __all__ = [
     "GRUCell",
     "GatedCell",

@@ -160,9 +160,7 @@ class _Conversion:
 def _activations(cell):
     """The cell's activations by Keras' names: the functions themselves, which a config may not
     hold; a layer as a copy, for the weights that it may have."""
-    return {
-        name: _copied(getattr(cell, name)) for name in KERAS_NAMES if hasattr(cell, name)
-    }
+    return {name: _copied(getattr(cell, name)) for name in KERAS_NAMES if hasattr(cell, name)}
 
 
 def _copied(activation):

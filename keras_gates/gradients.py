@@ -26,7 +26,7 @@ def clip_by_norm(gradient, bound):
     finite ones vanish; in float16 it stays as it is. NaN makes the whole sample NaN.
     """
     axes = tuple(range(1, len(gradient.shape)))
-    exact = ops.cast(gradient, _at_least_float32(gradient.dtype))
+    exact = ops.cast(gradient, at_least_float32(gradient.dtype))
     largest = ops.max(ops.abs(exact), axis=axes, keepdims=True)
     infinite = ops.isinf(largest)
     direction = ops.where(
@@ -67,15 +67,16 @@ def may_be_recorded():
     return record.could_possibly_record()
 
 
+def at_least_float32(dtype):
+    """The dtype to add up values of `dtype` in."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return dtype if dtype == "float64" else "float32"
+
+
 def _keep_overflow(gradient, clipped, overflowed):
     if keras.backend.standardize_dtype(gradient.dtype) == "float16":
         return ops.where(overflowed, gradient, clipped)
     return clipped
-
-
-def _at_least_float32(dtype):
-    dtype = keras.backend.standardize_dtype(dtype)
-    return dtype if dtype == "float64" else "float32"
 
 
 def _identity(x, backward):

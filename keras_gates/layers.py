@@ -120,7 +120,7 @@ class GatedRNN(keras.layers.RNN):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         penalties = self.cell.penalties
-        sums = [regularizers.initial_sum(keras.ops.shape(sequences)[0]) for _ in penalties]
+        sums = [regularizers.initial_sum(sequences) for _ in penalties]
         last_output, outputs, states = super().inner_loop(
             sequences, [*initial_state, *sums], mask, training=training
         )

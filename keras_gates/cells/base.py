@@ -206,33 +206,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     # ------------------------------------------------------------------ one time step
 
-    def call(self, inputs, states, training=False):
-        """One time step.
-
-        Args:
-            inputs: (batch, features).
-            states: list of the states, each (batch, units). `GatedRNN` appends one running sum,
-                (batch, 1), per penalty in `penalties`.
-            training: whether dropout applies.
-
-        Returns:
-            The new hidden state, and the list of the new states.
-        """
+    def __call__(self, inputs, states, *args, **kwargs):
+        """One time step; see `call`. `GatedRNN` appends to the states one running sum, (batch, 1),
+        per penalty in `penalties`. They are added up here, outside `call`, because Keras casts
+        all that goes into `call` to the compute dtype, too short for a sum over many steps."""
         nested = isinstance(states, (list, tuple))
-        states = tuple(states) if nested else (states,)
+        states = list(states) if nested else [states]
         states, sums = states[: len(self.state_names)], states[len(self.state_names) :]
         self._refuse_lost_penalties(sums)
-        self._refuse_loss_scaling(training)
-        self._step = _Step(
-            clips=bool(training) or may_be_recorded(),
-            input_masks=self.get_dropout_mask(inputs) if training else None,
-            recurrent_masks=self.get_recurrent_dropout_mask(states[0]) if training else None,
-        )
         try:
-            hidden, *carried = self.update(
-                self._project_input(inputs), self._project_state(states[0]), states
-            )
-            hidden = self.clip_state(hidden)
+            hidden, states = super().__call__(inputs, states, *args, **kwargs)
             penalized = {"activation_l1": hidden, "candidate_l1": self._step.activated[CANDIDATE]}
         finally:
             self._step = None
@@ -240,7 +223,30 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             regularizers.add_step(total, penalized[name])
             for name, total in zip(self.penalties, sums, strict=True)
         ]
-        return hidden, [hidden, *carried, *sums] if nested else hidden
+        return hidden, [*states, *sums] if nested else hidden
+
+    def call(self, inputs, states, training=False):
+        """One time step.
+
+        Args:
+            inputs: (batch, features).
+            states: list of the states, each (batch, units).
+            training: whether dropout applies.
+
+        Returns:
+            The new hidden state, and the list of the new states.
+        """
+        self._refuse_loss_scaling(training)
+        self._step = _Step(
+            clips=bool(training) or may_be_recorded(),
+            input_masks=self.get_dropout_mask(inputs) if training else None,
+            recurrent_masks=self.get_recurrent_dropout_mask(states[0]) if training else None,
+        )
+        hidden, *carried = self.update(
+            self._project_input(inputs), self._project_state(states[0]), tuple(states)
+        )
+        hidden = self.clip_state(hidden)
+        return hidden, [hidden, *carried]
 
     @property
     def penalties(self):
@@ -340,14 +346,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     @classmethod
     def options(cls):
         """Names of all arguments that this cell takes besides those of every Keras layer."""
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return {
-            name
-            for base in cls.__mro__[: cls.__mro__.index(GatedCell) + 1]
-            if "__init__" in vars(base)
-            for name, parameter in inspect.signature(base.__init__).parameters.items()
-            if parameter.kind in kinds and name != "self"
-        }
+        bases = cls.__mro__[: cls.__mro__.index(GatedCell) + 1]
+        return {name for base in bases for name in _own_options(base)}
 
     # ------------------------------------------------------------------ the parts
 
@@ -400,7 +400,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     def _activate(self, name, activation, preactivation):
         self._step.activated[name] = activated = activation(preactivation)
         return activated
-
 
     def _activation_per_gate(self, gate_activation):
         gates = [block for block in self.blocks if block != CANDIDATE]
@@ -501,12 +500,21 @@ def refuse_unknown_arguments(owner, given, known, close=()):
         if name in known:
             continue
         hint = close_matches(name, {*known, *close})
-        others = [cell.__name__ for cell in _all_cells() if name in cell.options()]
+        others = [cell.__name__ for cell in _all_cells() if name in _own_options(cell)]
         if name in KERAS_NAMES:
             hint = f"; what Keras calls {name} is {KERAS_NAMES[name]} here"
         elif others:
             hint = f"; it belongs to {' and '.join(others)}"
         raise TypeError(f"{owner} takes no argument `{name}`{hint}")
+
+
+def _own_options(cell_class):
+    """Names of the arguments that the class itself adds."""
+    if "__init__" not in vars(cell_class):
+        return set()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(cell_class.__init__).parameters
+    return {name for name, p in parameters.items() if p.kind in kinds and name != "self"}
 
 
 def _all_cells(base=GatedCell):

@@ -1,0 +1,112 @@
+"""What several test files share."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import reference
+
+import keras_gates as kg
+
+BACKEND = keras.backend.backend()
+# Keras computes in float64 on TensorFlow alone.
+DTYPE = "float64" if BACKEND == "tensorflow" else "float32"
+TOLERANCE = 1e-10 if BACKEND == "tensorflow" else 1e-4
+# What a masked step at the very start of a sequence outputs, in Keras' own layers.
+FIRST_OUTPUT = "state" if BACKEND == "jax" else "zero"
+
+# One entry per cell and variant: arguments of GatedRNN, and of its reference.
+CASES = {
+    "gru": (
+        {"cell": "gru"},
+        lambda w, clip: reference.GRU(w, clip=clip),
+    ),
+    "gru_reset_before": (
+        {"cell": "gru", "reset_after": False, "candidate_activation": "softsign"},
+        lambda w, clip: reference.GRU(w, candidate="softsign", reset_after=False, clip=clip),
+    ),
+    "gru_per_gate": (
+        {
+            "cell": "gru",
+            "gate_activation": {"update": "hard_sigmoid", "reset": "tanh"},
+            "candidate_activation": "relu",
+        },
+        lambda w, clip: reference.GRU(
+            w, gate={"z": "hard_sigmoid", "r": "tanh"}, candidate="relu", clip=clip
+        ),
+    ),
+    "lstm": (
+        {"cell": "lstm"},
+        lambda w, clip: reference.LSTM(w, clip=clip),
+    ),
+    "lstm_three_activations": (
+        {
+            "cell": "lstm",
+            "gate_activation": {"forget": "hard_sigmoid", "output": "softsign"},
+            "candidate_activation": "relu",
+            "output_activation": "tanh",
+        },
+        lambda w, clip: reference.LSTM(
+            w,
+            gate={"i": "sigmoid", "f": "hard_sigmoid", "o": "softsign"},
+            candidate="relu",
+            output="tanh",
+            clip=clip,
+        ),
+    ),
+    "simple": (
+        {"cell": "simple"},
+        lambda w, clip: reference.Simple(w, clip=clip),
+    ),
+    "simple_relu": (
+        {"cell": "simple", "candidate_activation": "relu"},
+        lambda w, clip: reference.Simple(w, candidate="relu", clip=clip),
+    ),
+}
+
+BATCH, TIME, FEATURES, UNITS = 6, 9, 3, 5
+# Right, left and interior padding, all valid, all masked, one step valid.
+MASK = np.array(
+    [
+        [digit == "1" for digit in row]
+        for row in ("111110000", "001111111", "101100101", "111111111", "000000000", "000010000")
+    ]
+)
+
+
+def built(rng, time=None, batch=None, units=UNITS, scale=0.7, dtype=DTYPE, **arguments):
+    """A GatedRNN with random weights, biases too."""
+    layer = kg.GatedRNN(units, dtype=dtype, **arguments)
+    layer.build((batch, time, FEATURES))
+    layer.set_weights([scale * rng.normal(size=w.shape) for w in layer.get_weights()])
+    return layer
+
+
+def weights_of(layer):
+    return [np.asarray(w, "float64") for w in layer.get_weights()[:3]]
+
+
+def assert_close(given, expected, tolerance=TOLERANCE):
+    given = keras.ops.convert_to_numpy(given)
+    expected = keras.ops.convert_to_numpy(expected)
+    assert given.shape == expected.shape
+    np.testing.assert_allclose(given, expected, rtol=tolerance, atol=tolerance)
+
+
+def run_python(code, *arguments, without_package=False, timeout=300):
+    """Runs `code` in a new process; with `without_package`, one that cannot import keras_gates."""
+    if without_package:
+        code = "import sys\nsys.modules['keras_gates'] = None\n" + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
