@@ -76,21 +76,21 @@ def _by_name(name):
 
 
 def _saved_name(activation):
-    """A name for one of Keras' own, a config for a layer or a registered function, else None."""
-    name = getattr(activation, "__name__", None)
-    if isinstance(activation, keras.layers.Layer):
-        return keras.saving.serialize_keras_object(activation)
-    own = {keras.activations.get(known): known for known in names()}
-    if activation in own:
-        return own[activation]
+    """A name for one of Keras' own, a config for what is registered or a layer, else None."""
+    for name in names():
+        if keras.activations.get(name) is activation:
+            return name
     # `keras.ops.tanh` or `tf.nn.relu` are `keras.activations.tanh` and `relu` by another path.
+    name = getattr(activation, "__name__", None)
     package = (getattr(activation, "__module__", None) or "").partition(".")[0]
-    if package in ("keras", "tensorflow") and name in own.values():
+    if package in ("keras", "tensorflow") and name in names():
         return name
-    if name is None or name == "<lambda>":
+    function_or_class = activation if name else type(activation)
+    registered = keras.saving.get_registered_name(function_or_class)
+    is_registered = keras.saving.get_registered_object(registered) is function_or_class
+    if name is None and not hasattr(activation, "from_config"):
         return None
-    registered = keras.saving.get_registered_name(activation)
-    if keras.saving.get_registered_object(registered) is activation:
+    if is_registered or isinstance(activation, keras.layers.Layer):
         return keras.saving.serialize_keras_object(activation)
     return None
 

@@ -105,15 +105,12 @@ class _Conversion:
                     getattr(copy, name).assign(weight)
 
     def _model(self, model):
-        try:
-            return keras.models.clone_model(model, clone_function=self.layer)
-        except ValueError as error:
-            if isinstance(model, keras.Sequential) or hasattr(model, "_functional"):
-                raise
+        if not (isinstance(model, keras.Sequential) or hasattr(model, "operations")):
             raise TypeError(
                 "from_keras copies Sequential and functional models; a subclassed model makes its "
                 f"layers itself: convert them one by one. Received: {type(model).__name__}"
-            ) from error
+            )
+        return keras.models.clone_model(model, clone_function=self.layer)
 
     def _rnn(self, layer):
         """keras.layers.RNN of Keras' cells: the cells change, a stack stays one."""
@@ -149,7 +146,9 @@ class _Conversion:
         return copy
 
     def _layer_arguments(self, layer):
-        return _renamed({**layer.get_config(), **_activations(layer.cell), **self.changes})
+        # The layer's config alone is not complete: SimpleRNN leaves out its seed.
+        config = {**layer.cell.get_config(), **layer.get_config()}
+        return _renamed({**config, **_activations(layer.cell), **self.changes})
 
     @staticmethod
     def _holds_keras_cells(cell):

@@ -1,6 +1,7 @@
 """GatedRNN: a cell over the whole sequence."""
 
 import inspect
+import warnings
 
 import keras
 
@@ -116,6 +117,12 @@ class GatedRNN(keras.layers.RNN):
     def call(self, sequences, initial_state=None, mask=None, training=False):
         self._check_initial_state(sequences, initial_state)
         self._check_mask(sequences, mask)
+        if mask is None and getattr(sequences, "_keras_mask", None) is not None:
+            warnings.warn(
+                f"{self.name!r} ignores the mask that comes with `sequences`: Keras hands a layer "
+                "no mask beside an `initial_state`. Pass `mask=` as well to have it obeyed.",
+                stacklevel=2,
+            )
         return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
 
     def inner_loop(self, sequences, initial_state, mask, training=False):

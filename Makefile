@@ -1,0 +1,54 @@
+# make demo, make test: each makes the environment first, if there is none.
+
+VENV ?= .venv
+# The first Python that TensorFlow has packages for.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+KERAS_BACKEND ?= tensorflow
+
+.PHONY: demo test test-backend lint bench dist clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/digits.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
+test-backend: $(INSTALLED)-$(KERAS_BACKEND)
+	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_contracts.py tests/test_gradients.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED)
+	$(BIN)/python examples/benchmark.py
+
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "keras_gates needs Python 3.11, 3.12 or 3.13, and found none. \
+	Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making the environment $(VENV) with $(PYTHON): TensorFlow and what else setup.cfg names. \
+	This takes some minutes, once."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+$(INSTALLED)-tensorflow: $(INSTALLED)
+	@touch $@
+
+$(INSTALLED)-%: $(INSTALLED)
+	@echo "Adding the backend $* to $(VENV)."
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,182 @@
+"""Bad input: every error names the argument, what was expected and what came."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_gates as kg
+
+BAD_ARGUMENTS = [
+    ({"units": 0}, ValueError, "`units` must be a positive integer. Received: units=0"),
+    ({"units": -3}, ValueError, "units=-3"),
+    ({"units": 2.5}, ValueError, "units=2.5"),
+    ({"units": True}, ValueError, "units=True"),
+    ({"units": "8"}, ValueError, "units='8'"),
+    ({"units": None}, ValueError, "units=None"),
+    ({"cell": "grru"}, ValueError, "'gru', 'lstm', 'simple'.*cell='grru'; did you mean 'gru'"),
+    ({"cell": 3}, ValueError, "subclass of GatedCell.*Received: cell=3"),
+    ({"cell": keras.layers.GRUCell}, ValueError, "subclass of GatedCell"),
+    ({"cell": [kg.GRUCell(3)]}, ValueError, "several GatedRNN layers"),
+    ({"cell": kg.GRUCell(5)}, ValueError, "Received beside it: units"),
+    (
+        {"gate_activation": "sigmiod"},
+        ValueError,
+        "`gate_activation`.*gate_activation='sigmiod'; did you mean 'sigmoid'",
+    ),
+    ({"candidate_activation": "rellu"}, ValueError, "candidate_activation='rellu'.*'relu'"),
+    ({"candidate_activation": 3}, ValueError, "candidate_activation=3"),
+    ({"candidate_activation": keras.layers.ReLU}, ValueError, "a class: pass an instance"),
+    (
+        {"gate_activation": {"updat": "relu"}},
+        ValueError,
+        r"GRUCell has not: 'updat'; did you mean 'update'\? Its gates: \['update', 'reset'\]",
+    ),
+    ({"gate_activation": {"candidate": "relu"}}, ValueError, "has not: 'candidate'"),
+    (
+        {"gate_activation": {"reset": "nope"}},
+        ValueError,
+        r"`gate_activation\['reset'\]`.*'nope'",
+    ),
+    (
+        {"cell": "simple", "gate_activation": "sigmoid"},
+        ValueError,
+        "SimpleRNNCell has no gates.*gate_activation='sigmoid'",
+    ),
+    ({"grad_clip_value": 0}, ValueError, "`grad_clip_value` must be a positive finite.*value=0"),
+    ({"grad_clip_value": -1.0}, ValueError, "grad_clip_value=-1.0"),
+    ({"grad_clip_norm": float("nan")}, ValueError, "`grad_clip_norm` must.*grad_clip_norm=nan"),
+    ({"grad_clip_norm": float("inf")}, ValueError, "grad_clip_norm=inf"),
+    ({"grad_clip_norm": "1"}, ValueError, "grad_clip_norm='1'"),
+    ({"grad_clip_norm": True}, ValueError, "grad_clip_norm=True"),
+    (
+        {"grad_clip_norm": 1.0, "grad_clip_value": 2.0},
+        ValueError,
+        "not both. Received: grad_clip_value=2.0, grad_clip_norm=1.0",
+    ),
+    (
+        {"grad_clip_norm": 1.0, "grad_clip_at": "preactivatoin"},
+        ValueError,
+        "'state', 'preactivation'.*did you mean 'preactivation'",
+    ),
+    ({"grad_clip_at": "preactivation"}, ValueError, "no bound to clip to"),
+    ({"activation_l1": -1e-4}, ValueError, "`activation_l1` must be a finite number >= 0"),
+    ({"candidate_l1": float("nan")}, ValueError, "candidate_l1=nan"),
+    ({"candidate_l1": None}, ValueError, "candidate_l1=None"),
+    ({"dropout": 1.0}, ValueError, r"`dropout` must be in \[0, 1\). Received: dropout=1.0"),
+    ({"recurrent_dropout": -0.1}, ValueError, "recurrent_dropout=-0.1"),
+    ({"unit_forget_bias": True}, TypeError, "`unit_forget_bias`; it belongs to LSTMCell"),
+    ({"output_activation": "tanh"}, TypeError, "it belongs to LSTMCell"),
+    ({"cell": "lstm", "reset_after": True}, TypeError, "`reset_after`; it belongs to GRUCell"),
+    ({"activation": "relu"}, TypeError, "what Keras calls activation is candidate_activation"),
+    ({"recurrent_activation": "relu"}, TypeError, "is gate_activation here"),
+    ({"return_sequence": True}, TypeError, "did you mean 'return_sequences'"),
+    ({"grad_clip": 1.0}, TypeError, "no argument `grad_clip`; did you mean .*grad_clip_"),
+    (
+        {"grad_clip_norm": 1.0, "dtype": "mixed_float16"},
+        ValueError,
+        "float16.*loss scaling.*Received: dtype='mixed_float16'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_ARGUMENTS, ids=str)
+def test_bad_argument(arguments, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        kg.GatedRNN(**{"units": 4, **arguments})
+
+
+@pytest.mark.parametrize("cell", [kg.GRUCell, kg.LSTMCell, kg.SimpleRNNCell])
+def test_cells_check_their_own_arguments(cell):
+    with pytest.raises(ValueError, match="`units` must be a positive integer"):
+        cell(-1)
+    with pytest.raises(TypeError, match=f"{cell.__name__} takes no argument `grad_clip`"):
+        cell(3, grad_clip=1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4, 5)])
+def test_sequences_must_be_3d(shape):
+    with pytest.raises(ValueError, match=r"`sequences` of shape \(batch, time, features\).*shape"):
+        kg.GatedRNN(4)(np.zeros(shape, "float32"))
+
+
+def test_sequences_need_a_feature_size():
+    with pytest.raises(ValueError, match=r"known feature size. Received: shape \(None, 5, None\)"):
+        kg.GatedRNN(4)(keras.Input((5, None)))
+
+
+def test_another_feature_size_after_building():
+    layer = kg.GatedRNN(4)
+    layer(np.zeros((2, 5, 3), "float32"))
+    with pytest.raises(ValueError, match="expected axis -1 .* to have value 3"):
+        layer(np.zeros((2, 5, 6), "float32"))
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        np.zeros((2, 5)),
+        np.zeros((3, 4)),
+        np.zeros((4,)),
+        [np.zeros((2, 4)), np.zeros((2, 4))],
+    ],
+)
+def test_initial_state_of_the_wrong_shape(states):
+    with pytest.raises(ValueError, match=r"`initial_state` as 1 tensor\(s\) \(hidden\) of shape"):
+        kg.GatedRNN(4)(np.zeros((2, 5, 3), "float32"), initial_state=states)
+
+
+def test_lstm_needs_two_initial_states():
+    with pytest.raises(ValueError, match=r"2 tensor\(s\) \(hidden, cell\) of shape \(2, 4\)"):
+        kg.GatedRNN(4, cell="lstm")(np.zeros((2, 5, 3), "float32"), initial_state=np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (3, 5), (5,), (2, 5, 1)])
+def test_mask_of_the_wrong_shape(shape):
+    with pytest.raises(ValueError, match=r"`mask` of shape \(batch, time\) = \(2, 5\)"):
+        kg.GatedRNN(4)(np.zeros((2, 5, 3), "float32"), mask=np.ones(shape, bool))
+
+
+def test_a_penalty_that_nobody_would_collect():
+    layer = keras.layers.RNN(kg.GRUCell(4, activation_l1=1e-3))
+    with pytest.raises(ValueError, match=r"activation_l1.*Use GatedRNN\(cell=GRUCell"):
+        layer(np.zeros((2, 5, 3), "float32"))
+    layer = kg.GatedRNN(cell=kg.GRUCell(4, activation_l1=1e-3))
+    layer(np.zeros((2, 5, 3), "float32"))
+    assert len(layer.losses) == 1
+
+
+def test_a_mask_that_keras_would_lose_is_announced():
+    sequences = keras.layers.Masking()(np.zeros((2, 5, 3), "float32"))
+    with pytest.warns(UserWarning, match="ignores the mask.*Pass `mask=`"):
+        kg.GatedRNN(4)(sequences, initial_state=np.zeros((2, 4), "float32"))
+
+
+def test_clipping_under_a_loss_scale_optimizer_is_refused():
+    model = keras.Sequential([keras.Input((5, 3)), kg.GatedRNN(4, grad_clip_norm=1.0)])
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse")
+    with pytest.raises(ValueError, match="(?s)LossScaleOptimizer of 'sequential'"):
+        model.fit(np.zeros((2, 5, 3)), np.zeros((2, 4)), verbose=0)
+    model.predict(np.zeros((2, 5, 3)), verbose=0)
+
+
+def test_from_keras_errors():
+    with pytest.raises(TypeError, match="takes a Keras model or layer. Received: 3"):
+        kg.from_keras(3)
+    with pytest.raises(ValueError, match="found no keras.layers.GRU, LSTM or SimpleRNN"):
+        kg.from_keras(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    with pytest.raises(TypeError, match="no argument `grad_clip`"):
+        kg.from_keras(keras.layers.GRU(3), grad_clip=1.0)
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rnn = keras.layers.GRU(3)
+
+    with pytest.raises(TypeError, match="convert them one by one. Received: Subclassed"):
+        kg.from_keras(Subclassed())
+
+    class MyGRU(keras.layers.GRU):
+        pass
+
+    with pytest.raises(ValueError, match="cannot see into 'my_gru' of type MyGRU"):
+        kg.from_keras(keras.Sequential([keras.Input((None, 3)), MyGRU(3)]))

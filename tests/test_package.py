@@ -1,0 +1,45 @@
+"""The package as a whole: what importing it does, and what it says of itself."""
+
+import configparser
+import pathlib
+import tomllib
+
+from helpers import run_python
+
+import keras_gates as kg
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_import_registers_and_stays_light():
+    printed = run_python(
+        """
+        import sys, keras
+        before = set(sys.modules)  # keras imports matplotlib and scikit-learn where they are
+        import keras_gates
+        for name in ("GatedRNN", "GRUCell", "LSTMCell", "SimpleRNNCell"):
+            found = keras.saving.get_registered_object(f"keras_gates>{name}")
+            assert found is getattr(keras_gates, name), name
+        heavy = {"keras_tuner", "matplotlib", "sklearn", "pandas", "tensorboard"}
+        print(sorted(heavy & (set(sys.modules) - before)))
+        """
+    )
+    assert printed.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in kg.__all__:
+        assert getattr(kg, name)
+        if name != "__version__":
+            assert len(getattr(kg, name).__doc__) > 200, name
+
+
+def test_pyproject_names_the_build_system_alone():
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())) == {"build-system"}
+
+
+def test_version_is_in_the_changelog():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["name"] == "keras-gates"
+    assert f"## {kg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
