@@ -3,7 +3,7 @@
 import keras
 
 from keras_gates.cells import CELLS
-from keras_gates.cells.base import KERAS_NAMES
+from keras_gates.cells.arguments import KERAS_NAMES
 from keras_gates.layers import GatedRNN
 
 _LAYERS = {

@@ -4,6 +4,8 @@ What depends on the backend stands here and nowhere else: `_identity` (an operat
 backward pass of its own) and `may_be_recorded`.
 """
 
+import sys
+
 import keras
 from keras import ops
 
@@ -55,16 +57,29 @@ def clip_gradient(x, value=None, norm=None):
 
 
 def may_be_recorded():
-    """Whether a gradient can be asked of what is being computed now.
+    """Whether a gradient can ever be asked of what is being computed now.
 
-    False only where it is certain that none can: on TensorFlow outside every `GradientTape`.
-    Graphs traced there (`predict`, an exported SavedModel) hold no custom-gradient node.
+    False only where it is certain that none can: on backends without gradients, and on TensorFlow
+    outside every `GradientTape` when it runs eagerly or when Keras exports a model, so that a
+    SavedModel holds no custom-gradient node. Any other graph may be traced now and differentiated
+    later.
     """
     if keras.backend.backend() != "tensorflow":
-        return True
+        return keras.backend.backend() in ("jax", "torch")
+    import tensorflow as tf
     from tensorflow.python.eager import record  # no public name says this
 
-    return record.could_possibly_record()
+    return record.could_possibly_record() or not (tf.executing_eagerly() or _is_exporting())
+
+
+def _is_exporting():
+    """Whether Keras is tracing a model for an exported file. It has no flag that says so."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("keras.src.export."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def at_least_float32(dtype):
@@ -105,8 +120,4 @@ def _identity(x, backward):
                 return backward(gradient)
 
         return Identity.apply(x)
-    raise NotImplementedError(
-        "Gradient clipping needs a backend with gradients: tensorflow, jax or torch. "
-        f"The Keras backend in use is {backend!r}; leave out the clipping bound to run "
-        "inference there."
-    )
+    return x  # NumPy, OpenVINO: no gradient ever comes back

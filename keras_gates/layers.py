@@ -7,7 +7,7 @@ import keras
 
 from keras_gates import regularizers
 from keras_gates.cells import CELLS, GatedCell
-from keras_gates.cells.base import LAYER_ARGUMENTS, refuse_unknown_arguments
+from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown
 from keras_gates.validation import close_matches
 
 
@@ -204,7 +204,6 @@ def _cell(units, cell, arguments, layer_arguments):
             f"instance of one. Received: cell={cell!r}{hint}"
         )
     own = {*inspect.signature(GatedRNN.__init__).parameters, *LAYER_ARGUMENTS} - {"self", "kwargs"}
-    refuse_unknown_arguments(
-        f"GatedRNN(cell={cell.__name__})", arguments, cell.options(), close=own
-    )
+    owner = f"GatedRNN(cell={cell.__name__})"
+    refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close=own)
     return cell(units, **arguments, **layer_arguments)

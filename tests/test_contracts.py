@@ -177,6 +177,39 @@ def test_an_exploding_gradient_stays_finite_with_clipping(mode, rng):
     assert all(np.isfinite(g).all() for g in (*of_inputs, *of_weights))
 
 
+def test_penalties_are_independent_of_padding_and_return(rng):
+    x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    padded = np.concatenate([x, 9 * np.ones_like(x)], axis=1)
+    both = np.concatenate([MASK, np.zeros_like(MASK)], axis=1)
+    found = []
+    for options in (
+        {},
+        {"return_sequences": True},
+        {"return_sequences": True, "return_state": True},
+    ):
+        layer = kg.GatedRNN(UNITS, activation_l1=0.2, candidate_l1=0.1, seed=1, **options)
+        layer.build(x.shape)
+        layer.set_weights([0.3 * np.ones(w.shape) for w in layer.get_weights()])
+        for sequences, mask in (
+            (x, MASK),
+            (padded, both),
+            (np.concatenate([x, x]), np.concatenate([MASK, MASK])),
+        ):
+            layer(sequences, mask=mask)
+            found.append([float(loss) for loss in layer.losses])
+    np.testing.assert_allclose(found, [found[0]] * len(found), rtol=1e-5)
+
+
+def test_penalties_inside_bidirectional_are_those_of_its_two_layers(rng):
+    x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    both = keras.layers.Bidirectional(
+        kg.GatedRNN(UNITS, activation_l1=0.2, return_sequences=True), merge_mode=None
+    )
+    forward, backward = (ops.convert_to_numpy(y) for y in both(x, mask=MASK))
+    expected = [0.2 * np.abs(y[MASK]).sum() / MASK.sum() for y in (forward, backward)]
+    np.testing.assert_allclose([float(loss) for loss in both.losses], expected, rtol=1e-5)
+
+
 def test_l1_is_absent_without_strength(rng):
     layer = built(rng)
     layer(np.zeros((2, 4, FEATURES)))

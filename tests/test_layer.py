@@ -114,14 +114,14 @@ def test_train_on_batch_and_a_hand_written_loop_agree(data):
             np.testing.assert_allclose(given, expected, atol=1e-6)
 
 
-def test_clipping_holds_for_a_tape_around_a_traced_function(data):
-    """The graph may be traced before there is a tape, in training mode."""
+@pytest.mark.parametrize("training", [False, True])
+def test_clipping_holds_for_a_tape_around_a_graph_traced_without_one(training, data):
     layer = kg.GatedRNN(5, grad_clip_norm=1e-3)
-    traced = tf.function(lambda x: layer(x, training=True))
+    traced = tf.function(lambda x: layer(x, training=training))
     x = tf.constant(data[0])
     traced(x)
     found = []
-    for call in (traced, lambda x: layer(x, training=True)):
+    for call in (traced, lambda x: layer(x, training=training)):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(call(x))
         found.append(tape.gradient(loss, layer.trainable_weights))

@@ -1,9 +1,15 @@
 """The package as a whole: what importing it does, and what it says of itself."""
 
 import configparser
+import doctest
 import pathlib
+import re
+import textwrap
 import tomllib
 
+import keras
+import numpy as np
+import pytest
 from helpers import run_python
 
 import keras_gates as kg
@@ -32,6 +38,21 @@ def test_every_public_name_is_there_and_documented():
         assert getattr(kg, name)
         if name != "__version__":
             assert len(getattr(kg, name).__doc__) > 200, name
+
+
+PUBLIC = [getattr(kg, name) for name in kg.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
+def test_the_example_of_every_public_name_runs(public):
+    names = {"keras": keras, "numpy": np, "keras_gates": kg, "kg": kg}
+    blocks = re.findall(r"```python\n(.*?)```", public.__doc__, re.DOTALL)
+    for block in blocks:
+        exec(textwrap.dedent(block), names)
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, globs=names)
+    assert blocks or test.examples, f"{public.__name__} has no example"
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0
 
 
 def test_pyproject_names_the_build_system_alone():

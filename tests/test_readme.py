@@ -9,7 +9,7 @@ import pytest
 
 import keras_gates as kg
 from keras_gates import checks
-from keras_gates.cells.base import LAYER_ARGUMENTS
+from keras_gates.cells.arguments import LAYER_ARGUMENTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

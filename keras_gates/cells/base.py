@@ -1,7 +1,6 @@
 """What all cells share: arguments, weights, projections, dropout, clipping, config."""
 
 import collections
-import inspect
 
 import keras
 from keras import ops
@@ -10,6 +9,7 @@ from keras import ops
 from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 
 from keras_gates import activations, regularizers
+from keras_gates.cells import arguments
 from keras_gates.gradients import clip_gradient, may_be_recorded
 from keras_gates.validation import (
     close_matches,
@@ -20,10 +20,6 @@ from keras_gates.validation import (
     positive_number,
 )
 
-# Arguments that keras.layers.Layer takes.
-LAYER_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autocast")
-# What Keras calls an argument -> what it is called here.
-KERAS_NAMES = {"activation": "candidate_activation", "recurrent_activation": "gate_activation"}
 CLIP_PLACES = ("state", "preactivation")
 CANDIDATE = "candidate"
 
@@ -68,7 +64,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             dropout masks of its own, as in Keras.
         grad_clip_value: c > 0. The gradient d_t = dL/dh_t, with what comes from the output at t
             and from step t+1, becomes its elementwise clip to [-c, c] before it enters the
-            equations of step t.
+            equations of step t. (d_t is of the loss as Keras averages it: under a mean loss each
+            sample's holds a factor of 1 / batch size.)
         grad_clip_norm: c > 0. Each sample's d_t is scaled to an L2 norm of at most c instead.
         grad_clip_at: "state" (above), or "preactivation": the same operation on the gradients of
             the stacked projections `x W + b` and `h U`, where LSTM and simple RNN add the two
@@ -126,7 +123,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         seed=None,
         **kwargs,
     ):
-        self._refuse_unknown_arguments(kwargs)
+        known = self.options() | set(arguments.LAYER_ARGUMENTS)
+        arguments.refuse_unknown(type(self).__name__, kwargs, known, _all_cells())
         super().__init__(**kwargs)
         self.units = positive_integer("units", units)
         self.state_size = [self.units] * len(self.state_names)
@@ -347,7 +345,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     def options(cls):
         """Names of all arguments that this cell takes besides those of every Keras layer."""
         bases = cls.__mro__[: cls.__mro__.index(GatedCell) + 1]
-        return {name for base in bases for name in _own_options(base)}
+        return {name for base in bases for name in arguments.own_options(base)}
 
     # ------------------------------------------------------------------ the parts
 
@@ -476,10 +474,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"GatedRNN(cell={type(self).__name__}(...))."
             )
 
-    @classmethod
-    def _refuse_unknown_arguments(cls, given):
-        refuse_unknown_arguments(cls.__name__, given, cls.options() | set(LAYER_ARGUMENTS))
-
 
 class _Step:
     """One time step: whether gradients are clipped, the dropout masks, what was activated."""
@@ -489,32 +483,6 @@ class _Step:
         self.input_masks = input_masks
         self.recurrent_masks = recurrent_masks
         self.activated = {}
-
-
-def refuse_unknown_arguments(owner, given, known, close=()):
-    """A TypeError for the first name in `given` that `owner` does not take.
-
-    `close` are names besides `known` that a misspelled one may have meant.
-    """
-    for name in given:
-        if name in known:
-            continue
-        hint = close_matches(name, {*known, *close})
-        others = [cell.__name__ for cell in _all_cells() if name in _own_options(cell)]
-        if name in KERAS_NAMES:
-            hint = f"; what Keras calls {name} is {KERAS_NAMES[name]} here"
-        elif others:
-            hint = f"; it belongs to {' and '.join(others)}"
-        raise TypeError(f"{owner} takes no argument `{name}`{hint}")
-
-
-def _own_options(cell_class):
-    """Names of the arguments that the class itself adds."""
-    if "__init__" not in vars(cell_class):
-        return set()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(cell_class.__init__).parameters
-    return {name for name, p in parameters.items() if p.kind in kinds and name != "self"}
 
 
 def _all_cells(base=GatedCell):

@@ -1,0 +1,70 @@
+"""The examples run, from the command line's entry point to the files that they write."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def results(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("digits")
+    pairs = ["sigmoid + tanh (default)", "tanh + tanh", "hard_sigmoid + relu, clipped, L1"]
+    return digits.main(["--epochs", "1", "--seeds", "1", "--out", str(out), "--pairs", *pairs])
+
+
+def test_digits_trains_every_pair_on_both_tasks(results):
+    for rows in results["tasks"].values():
+        assert len(rows) == 3
+        for row in rows:
+            assert 0 <= row["accuracy"] <= 1
+            assert row["largest_gradient_norm"] > 0
+    clipped = results["tasks"]["pixel by pixel"][-1]
+    assert clipped["largest_gradient_norm"] <= 0.05 * (1 + 1e-6)
+    assert results["tasks"]["row by row"][0]["accuracy"] > 0.3
+
+
+def test_digits_writes_its_files_and_the_savedmodel_agrees(results):
+    for path in results["files"].values():
+        assert pathlib.Path(path).exists(), path
+    assert max(results["savedmodel_difference"].values()) < 1e-4
+
+
+def test_gradient_norms_are_those_of_finite_differences(digits):
+    """The picture's curve: dL/dh_t measured by moving h_t itself."""
+    model = digits.build_model(digits.ROWS, {})
+    x, y, _, _ = digits.ROWS.data()
+    x, y = x[:4], y[:4]
+    norms = digits.gradient_norms(model, x, y)
+    layer, dense = model.layers
+
+    def loss(t, moved, sample):
+        hidden = np.array(digits.hidden_states(layer.cell, x[:, : t + 1])[-1])
+        hidden[sample] += moved
+        states = [hidden]
+        for later in range(t + 1, x.shape[1]):
+            _, states = layer.cell(x[:, later], states)
+        probabilities = np.array(dense(states[0]), "float64")
+        return -np.log(probabilities[np.arange(4), y]).mean()
+
+    t, sample, step = 4, 2, 1e-2
+    gradient = [
+        (loss(t, step * unit, sample) - loss(t, -step * unit, sample)) / (2 * step)
+        for unit in np.eye(digits.UNITS)
+    ]
+    assert np.linalg.norm(gradient) == pytest.approx(norms[t, sample], rel=1e-2)
