@@ -145,6 +145,26 @@ def test_a_penalty_that_nobody_would_collect():
     assert len(layer.losses) == 1
 
 
+def test_a_cell_whose_update_returns_no_tuple():
+    class Bare(kg.GatedCell):
+        def update(self, x, u, states):
+            return x.candidate + u.candidate
+
+    with pytest.raises(ValueError, match="Bare.update must return a tuple of the new states, hidd"):
+        kg.GatedRNN(4, cell=Bare)(np.zeros((2, 5, 3), "float32"))
+
+
+def test_a_cell_that_applies_no_candidate_activation():
+    class Linear(kg.GatedCell):
+        def update(self, x, u, states):
+            return (x.candidate + u.candidate,)
+
+    x = np.zeros((2, 5, 3), "float32")
+    assert kg.GatedRNN(4, cell=Linear, activation_l1=0.1)(x).shape == (2, 4)
+    with pytest.raises(ValueError, match="`candidate_l1` .*of Linear calls no self.candidate"):
+        kg.GatedRNN(4, cell=Linear, candidate_l1=0.1)(x)
+
+
 def test_a_mask_that_keras_would_lose_is_announced():
     sequences = keras.layers.Masking()(np.zeros((2, 5, 3), "float32"))
     with pytest.warns(UserWarning, match="ignores the mask.*Pass `mask=`"):

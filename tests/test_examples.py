@@ -68,3 +68,24 @@ def test_gradient_norms_are_those_of_finite_differences(digits):
         for unit in np.eye(digits.UNITS)
     ]
     assert np.linalg.norm(gradient) == pytest.approx(norms[t, sample], rel=1e-2)
+
+
+def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):
+    benchmark = load("benchmark")
+    arguments = ["--quick", "--rounds", "1", "--layers", "SimpleRNN(relu)", "--out", str(tmp_path)]
+    result = benchmark.main(arguments)
+    assert len(result["rows"]) == 4
+    for row in result["rows"]:
+        assert {"keras.layers", "keras.layers, XLA", "with clipping"} <= set(row["ratio"])
+        assert all(ratio > 0 for ratio in row["ratio"].values())
+    assert (tmp_path / "benchmark.json").exists()
+    assert (tmp_path / "benchmark.png").exists()
+
+
+def test_benchmark_counts_the_matrix_products():
+    """Two operations per weight, step and sample forward; gradients of both factors backward."""
+    benchmark = load("benchmark")
+    shape = benchmark.Shape(batch=2, time_steps=3, features=5, units=7)
+    count = benchmark.floating_point_operations
+    assert count("SimpleRNN(relu)", shape, "inference") == 2 * (5 * 7 + 7 * 7) * 2 * 3
+    assert count("LSTM(default)", shape, "train") == 3 * count("LSTM(default)", shape, "inference")

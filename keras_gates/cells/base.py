@@ -214,7 +214,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self._refuse_lost_penalties(sums)
         try:
             hidden, states = super().__call__(inputs, states, *args, **kwargs)
-            penalized = {"activation_l1": hidden, "candidate_l1": self._step.activated[CANDIDATE]}
+            penalized = {
+                "activation_l1": hidden,
+                "candidate_l1": self._step.activated.get(CANDIDATE),
+            }
         finally:
             self._step = None
         sums = [
@@ -240,11 +243,21 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             input_masks=self.get_dropout_mask(inputs) if training else None,
             recurrent_masks=self.get_recurrent_dropout_mask(states[0]) if training else None,
         )
-        hidden, *carried = self.update(
+        new_states = self.update(
             self._project_input(inputs), self._project_state(states[0]), tuple(states)
         )
-        hidden = self.clip_state(hidden)
-        return hidden, [hidden, *carried]
+        if not isinstance(new_states, (tuple, list)) or len(new_states) != len(self.state_names):
+            raise ValueError(
+                f"{type(self).__name__}.update must return a tuple of the new states, "
+                f"{', '.join(self.state_names)}. Received: {new_states!r}"
+            )
+        if self.candidate_l1 and CANDIDATE not in self._step.activated:
+            raise ValueError(
+                f"`candidate_l1` penalizes the candidate, and the update of {type(self).__name__} "
+                f"calls no self.candidate. Received: candidate_l1={self.candidate_l1}"
+            )
+        hidden = self.clip_state(new_states[0])
+        return hidden, [hidden, *new_states[1:]]
 
     @property
     def penalties(self):

@@ -1,0 +1,402 @@
+"""How fast GatedRNN trains and runs, against keras.layers and PyTorch.
+
+Every figure is a ratio: both sides alternate in one process, and the medians over the rounds are
+compared, so that a machine that speeds up and slows down does so for both. A ratio above 1 means
+that GatedRNN is faster. PyTorch takes part where it is installed (`pip install torch`).
+
+    python examples/benchmark.py            # all rows, half an hour or so on two cores
+    python examples/benchmark.py --quick    # the two small shapes, three rounds, no memory
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_gates as kg
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+Shape = collections.namedtuple("Shape", "batch time_steps features units")
+SHAPES = [
+    Shape(1, 100, 64, 128),
+    Shape(32, 50, 32, 32),
+    Shape(64, 100, 64, 128),
+    Shape(64, 400, 64, 128),
+    Shape(128, 200, 128, 256),
+    Shape(32, 1600, 16, 64),
+]
+# name -> (cell, gate activation, candidate activation)
+LAYERS = {
+    "GRU(relu, sigmoid)": ("gru", "sigmoid", "relu"),
+    "GRU(tanh, hard_sigmoid)": ("gru", "hard_sigmoid", "tanh"),
+    "GRU(default)": ("gru", "sigmoid", "tanh"),
+    "LSTM(softsign, hard_sigmoid)": ("lstm", "hard_sigmoid", "softsign"),
+    "LSTM(default)": ("lstm", "sigmoid", "tanh"),
+    "SimpleRNN(relu)": ("simple", None, "relu"),
+}
+KERAS = {"gru": keras.layers.GRU, "lstm": keras.layers.LSTM, "simple": keras.layers.SimpleRNN}
+BLOCKS = {"gru": 3, "lstm": 4, "simple": 1}
+OURS = "keras_gates"
+# The memory of one training step is measured at this shape.
+LONG = Shape(64, 1000, 64, 256)
+
+
+# ---------------------------------------------------------------------- the sides
+
+
+def keras_side(layer, shape, jit_compile="auto"):
+    """What trains one batch, and what predicts it, of a Keras model of `layer` and a Dense."""
+    model = keras.Sequential(
+        [keras.Input((shape.time_steps, shape.features)), layer, keras.layers.Dense(1, name="head")]
+    )
+    model.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=jit_compile)
+    x, y = map(tf.constant, data(shape))
+    return {
+        "train": lambda: model.train_on_batch(x, y),
+        "inference": lambda: model.predict_on_batch(x),
+    }
+
+
+def torch_side(layer, shape):
+    """The same of a PyTorch module from (batch, time, features) to a sequence of hidden states."""
+    head = torch.nn.Linear(shape.units, 1)
+    optimizer = torch.optim.SGD([*layer.parameters(), *head.parameters()], 1e-3)
+    x, y = map(torch.from_numpy, data(shape))
+
+    def output():
+        return head(layer(x)[0][:, -1])
+
+    def train():
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(output(), y).backward()
+        optimizer.step()
+
+    def predict():
+        with torch.no_grad():
+            return output().numpy()
+
+    return {"train": train, "inference": predict}
+
+
+def stepwise_torch_gru(features, units):
+    """The GRU with a relu candidate that users write step by step, for want of a fused one."""
+
+    class StepwiseGRU(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.from_input = torch.nn.Linear(features, 3 * units)
+            self.from_state = torch.nn.Linear(units, 3 * units)
+
+        def forward(self, x):
+            h = x.new_zeros(x.shape[0], units)
+            outputs = []
+            for t in range(x.shape[1]):
+                x_z, x_r, x_n = self.from_input(x[:, t]).chunk(3, dim=-1)
+                u_z, u_r, u_n = self.from_state(h).chunk(3, dim=-1)
+                z, r = torch.sigmoid(x_z + u_z), torch.sigmoid(x_r + u_r)
+                n = torch.relu(x_n + r * u_n)
+                h = z * h + (1 - z) * n
+                outputs.append(h)
+            return torch.stack(outputs, dim=1), h
+
+    return StepwiseGRU()
+
+
+def sides(name, shape):
+    """From the name of each side to its `train` and `inference`."""
+    cell, gate, candidate = LAYERS[name]
+    features, units = shape.features, shape.units
+    ours = {"cell": cell, "candidate_activation": candidate}
+    theirs = {"activation": candidate}
+    if gate:
+        ours["gate_activation"] = theirs["recurrent_activation"] = gate
+    found = {
+        OURS: keras_side(kg.GatedRNN(units, **ours), shape),
+        "with clipping": keras_side(kg.GatedRNN(units, grad_clip_norm=1.0, **ours), shape),
+        "keras.layers": keras_side(KERAS[cell](units, **theirs), shape),
+        "keras.layers, XLA": keras_side(KERAS[cell](units, **theirs), shape, jit_compile=True),
+    }
+    if torch is not None:
+        fused = {
+            "GRU(default)": lambda: torch.nn.GRU(features, units, batch_first=True),
+            "LSTM(default)": lambda: torch.nn.LSTM(features, units, batch_first=True),
+            "SimpleRNN(relu)": lambda: torch.nn.RNN(
+                features, units, nonlinearity="relu", batch_first=True
+            ),
+        }
+        if name in fused:
+            found["torch.nn"] = torch_side(fused[name](), shape)
+        if name == "GRU(relu, sigmoid)":
+            found["torch, step by step"] = torch_side(stepwise_torch_gru(features, units), shape)
+    return found
+
+
+def data(shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape[:3])
+    return x.astype("float32"), rng.normal(size=(shape.batch, 1)).astype("float32")
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+def alternate(calls, rounds, least=0.02):
+    """From name to the median time of one call, in seconds; the sides take turns in every round.
+
+    A turn repeats its call until it lasts `least` seconds.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        call()
+        started = time.perf_counter()
+        call()
+        repeats[name] = max(1, int(least / (time.perf_counter() - started)))
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - started) / repeats[name])
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def first_calls(made):
+    """Seconds of the very first training step of each side, tracing and compiling included."""
+    seconds = {}
+    for name, side in made.items():
+        started = time.perf_counter()
+        side["train"]()
+        seconds[name] = time.perf_counter() - started
+    return seconds
+
+
+def measure(name, shape, rounds):
+    """The two rows, training and inference, of one layer at one shape."""
+    keras.utils.clear_session()
+    made = sides(name, shape)
+    first = first_calls(made)
+    rows = []
+    for mode in ("train", "inference"):
+        medians = alternate({side: calls[mode] for side, calls in made.items()}, rounds)
+        mine = medians[OURS]
+        rows.append(
+            {
+                "layer": name,
+                "shape": list(shape),
+                "mode": mode,
+                "seconds": medians,
+                "ratio": {side: t / mine for side, t in medians.items() if side != OURS},
+                "first_call": first if mode == "train" else None,
+                "flops": floating_point_operations(name, shape, mode),
+            }
+        )
+    return rows
+
+
+def floating_point_operations(name, shape, mode):
+    """Those of the matrix products: two per weight and time step forward, four more backward."""
+    weights = BLOCKS[LAYERS[name][0]] * shape.units * (shape.features + shape.units)
+    return (2 if mode == "inference" else 6) * weights * shape.batch * shape.time_steps
+
+
+def matrix_product_rate(size=1024):
+    """Floating-point operations per second of a large matrix product here."""
+    a = tf.random.normal((size, size))
+    product = tf.function(lambda: tf.linalg.matmul(a, a))
+    seconds = alternate({"product": lambda: product().numpy()}, rounds=7)["product"]
+    return 2 * size**3 / seconds
+
+
+def peak_memory(side):
+    """Bytes by which one training step at LONG raises the resident memory, in its own process."""
+    command = [sys.executable, __file__, "--memory-of", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def print_memory_growth(side):
+    layer = kg.GatedRNN(LONG.units, candidate_activation="relu")
+    if side != OURS:
+        layer = keras.layers.GRU(LONG.units, activation="relu")
+    model = keras.Sequential([keras.Input((None, LONG.features)), layer, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = map(tf.constant, data(LONG))
+    for _ in range(2):  # the graph is made and the optimizer has its variables
+        model.train_on_batch(x[:, :5], y)
+    with open("/proc/self/statm") as statm:
+        before = int(statm.read().split()[1]) * resource.getpagesize()
+    model.train_on_batch(x, y)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+# ---------------------------------------------------------------------- report
+
+
+def geometric_mean(values):
+    return float(np.exp(np.mean(np.log(list(values)))))
+
+
+def summary(rows):
+    """From mode and side to the geometric mean, the least and the number of ratios."""
+    found = {}
+    for row in rows:
+        for side, ratio in row["ratio"].items():
+            found.setdefault(row["mode"], {}).setdefault(side, []).append(ratio)
+    return {
+        mode: {
+            side: {"mean": geometric_mean(r), "least": min(r), "rows": len(r)}
+            for side, r in of_mode.items()
+        }
+        for mode, of_mode in found.items()
+    }
+
+
+def print_row(row, rate):
+    ratios = "  ".join(f"{side} {ratio:.2f}" for side, ratio in row["ratio"].items())
+    floor = row["flops"] / rate / row["seconds"][OURS]
+    shape = "x".join(map(str, row["shape"]))
+    print(
+        f"{row['layer']:<29} {shape:<16} {row['mode']:<9}  {ratios}  floor {floor:.2f}", flush=True
+    )
+
+
+def print_summary(result):
+    print("\nratios of time to that of keras_gates; above 1, keras_gates is faster")
+    for mode, of_mode in result["summary"].items():
+        for side, s in of_mode.items():
+            print(
+                f"  {mode:<9}  against {side:<20} geometric mean {s['mean']:.2f}, "
+                f"least {s['least']:.2f}, {s['rows']} rows"
+            )
+    if result["memory"]:
+        ours, theirs = result["memory"][OURS], result["memory"]["keras.layers"]
+        print(
+            f"  memory of a training step, {LONG}: {ours / 2**20:.0f} MiB against "
+            f"{theirs / 2**20:.0f} MiB of keras.layers ({ours / theirs:.2f} times)"
+        )
+
+
+def draw(rows, path):
+    """The ratios of all rows, one panel for training and one for inference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # Okabe and Ito's colours and different markers: readable in print and for the colour-blind.
+    styles = {
+        "keras.layers": ("#0072B2", "o"),
+        "keras.layers, XLA": ("#E69F00", "s"),
+        "torch.nn": ("#D55E00", "^"),
+        "torch, step by step": ("#CC79A7", "D"),
+        "with clipping": ("#000000", "x"),
+    }
+    modes = ("train", "inference")
+    figure, axes = plt.subplots(
+        1, 2, sharey=True, figsize=(11, 1.5 + len(rows) / 2 * 0.22), layout="constrained"
+    )
+    for axis, mode in zip(axes, modes, strict=True):
+        chosen = [row for row in rows if row["mode"] == mode]
+        for side, (color, marker) in styles.items():
+            points = [
+                (row["ratio"][side], i) for i, row in enumerate(chosen) if side in row["ratio"]
+            ]
+            if points:
+                axis.scatter(
+                    *zip(*points, strict=True), color=color, marker=marker, s=22, label=side
+                )
+        axis.axvline(1, color="#000000", lw=0.8)
+        axis.set(xscale="log", title=mode, xlabel="time / time of keras_gates")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.set_yticks(
+            range(len(chosen)),
+            [f"{row['layer']}  {'x'.join(map(str, row['shape']))}" for row in chosen],
+            fontsize=7,
+        )
+        axis.grid(alpha=0.3)
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def machine():
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "torch": torch.__version__ if torch else None,
+        "keras_gates": kg.__version__,
+    }
+
+
+def main(argv=None):
+    """Runs the benchmark; returns what it also writes to benchmark.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two shapes, three rounds, no memory")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), metavar="L")
+    parser.add_argument("--rounds", type=int, default=None, help="default: 7")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.memory_of:
+        print_memory_growth(arguments.memory_of)
+        return None
+    tf.get_logger().setLevel("ERROR")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rounds = arguments.rounds or (3 if arguments.quick else 7)
+    print("  ".join(f"{name} {value}" for name, value in machine().items()))
+    rate = matrix_product_rate()
+    print(f"matrix products: {rate / 1e9:.0f} GFLOP/s; `floor`: share of the time that they need\n")
+
+    rows = []
+    for shape in SHAPES[:2] if arguments.quick else SHAPES:
+        for name in arguments.layers:
+            for row in measure(name, shape, rounds):
+                rows.append(row)
+                print_row(row, rate)
+    memory = None
+    if not arguments.quick:
+        memory = {side: peak_memory(side) for side in (OURS, "keras.layers")}
+    result = {
+        "machine": machine(),
+        "matrix_product_rate": rate,
+        "rounds": rounds,
+        "rows": rows,
+        "summary": summary(rows),
+        "memory": memory,
+    }
+    print_summary(result)
+    (arguments.out / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(rows, arguments.out / "benchmark.png")
+    print(f"written: {arguments.out / 'benchmark.json'}, {arguments.out / 'benchmark.png'}")
+    return result
+
+
+if __name__ == "__main__":
+    main()
