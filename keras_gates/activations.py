@@ -36,7 +36,7 @@ def get(identifier, argument):
             )
         return found
     if is_serialized(identifier):
-        return keras.activations.get(identifier)
+        return keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, type) or not callable(identifier):
         hint = " (a class: pass an instance)" if isinstance(identifier, type) else ""
         raise ValueError(

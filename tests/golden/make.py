@@ -14,31 +14,35 @@ import keras_gates as kg
 
 def main(release):
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((None, 3), name="frames")
-    h = keras.layers.Masking()(inputs)
-    h = keras.layers.Bidirectional(
-        kg.GatedRNN(
-            3,
-            gate_activation={"update": "hard_sigmoid"},
-            candidate_activation="relu",
-            grad_clip_norm=1.0,
-            activation_l1=1e-4,
-            return_sequences=True,
-        )
-    )(h)
-    h = kg.GatedRNN(
-        3,
-        cell="lstm",
-        candidate_activation="softsign",
-        output_activation="tanh",
-        grad_clip_value=1.0,
-        grad_clip_at="preactivation",
-        candidate_l1=1e-4,
-        return_sequences=True,
-    )(h)
-    h = kg.GatedRNN(3, cell="gru", reset_after=False, return_sequences=True)(h)
-    h = kg.GatedRNN(3, cell="simple", candidate_activation=keras.layers.LeakyReLU(0.2))(h)
-    model = keras.Model(inputs, keras.layers.Dense(2, name="scores")(h))
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3), name="frames"),
+            keras.layers.Masking(),
+            keras.layers.Bidirectional(
+                kg.GatedRNN(
+                    3,
+                    gate_activation={"update": "hard_sigmoid"},
+                    candidate_activation="relu",
+                    grad_clip_norm=1.0,
+                    activation_l1=1e-4,
+                    return_sequences=True,
+                )
+            ),
+            kg.GatedRNN(
+                3,
+                cell="lstm",
+                candidate_activation="softsign",
+                output_activation="tanh",
+                grad_clip_value=1.0,
+                grad_clip_at="preactivation",
+                candidate_l1=1e-4,
+                return_sequences=True,
+            ),
+            kg.GatedRNN(3, cell="gru", reset_after=False, return_sequences=True),
+            kg.GatedRNN(3, cell="simple", candidate_activation=keras.layers.LeakyReLU(0.2)),
+            keras.layers.Dense(2, name="scores"),
+        ]
+    )
     path = pathlib.Path(__file__).parent / f"release_{release}.keras"
     if path.exists():
         sys.exit(f"{path} exists, and a golden file is never written again.")
