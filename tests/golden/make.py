@@ -1,7 +1,8 @@
 """Writes the golden file of a release: `python tests/golden/make.py 0.1.0`.
 
-Run it with the oldest Keras that is supported: Keras reads files of its older versions, not of newer
-ones. A file, once landed, is never written again: that old files load for ever is what it tests.
+Run it with the oldest Keras that is supported: Keras reads files of its older versions, not of
+newer ones. A file, once landed, is never written again: that old files load for ever is what it
+tests.
 """
 
 import pathlib
