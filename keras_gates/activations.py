@@ -30,8 +30,8 @@ def get(identifier, argument):
         found = _by_name(identifier)
         if found is None:
             raise ValueError(
-                f"`{argument}` must be the name of an activation, a function, a Keras layer or "
-                f"a dict. Unknown name: {argument}={identifier!r}"
+                f"`{argument}` must be the name of an activation, a function or a Keras layer"
+                f"{_or_dict(argument)}. Unknown name: {argument}={identifier!r}"
                 f"{close_matches(identifier, names())}"
             )
         return found
@@ -40,8 +40,8 @@ def get(identifier, argument):
     if isinstance(identifier, type) or not callable(identifier):
         hint = " (a class: pass an instance)" if isinstance(identifier, type) else ""
         raise ValueError(
-            f"`{argument}` must be the name of an activation, a function or a Keras layer. "
-            f"Received: {argument}={identifier!r}{hint}"
+            f"`{argument}` must be the name of an activation, a function or a Keras layer"
+            f"{_or_dict(argument)}. Received: {argument}={identifier!r}{hint}"
         )
     if _saved_name(identifier) is None:
         warnings.warn(
@@ -58,8 +58,9 @@ def serialize(activation, argument):
     name = _saved_name(activation)
     if name is None:
         raise ValueError(
-            f"`{argument}={activation!r}` cannot be saved: the file could not be loaded again, "
-            f"because Keras finds a function by its registered name. {_cure(activation)}"
+            f"`{argument}={activation!r}` can be neither saved nor copied (as Bidirectional and "
+            f"clone_model do): Keras finds a function again by its registered name. "
+            f"{_cure(activation)}"
         )
     return name
 
@@ -93,6 +94,10 @@ def _saved_name(activation):
     if is_registered or isinstance(activation, keras.layers.Layer):
         return keras.saving.serialize_keras_object(activation)
     return None
+
+
+def _or_dict(argument):
+    return ", or a dict of these per gate" if argument == "gate_activation" else ""
 
 
 def _cure(activation):

@@ -16,6 +16,8 @@ _CELLS = {
     keras.layers.LSTMCell: "lstm",
     keras.layers.SimpleRNNCell: "simple",
 }
+# Changing one of these changes the shape of the weights, or their meaning.
+_KEPT = ("cell", "units", "use_bias", "reset_after")
 
 
 def from_keras(model_or_layer, **changes):
@@ -34,7 +36,7 @@ def from_keras(model_or_layer, **changes):
     Raises:
         TypeError: neither a layer nor a Sequential or functional model (the layers of a
             subclassed model can be converted one by one), or a change that is no argument.
-        ValueError: nothing in it to convert.
+        ValueError: nothing in it to convert, or a change that its weights do not fit.
 
     Example:
 
@@ -46,6 +48,12 @@ def from_keras(model_or_layer, **changes):
             "from_keras takes a Keras model or layer. Received: "
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
+    for name in _KEPT:
+        if name in changes:
+            raise ValueError(
+                f"from_keras keeps the weights, and `{name}` changes their shape or meaning. "
+                f"Received: {name}={changes[name]!r}"
+            )
     conversion = _Conversion(changes)
     copy = conversion.layer(model_or_layer)
     if not conversion.recurrent:
@@ -117,6 +125,12 @@ class _Conversion:
         if not isinstance(layer.cell, keras.layers.StackedRNNCells):
             config = {k: v for k, v in layer.get_config().items() if k != "cell"}
             return GatedRNN(cell=self._cell(layer.cell), **config)
+        lost = [name for name in ("activation_l1", "candidate_l1") if self.changes.get(name)]
+        if lost:
+            raise ValueError(
+                f"{layer.name!r} is a stack of cells, where nobody adds {lost[0]} to the loss. "
+                "Use one GatedRNN per cell."
+            )
         config = {**layer.get_config(), "cell": [self._cell(cell) for cell in layer.cell.cells]}
         return keras.layers.RNN(**config)
 

@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_gates import regularizers
+from keras_gates import activations, regularizers
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown
 from keras_gates.validation import close_matches
@@ -100,9 +100,21 @@ class GatedRNN(keras.layers.RNN):
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
 
-    @property
-    def units(self):
-        return self.cell.units
+    def __getattr__(self, name):
+        """What the layer has not, the cell may have: `layer.units`, `layer.grad_clip_norm`."""
+        cell = self.__dict__.get("cell")
+        if cell is not None and name in cell.options() and hasattr(cell, name):
+            return getattr(cell, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name, value):
+        cell = self.__dict__.get("cell")
+        if cell is not None and name in cell.options():
+            raise AttributeError(
+                f"`{name}` belongs to the cell of {self.name!r} and is set when that is made: give "
+                f"it to GatedRNN({name}=...)"
+            )
+        super().__setattr__(name, value)
 
     def build(self, sequences_shape, initial_state_shape=None):
         shape = tuple(sequences_shape)
@@ -190,9 +202,12 @@ def _cell(units, cell, arguments, layer_arguments):
         return cell
     if isinstance(cell, str):
         if cell not in CELLS:
+            hint = close_matches(cell.lower(), CELLS)
+            if cell in activations.names():
+                hint = f"; the activation {cell!r} goes into candidate_activation="
             raise ValueError(
                 f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or "
-                f"an instance of one. Received: cell={cell!r}{close_matches(cell, CELLS)}"
+                f"an instance of one. Received: cell={cell!r}{hint}"
             )
         cell = CELLS[cell]
     if not (isinstance(cell, type) and issubclass(cell, GatedCell)):

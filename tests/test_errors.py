@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_gates as kg
+from keras_gates import checks
 
 BAD_ARGUMENTS = [
     ({"units": 0}, ValueError, "`units` must be a positive integer. Received: units=0"),
@@ -14,6 +15,8 @@ BAD_ARGUMENTS = [
     ({"units": "8"}, ValueError, "units='8'"),
     ({"units": None}, ValueError, "units=None"),
     ({"cell": "grru"}, ValueError, "'gru', 'lstm', 'simple'.*cell='grru'; did you mean 'gru'"),
+    ({"cell": "GRU"}, ValueError, "cell='GRU'; did you mean 'gru'"),
+    ({"cell": "relu"}, ValueError, "activation 'relu' goes into candidate_activation="),
     ({"cell": 3}, ValueError, "subclass of GatedCell.*Received: cell=3"),
     ({"cell": keras.layers.GRUCell}, ValueError, "subclass of GatedCell"),
     ({"cell": [kg.GRUCell(3)]}, ValueError, "several GatedRNN layers"),
@@ -154,6 +157,34 @@ def test_a_cell_whose_update_returns_no_tuple():
         kg.GatedRNN(4, cell=Bare)(np.zeros((2, 5, 3), "float32"))
 
 
+def test_mistakes_in_a_cell_of_ones_own():
+    class NoTuple(kg.GatedCell):
+        blocks = "candidate"
+
+    class NoSuchGate(kg.GatedCell):
+        blocks = ("forget", "candidate")
+
+        def update(self, x, u, states):
+            return (self.gate("forgett", x.forget + u.forget),)
+
+    with pytest.raises(TypeError, match="NoTuple must have tuples.*blocks='candidate'"):
+        NoTuple(3)
+    with pytest.raises(ValueError, match="NoSuchGate has no gate 'forgett'.*did you mean 'forget'"):
+        kg.GatedRNN(4, cell=NoSuchGate)(np.zeros((2, 5, 3), "float32"))
+    with pytest.raises(AssertionError, match="NoSuchGate fails the check 'config_round_trip'"):
+        checks.check_cell(NoSuchGate)
+
+
+def test_the_cells_arguments_are_read_through_the_layer_and_not_set():
+    layer = kg.GatedRNN(4, grad_clip_norm=0.5, candidate_activation="relu")
+    assert (layer.units, layer.grad_clip_norm) == (4, 0.5)
+    assert layer.candidate_activation is keras.activations.relu
+    with pytest.raises(AttributeError, match="`grad_clip_norm` belongs to the cell of 'gated_rnn'"):
+        layer.grad_clip_norm = 0.1
+    with pytest.raises(AttributeError, match="'GatedRNN' object has no attribute 'unitss'"):
+        _ = layer.unitss
+
+
 def test_a_cell_that_applies_no_candidate_activation():
     class Linear(kg.GatedCell):
         def update(self, x, u, states):
@@ -186,6 +217,12 @@ def test_from_keras_errors():
         kg.from_keras(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
     with pytest.raises(TypeError, match="no argument `grad_clip`"):
         kg.from_keras(keras.layers.GRU(3), grad_clip=1.0)
+
+    with pytest.raises(ValueError, match="keeps the weights, and `units` changes.*units=5"):
+        kg.from_keras(keras.layers.GRU(3), units=5)
+    stack = keras.layers.RNN([keras.layers.GRUCell(3), keras.layers.LSTMCell(3)])
+    with pytest.raises(ValueError, match="'rnn' is a stack of cells, where nobody adds activation"):
+        kg.from_keras(stack, activation_l1=1e-3)
 
     class Subclassed(keras.Model):
         def __init__(self):

@@ -77,9 +77,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         name, dtype, trainable: as in every Keras layer.
 
     Raises:
-        ValueError: an argument out of its range, or an unknown one (the message names the cell
-            that has it). Clipping under float16 or under a `LossScaleOptimizer`: gradients are
-            multiplied by a changing scale there, and the bound would silently mean another.
+        TypeError: an unknown argument; the message names the cell that has it.
+        ValueError: an argument out of its range. Clipping under float16 or under a
+            `LossScaleOptimizer`: gradients are multiplied by a changing scale there, and the bound
+            would silently mean another.
 
     Source of clipping inside BPTT: Graves, "Generating sequences with recurrent neural networks",
     2013; of per-sample norms: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
@@ -126,6 +127,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         known = self.options() | set(arguments.LAYER_ARGUMENTS)
         arguments.refuse_unknown(type(self).__name__, kwargs, known, _all_cells())
         super().__init__(**kwargs)
+        if not isinstance(self.blocks, tuple) or not isinstance(self.state_names, tuple):
+            raise TypeError(
+                f"{type(self).__name__} must have tuples of names as `blocks` and `state_names`. "
+                f"Received: blocks={self.blocks!r}, state_names={self.state_names!r}"
+            )
         self.units = positive_integer("units", units)
         self.state_size = [self.units] * len(self.state_names)
         if len(self.state_names) == 1:
@@ -179,10 +185,15 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def gate(self, name, preactivation):
         """The gate `name`: its activation of the pre-activation."""
+        if name not in self.gate_activations:
+            raise ValueError(
+                f"{type(self).__name__} has no gate {name!r}; its blocks are {self.blocks}"
+                f"{close_matches(name, self.gate_activations)}"
+            )
         return self._activate(name, self.gate_activations[name], preactivation)
 
     def candidate(self, preactivation):
-        """The candidate: its activation of the pre-activation."""
+        """The candidate: its activation of the pre-activation. To be called once in `update`."""
         return self._activate(CANDIDATE, self.candidate_activation, preactivation)
 
     def recurrent(self, block, value):
@@ -435,7 +446,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             )
         return {
             gate: activations.get(
-                given.get(gate, self.default_gate_activation), f"gate_activation[{gate!r}]"
+                self.default_gate_activation if given.get(gate) is None else given[gate],
+                f"gate_activation[{gate!r}]",
             )
             for gate in gates
         }
