@@ -167,6 +167,12 @@ def test_mistakes_in_a_cell_of_ones_own():
         def update(self, x, u, states):
             return (self.gate("forgett", x.forget + u.forget),)
 
+    class NotTheFirst(kg.GatedCell):
+        blocks = ("forget", "candidate")
+        projected_blocks = ("candidate",)
+
+    with pytest.raises(ValueError, match="`projected_blocks` of NotTheFirst must be the first of"):
+        NotTheFirst(3).build((None, 2))
     with pytest.raises(TypeError, match="NoTuple must have tuples.*blocks='candidate'"):
         NoTuple(3)
     with pytest.raises(ValueError, match="NoSuchGate has no gate 'forgett'.*did you mean 'forget'"):

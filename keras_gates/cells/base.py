@@ -1,6 +1,4 @@
-"""What all cells share: arguments, weights, projections, dropout, clipping, config."""
-
-import collections
+"""What all cells share: arguments, weights, the time step around their equations, config."""
 
 import keras
 from keras import ops
@@ -10,7 +8,7 @@ from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 
 from keras_gates import activations, regularizers
 from keras_gates.cells import arguments
-from keras_gates.gradients import clip_gradient, may_be_recorded
+from keras_gates.cells.step import Step
 from keras_gates.validation import (
     close_matches,
     fraction,
@@ -190,28 +188,20 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"{type(self).__name__} has no gate {name!r}; its blocks are {self.blocks}"
                 f"{close_matches(name, self.gate_activations)}"
             )
-        return self._activate(name, self.gate_activations[name], preactivation)
+        return self._step.activate(name, self.gate_activations[name], preactivation)
 
     def candidate(self, preactivation):
         """The candidate: its activation of the pre-activation. To be called once in `update`."""
-        return self._activate(CANDIDATE, self.candidate_activation, preactivation)
+        return self._step.activate(CANDIDATE, self.candidate_activation, preactivation)
 
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` for a block k that is not among `projected_blocks`."""
-        index = self.blocks.index(block)
-        columns = slice(index * self.units, (index + 1) * self.units)
-        masks = self._step.recurrent_masks
-        if masks is not None:
-            value = value * masks[index]
-        product = ops.matmul(value, self.recurrent_kernel[:, columns])
-        if self.use_bias and self.two_biases:
-            product = product + self.bias[1, columns]
-        return self._clip("preactivation", product)
+        return self._step.recurrent(block, value)
 
     def clip_state(self, state):
         """`state`, with its gradient clipped. `call` does this to the hidden state; a cell with a
         further state that gradients flow along does it in its equations."""
-        return self._clip("state", state)
+        return self._step.clip("state", state)
 
     # ------------------------------------------------------------------ one time step
 
@@ -249,20 +239,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             The new hidden state, and the list of the new states.
         """
         self._refuse_loss_scaling(training)
-        self._step = _Step(
-            clips=bool(training) or may_be_recorded(),
-            input_masks=self.get_dropout_mask(inputs) if training else None,
-            recurrent_masks=self.get_recurrent_dropout_mask(states[0]) if training else None,
-        )
-        new_states = self.update(
-            self._project_input(inputs), self._project_state(states[0]), tuple(states)
-        )
+        self._step = step = Step(self, inputs, states[0], training)
+        new_states = self.update(step.projected_input(), step.projected_state(), tuple(states))
         if not isinstance(new_states, (tuple, list)) or len(new_states) != len(self.state_names):
             raise ValueError(
                 f"{type(self).__name__}.update must return a tuple of the new states, "
                 f"{', '.join(self.state_names)}. Received: {new_states!r}"
             )
-        if self.candidate_l1 and CANDIDATE not in self._step.activated:
+        if self.candidate_l1 and CANDIDATE not in step.activated:
             raise ValueError(
                 f"`candidate_l1` penalizes the candidate, and the update of {type(self).__name__} "
                 f"calls no self.candidate. Received: candidate_l1={self.candidate_l1}"
@@ -293,6 +277,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             raise ValueError(
                 f"{type(self).__name__} takes inputs of shape (batch, features) with a known "
                 f"feature size at each time step. Received: input_shape={tuple(input_shape)}"
+            )
+        if tuple(self.projected_blocks or ()) != self.blocks[: len(self.projected_blocks or ())]:
+            raise ValueError(
+                f"`projected_blocks` of {type(self).__name__} must be the first of its blocks, "
+                f"{self.blocks}. Received: {self.projected_blocks}"
             )
         columns = self.units * len(self.blocks)
         self.kernel = self.add_weight(
@@ -383,46 +372,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         else:
             super().__setattr__(name, value)
 
-    def _project_input(self, inputs):
-        bias = self.bias
-        if self.use_bias and self.two_biases:
-            bias = self.bias[0]
-        projected = self._project(
-            inputs, self._step.input_masks, self.kernel, bias, len(self.blocks)
-        )
-        return _named(self.blocks, projected)
-
-    def _project_state(self, hidden):
-        names = self.blocks if self.projected_blocks is None else tuple(self.projected_blocks)
-        if not names:
-            return _named((), None)
-        kernel, bias = self.recurrent_kernel, None
-        if self.use_bias and self.two_biases:
-            bias = self.bias[1]
-        if len(names) < len(self.blocks):
-            kernel = kernel[:, : len(names) * self.units]
-            bias = bias if bias is None else bias[: len(names) * self.units]
-        projected = self._project(hidden, self._step.recurrent_masks, kernel, bias, len(names))
-        return _named(names, projected)
-
-    def _project(self, value, masks, kernel, bias, count):
-        """`value kernel + bias`, with one dropout mask for all blocks or a list of one for each."""
-        if isinstance(masks, list):
-            parts = zip(masks[:count], ops.split(kernel, count, axis=1), strict=True)
-            product = ops.concatenate([ops.matmul(value * m, part) for m, part in parts], axis=-1)
-        else:
-            product = ops.matmul(value if masks is None else value * masks, kernel)
-        return self._clip("preactivation", product if bias is None else product + bias)
-
-    def _clip(self, place, x):
-        if place != self.grad_clip_at or not self._step.clips:
-            return x
-        return clip_gradient(x, value=self.grad_clip_value, norm=self.grad_clip_norm)
-
-    def _activate(self, name, activation, preactivation):
-        self._step.activated[name] = activated = activation(preactivation)
-        return activated
-
     def _activation_per_gate(self, gate_activation):
         gates = [block for block in self.blocks if block != CANDIDATE]
         if not gates and gate_activation is not None:
@@ -500,23 +449,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             )
 
 
-class _Step:
-    """One time step: whether gradients are clipped, the dropout masks, what was activated."""
-
-    def __init__(self, clips, input_masks, recurrent_masks):
-        self.clips = clips
-        self.input_masks = input_masks
-        self.recurrent_masks = recurrent_masks
-        self.activated = {}
-
-
 def _all_cells(base=GatedCell):
     for cell in base.__subclasses__():
         yield cell
         yield from _all_cells(cell)
-
-
-def _named(names, projected):
-    """A named tuple of the `len(names)` equal blocks of columns of `projected`."""
-    parts = () if not names else ops.split(projected, len(names), axis=-1)
-    return collections.namedtuple("Blocks", names)(*parts)
