@@ -102,13 +102,16 @@ class GatedRNN(keras.layers.RNN):
 
     def __getattr__(self, name):
         """What the layer has not, the cell may have: `layer.units`, `layer.grad_clip_norm`."""
-        cell = self.__dict__.get("cell")
-        if cell is not None and name in cell.options() and hasattr(cell, name):
-            return getattr(cell, name)
+        try:
+            return super().__getattr__(name)  # layers have one on PyTorch alone
+        except AttributeError:
+            cell = None if name == "cell" else getattr(self, "cell", None)
+            if cell is not None and name in cell.options() and hasattr(cell, name):
+                return getattr(cell, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name, value):
-        cell = self.__dict__.get("cell")
+        cell = None if name == "cell" else getattr(self, "cell", None)
         if cell is not None and name in cell.options():
             raise AttributeError(
                 f"`{name}` belongs to the cell of {self.name!r} and is set when that is made: give "

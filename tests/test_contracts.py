@@ -297,3 +297,13 @@ def test_stateful_equals_keras(name, rng):
     for layer in (theirs, ours):
         layer.reset_state()
     assert_close(ours(x), theirs(x), 1e-5)
+
+
+def test_the_cells_arguments_are_read_through_the_layer_and_not_set():
+    layer = kg.GatedRNN(4, grad_clip_norm=0.5, candidate_activation="relu")
+    assert (layer.units, layer.grad_clip_norm) == (4, 0.5)
+    assert layer.candidate_activation is keras.activations.relu
+    with pytest.raises(AttributeError, match="`grad_clip_norm` belongs to the cell of 'gated_rnn'"):
+        layer.grad_clip_norm = 0.1
+    with pytest.raises(AttributeError, match="'GatedRNN' object has no attribute 'unitss'"):
+        _ = layer.unitss

@@ -181,16 +181,6 @@ def test_mistakes_in_a_cell_of_ones_own():
         checks.check_cell(NoSuchGate)
 
 
-def test_the_cells_arguments_are_read_through_the_layer_and_not_set():
-    layer = kg.GatedRNN(4, grad_clip_norm=0.5, candidate_activation="relu")
-    assert (layer.units, layer.grad_clip_norm) == (4, 0.5)
-    assert layer.candidate_activation is keras.activations.relu
-    with pytest.raises(AttributeError, match="`grad_clip_norm` belongs to the cell of 'gated_rnn'"):
-        layer.grad_clip_norm = 0.1
-    with pytest.raises(AttributeError, match="'GatedRNN' object has no attribute 'unitss'"):
-        _ = layer.unitss
-
-
 def test_a_cell_that_applies_no_candidate_activation():
     class Linear(kg.GatedCell):
         def update(self, x, u, states):
