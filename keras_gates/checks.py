@@ -151,7 +151,7 @@ def wrappers(cell_class, arguments):
 def finite_differences(cell_class, arguments):
     """Gradients of inputs, initial states and weights equal finite differences."""
     layer = _layer(cell_class, arguments, return_sequences=True, return_state=True)
-    x, mask, weights = _sequences(), ragged_mask(), _weighting(layer)
+    x, mask, weights = _sequences(), ragged_mask(), _weighting()
     inputs = [x, *_initial_states(layer)]
 
     def loss(outputs):
@@ -188,7 +188,7 @@ def clipping(cell_class, arguments):
         return
     plain = _layer(cell_class, arguments, return_sequences=True)
     x, mask = _sequences(), ragged_mask()
-    weights = _weighting(plain)
+    weights = _weighting()
     outputs, inputs, weight_gradients = gradients(plain, [x], weights, mask=mask)
     for mode, clip in (("grad_clip_value", clip_by_value), ("grad_clip_norm", clip_by_norm)):
         for place in ("state", "preactivation"):
@@ -205,7 +205,11 @@ def clipping(cell_class, arguments):
         found = gradients(layer, [x], weights, mask=mask)
         assert np.array_equal(found[0], outputs), f"{mode} changes the outputs"
         if len(cell_class.state_names) == 1:
-            expected = _stepwise_clipped(plain, x, weights, lambda d, clip=clip: clip(d, 0.05))
+            expected = _stepwise_clipped(
+                _like(plain, cell_class, arguments, return_sequences=True),
+                x,
+                lambda d, clip=clip: clip(d, 0.05),
+            )
             unmasked = gradients(layer, [x], weights)
             for given, wanted in zip(unmasked[2], expected, strict=True):
                 _same(given, wanted, f"weight gradients with {mode}")
@@ -243,7 +247,7 @@ def penalties(cell_class, arguments):
 
 
 def dropout(cell_class, arguments):
-    """Dropout acts in training only, and the same units are dropped at every step."""
+    """Dropout acts in training only, and anew in every call."""
     x = np.repeat(_sequences()[:, :1], TIME, axis=1)
     plain = _layer(cell_class, arguments, return_sequences=True)
     options = {"dropout": 0.4, "recurrent_dropout": 0.4, "seed": 1}
@@ -384,7 +388,7 @@ def _initial_states(layer):
     return [rng.normal(size=(BATCH, UNITS)).astype(DTYPE) for _ in layer.cell.state_names]
 
 
-def _weighting(layer):
+def _weighting():
     """A scalar of all outputs in which every element has a weight of its own."""
 
     def loss(outputs):
@@ -397,9 +401,9 @@ def _weighting(layer):
     return loss
 
 
-def _stepwise_clipped(layer, x, loss, clip):
-    """The weight gradients of BPTT, with `clip` on dL/dh_t, from one-step gradients of `layer`."""
-    one = _like(layer, type(layer.cell), _arguments_of(layer), return_sequences=True)
+def _stepwise_clipped(one, x, clip):
+    """The weight gradients of BPTT on `_weighting`, with `clip` on dL/dh_t, from gradients of the
+    layer `one` over one step at a time."""
     hidden = [np.zeros((BATCH, UNITS), DTYPE)]
     for t in range(TIME):
         hidden.append(_array(one(x[:, t : t + 1], initial_state=hidden[-1]))[:, 0])
@@ -415,11 +419,6 @@ def _stepwise_clipped(layer, x, loss, clip):
         )
         totals = [a + b for a, b in zip(totals, of_weights, strict=True)] if totals else of_weights
     return totals
-
-
-def _arguments_of(layer):
-    config = layer.cell.get_config()
-    return {name: config[name] for name in type(layer.cell).options() - {"units"}}
 
 
 def _array(tensor):

@@ -98,10 +98,11 @@ def assert_close(given, expected, tolerance=TOLERANCE):
 
 def run_python(code, *arguments, without_package=False, timeout=300):
     """Runs `code` in a new process; with `without_package`, one that cannot import keras_gates."""
+    code = textwrap.dedent(code)
     if without_package:
-        code = "import sys\nsys.modules['keras_gates'] = None\n" + textwrap.dedent(code)
+        code = "import sys\nsys.modules['keras_gates'] = None\n" + code
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

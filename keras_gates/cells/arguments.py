@@ -1,5 +1,6 @@
 """Which arguments a cell takes, and what to say of those it does not."""
 
+import functools
 import inspect
 
 from keras_gates.validation import close_matches
@@ -10,13 +11,14 @@ LAYER_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autoca
 KERAS_NAMES = {"activation": "candidate_activation", "recurrent_activation": "gate_activation"}
 
 
+@functools.cache  # asked whenever an attribute of a layer is set
 def own_options(cell_class):
     """Names of the arguments that the class itself adds to those of its bases."""
     if "__init__" not in vars(cell_class):
-        return set()
+        return frozenset()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(cell_class.__init__).parameters
-    return {name for name, p in parameters.items() if p.kind in kinds and name != "self"}
+    return frozenset(n for n, p in parameters.items() if p.kind in kinds and n != "self")
 
 
 def refuse_unknown(owner, given, known, cells, close=()):

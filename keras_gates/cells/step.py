@@ -23,25 +23,27 @@ class Step:
         # Keras makes these once per sequence: one mask, or one per block in a list.
         self.input_masks = cell.get_dropout_mask(inputs) if training else None
         self.recurrent_masks = cell.get_recurrent_dropout_mask(hidden) if training else None
+        self.input_bias, self.recurrent_bias = cell.bias, None
+        if cell.use_bias and cell.two_biases:
+            self.input_bias, self.recurrent_bias = cell.bias[0], cell.bias[1]
         self.may_clip = bool(training) or may_be_recorded()
         self.activated = {}  # from "candidate" or the name of a gate to its value
 
     def projected_input(self):
         """`x W_k + b_k` of every block k, by name."""
-        cell, bias = self.cell, self.cell.bias
-        if cell.use_bias and cell.two_biases:
-            bias = bias[0]
-        return self._project(self.inputs, self.input_masks, cell.kernel, bias, cell.blocks)
+        cell = self.cell
+        return self._project(
+            self.inputs, self.input_masks, cell.kernel, self.input_bias, cell.blocks
+        )
 
     def projected_state(self):
         """`h U_k (+ c_k)` of every projected block k, by name."""
-        cell, bias = self.cell, None
+        cell = self.cell
         blocks = cell.blocks if cell.projected_blocks is None else cell.projected_blocks
         if not blocks:
             return _named((), None)
-        kernel, columns = cell.recurrent_kernel, len(blocks) * cell.units
-        if cell.use_bias and cell.two_biases:
-            bias = cell.bias[1]
+        kernel, bias = cell.recurrent_kernel, self.recurrent_bias
+        columns = len(blocks) * cell.units
         if len(blocks) < len(cell.blocks):
             kernel = kernel[:, :columns]
             bias = None if bias is None else bias[:columns]
@@ -55,8 +57,8 @@ class Step:
         if self.recurrent_masks is not None:
             value = value * self.recurrent_masks[index]
         product = ops.matmul(value, cell.recurrent_kernel[:, columns])
-        if cell.use_bias and cell.two_biases:
-            product = product + cell.bias[1, columns]
+        if self.recurrent_bias is not None:
+            product = product + self.recurrent_bias[columns]
         return self.clip("preactivation", product)
 
     def activate(self, name, activation, preactivation):
