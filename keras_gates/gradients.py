@@ -49,11 +49,16 @@ def clip_gradient(x, value=None, norm=None):
         value: bound for `clip_by_value`.
         norm: bound for `clip_by_norm`, per sample. With neither, the gradient passes unchanged.
     """
+    if value is None and norm is None:
+        return x
+    return _identity(x, lambda gradient: clipped(gradient, value, norm))
+
+
+def clipped(gradient, value=None, norm=None):
+    """`gradient`, shape (batch, units), clipped to one of the two bounds, if there is one."""
     if value is not None:
-        return _identity(x, lambda gradient: clip_by_value(gradient, value))
-    if norm is not None:
-        return _identity(x, lambda gradient: clip_by_norm(gradient, norm))
-    return x
+        return clip_by_value(gradient, value)
+    return gradient if norm is None else clip_by_norm(gradient, norm)
 
 
 def may_be_recorded():
@@ -69,14 +74,17 @@ def may_be_recorded():
     import tensorflow as tf
     from tensorflow.python.eager import record  # no public name says this
 
-    return record.could_possibly_record() or not (tf.executing_eagerly() or _is_exporting())
+    return record.could_possibly_record() or not (tf.executing_eagerly() or is_exporting())
 
 
-def _is_exporting():
-    """Whether Keras is tracing a model for an exported file. It has no flag that says so."""
+_EXPORTERS = ("keras.src.export.", "tensorflow.python.saved_model.save")
+
+
+def is_exporting():
+    """Whether a model is being traced for a SavedModel. Nothing that is public says so."""
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("keras.src.export."):
+        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
             return True
         frame = frame.f_back
     return False

@@ -5,10 +5,10 @@ import warnings
 
 import keras
 
-from keras_gates import activations, regularizers
+from keras_gates import activations, engine, regularizers
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown
-from keras_gates.validation import close_matches
+from keras_gates.validation import close_matches, one_of
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -28,6 +28,10 @@ class GatedRNN(keras.layers.RNN):
         stateful: whether the last states of a batch are the initial ones of the next.
         unroll: whether to unroll the time loop (a known, short number of steps).
         zero_output_for_mask: whether the output at a masked step is zero instead of a repetition.
+        backprop: how gradients are computed. "fused": the whole sequence at once, with the states
+            alone in memory, in loops that XLA compiles. "autodiff": by the backend, step by step.
+            "auto": fused wherever it is possible and pays; `explain` says which and why. The
+            results are the same. "fused" raises where it is impossible.
         gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
         candidate_activation: φ. Default: "tanh".
         grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation
@@ -81,6 +85,7 @@ class GatedRNN(keras.layers.RNN):
         stateful=False,
         unroll=False,
         zero_output_for_mask=False,
+        backprop="auto",
         **kwargs,
     ):
         layer_arguments = {k: kwargs.pop(k) for k in LAYER_ARGUMENTS if k in kwargs}
@@ -97,6 +102,9 @@ class GatedRNN(keras.layers.RNN):
             zero_output_for_mask=zero_output_for_mask,
             **layer_arguments,
         )
+        self.backprop = one_of("backprop", backprop, engine.BACKPROP)
+        self._engine = None
+        self._obstacle = None  # what the engine said when it could not run the cell
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
 
@@ -143,8 +151,8 @@ class GatedRNN(keras.layers.RNN):
     def inner_loop(self, sequences, initial_state, mask, training=False):
         penalties = self.cell.penalties
         sums = [regularizers.initial_sum(sequences) for _ in penalties]
-        last_output, outputs, states = super().inner_loop(
-            sequences, [*initial_state, *sums], mask, training=training
+        last_output, outputs, states = self._loop(
+            sequences, [*initial_state, *sums], mask, training
         )
         states, sums = list(states), []
         while len(states) > len(self.cell.state_names):
@@ -153,6 +161,27 @@ class GatedRNN(keras.layers.RNN):
             mean = regularizers.mean_per_valid_step(total, sequences, mask)
             self.add_loss(strength * mean)
         return last_output, outputs, states
+
+    def _loop(self, sequences, states, mask, training):
+        obstacle = self._general_obstacle()
+        if obstacle and self.backprop == "fused":
+            raise ValueError(
+                f"backprop='fused' is impossible in {self.name!r}: {obstacle}. Use 'auto'."
+            )
+        if not (obstacle or engine.obstacle_here(self)):
+            if self._engine is None:
+                self._engine = engine.new(self.cell)
+            try:
+                return engine.run(self, self._engine, sequences, states, mask, training)
+            except engine.NotFusable as reason:
+                self._obstacle = str(reason)
+                return self._loop(sequences, states, mask, training)
+        return super().inner_loop(sequences, states, mask, training=training)
+
+    def _general_obstacle(self):
+        if self.backprop == "autodiff":
+            return "backprop='autodiff' was given"
+        return self._obstacle or engine.obstacle(self)
 
     def _check_initial_state(self, sequences, initial_state):
         if initial_state is None:
@@ -163,7 +192,9 @@ class GatedRNN(keras.layers.RNN):
         names = self.cell.state_names
 
         def fits(shape):
-            return len(shape) == 2 and shape[0] in (None, batch) and shape[1] == units
+            if len(shape) != 2 or shape[1] != units:
+                return False
+            return batch is None or shape[0] in (None, batch)
 
         if len(given) != len(names) or not all(map(fits, given)):
             raise ValueError(
@@ -183,6 +214,9 @@ class GatedRNN(keras.layers.RNN):
                 f"{self.name!r} takes a `mask` of shape (batch, time) = {expected}. "
                 f"Received: shape {given}"
             )
+
+    def get_config(self):
+        return {**super().get_config(), "backprop": self.backprop}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

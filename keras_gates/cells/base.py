@@ -9,6 +9,7 @@ from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 from keras_gates import activations, regularizers
 from keras_gates.cells import arguments
 from keras_gates.cells.step import Step
+from keras_gates.gradients import may_be_recorded
 from keras_gates.validation import (
     close_matches,
     fraction,
@@ -188,20 +189,20 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"{type(self).__name__} has no gate {name!r}; its blocks are {self.blocks}"
                 f"{close_matches(name, self.gate_activations)}"
             )
-        return self._step.activate(name, self.gate_activations[name], preactivation)
+        return self.step.activate(name, self.gate_activations[name], preactivation)
 
     def candidate(self, preactivation):
         """The candidate: its activation of the pre-activation. To be called once in `update`."""
-        return self._step.activate(CANDIDATE, self.candidate_activation, preactivation)
+        return self.step.activate(CANDIDATE, self.candidate_activation, preactivation)
 
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` for a block k that is not among `projected_blocks`."""
-        return self._step.recurrent(block, value)
+        return self.step.recurrent(block, value)
 
     def clip_state(self, state):
         """`state`, with its gradient clipped. `call` does this to the hidden state; a cell with a
         further state that gradients flow along does it in its equations."""
-        return self._step.clip("state", state)
+        return self.step.clip("state", state)
 
     # ------------------------------------------------------------------ one time step
 
@@ -215,16 +216,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self._refuse_lost_penalties(sums)
         try:
             hidden, states = super().__call__(inputs, states, *args, **kwargs)
-            penalized = {
-                "activation_l1": hidden,
-                "candidate_l1": self._step.activated.get(CANDIDATE),
-            }
+            sums = self.add_penalized(sums, hidden)
         finally:
-            self._step = None
-        sums = [
-            regularizers.add_step(total, penalized[name])
-            for name, total in zip(self.penalties, sums, strict=True)
-        ]
+            self.step = None
         return hidden, [*states, *sums] if nested else hidden
 
     def call(self, inputs, states, training=False):
@@ -238,21 +232,53 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         Returns:
             The new hidden state, and the list of the new states.
         """
-        self._refuse_loss_scaling(training)
-        self._step = step = Step(self, inputs, states[0], training)
-        new_states = self.update(step.projected_input(), step.projected_state(), tuple(states))
+        self.refuse_loss_scaling(training)
+        self.step = step = Step(
+            self,
+            # Keras makes these once per sequence.
+            self.get_dropout_mask(inputs) if training else None,
+            self.get_recurrent_dropout_mask(states[0]) if training else None,
+            may_clip=bool(training) or may_be_recorded(),
+        )
+        states = self.advance(step.projected_input(inputs), step.projected_state(states[0]), states)
+        return states[0], states
+
+    def advance(self, x, u, states):
+        """The list of the new states: the equations, and the clipped gradient of the hidden one."""
+        new_states = self.update(x, u, tuple(states))
         if not isinstance(new_states, (tuple, list)) or len(new_states) != len(self.state_names):
             raise ValueError(
                 f"{type(self).__name__}.update must return a tuple of the new states, "
                 f"{', '.join(self.state_names)}. Received: {new_states!r}"
             )
-        if self.candidate_l1 and CANDIDATE not in step.activated:
+        if self.candidate_l1 and CANDIDATE not in self.step.activated:
             raise ValueError(
                 f"`candidate_l1` penalizes the candidate, and the update of {type(self).__name__} "
                 f"calls no self.candidate. Received: candidate_l1={self.candidate_l1}"
             )
-        hidden = self.clip_state(new_states[0])
-        return hidden, [hidden, *new_states[1:]]
+        return [self.clip_state(new_states[0]), *new_states[1:]]
+
+    def add_penalized(self, sums, hidden):
+        """The running sums of the penalties, after the step that led to `hidden`."""
+        penalized = {"activation_l1": hidden, "candidate_l1": self.step.activated.get(CANDIDATE)}
+        return [
+            regularizers.add_step(total, penalized[name])
+            for name, total in zip(self.penalties, sums, strict=True)
+        ]
+
+    def refuse_loss_scaling(self, training):
+        """Raises if gradients will come back scaled, so that a bound on them means nothing."""
+        if not (self.clips and training):
+            return
+        context = getattr(self, "_get_call_context", lambda: None)()
+        model = getattr(context, "entry_layer", None)
+        if isinstance(getattr(model, "optimizer", None), keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                f"`grad_clip_value` and `grad_clip_norm` of {self.name!r} cannot be kept under "
+                f"the LossScaleOptimizer of {model.name!r}: it multiplies all gradients by a "
+                "changing factor, so that the bound would mean another one at every step. Use "
+                "mixed_bfloat16 or float32 with a plain optimizer, or clip in the optimizer."
+            )
 
     @property
     def penalties(self):
@@ -363,11 +389,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     # ------------------------------------------------------------------ the parts
 
     # What belongs to the time step being computed; None between steps.
-    _step = None
+    step = None
 
     def __setattr__(self, name, value):
         # Keras tracks what is set on a layer, at a cost, and must not keep a step's tensors.
-        if name == "_step":
+        if name == "step":
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -424,19 +450,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 "scaling multiplies all gradients by a changing factor, so that the bound would "
                 "mean another one at every step. Use mixed_bfloat16 or float32, or clip in the "
                 f"optimizer. Received: dtype={self.dtype_policy.name!r}"
-            )
-
-    def _refuse_loss_scaling(self, training):
-        if not (self.clips and training):
-            return
-        context = getattr(self, "_get_call_context", lambda: None)()
-        model = getattr(context, "entry_layer", None)
-        if isinstance(getattr(model, "optimizer", None), keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                f"`grad_clip_value` and `grad_clip_norm` of {self.name!r} cannot be kept under "
-                f"the LossScaleOptimizer of {model.name!r}: it multiplies all gradients by a "
-                "changing factor, so that the bound would mean another one at every step. Use "
-                "mixed_bfloat16 or float32 with a plain optimizer, or clip in the optimizer."
             )
 
     def _refuse_lost_penalties(self, sums):

@@ -4,50 +4,57 @@ import collections
 
 from keras import ops
 
-from keras_gates.gradients import clip_gradient, may_be_recorded
+from keras_gates.gradients import clip_gradient, clipped
 
 
 class Step:
-    """The projections of one time step, with dropout, and where its gradients are clipped.
+    """The projections of time steps, with dropout, and where their gradients are clipped.
 
     Args:
         cell: a GatedCell.
-        inputs: (batch, features).
-        hidden: the hidden state before the step, (batch, units).
-        training: whether dropout applies.
+        input_masks, recurrent_masks: dropout masks, one or a list with one per block, or None.
+        may_clip: whether gradients of what is computed now may be asked for.
     """
 
-    def __init__(self, cell, inputs, hidden, training):
+    def __init__(self, cell, input_masks=None, recurrent_masks=None, may_clip=False):
         self.cell = cell
-        self.inputs, self.hidden = inputs, hidden
-        # Keras makes these once per sequence: one mask, or one per block in a list.
-        self.input_masks = cell.get_dropout_mask(inputs) if training else None
-        self.recurrent_masks = cell.get_recurrent_dropout_mask(hidden) if training else None
+        self.input_masks, self.recurrent_masks = input_masks, recurrent_masks
         self.input_bias, self.recurrent_bias = cell.bias, None
         if cell.use_bias and cell.two_biases:
             self.input_bias, self.recurrent_bias = cell.bias[0], cell.bias[1]
-        self.may_clip = bool(training) or may_be_recorded()
+        self.may_clip = may_clip
         self.activated = {}  # from "candidate" or the name of a gate to its value
 
-    def projected_input(self):
+    def projected_input(self, inputs):
         """`x W_k + b_k` of every block k, by name."""
         cell = self.cell
-        return self._project(
-            self.inputs, self.input_masks, cell.kernel, self.input_bias, cell.blocks
-        )
+        return self._project(inputs, self.input_masks, cell.kernel, self.input_bias, cell.blocks)
 
-    def projected_state(self):
+    def projected_state(self, hidden):
         """`h U_k (+ c_k)` of every projected block k, by name."""
         cell = self.cell
         blocks = cell.blocks if cell.projected_blocks is None else cell.projected_blocks
         if not blocks:
-            return _named((), None)
+            return named((), ())
         kernel, bias = cell.recurrent_kernel, self.recurrent_bias
         columns = len(blocks) * cell.units
         if len(blocks) < len(cell.blocks):
             kernel = kernel[:, :columns]
             bias = None if bias is None else bias[:columns]
-        return self._project(self.hidden, self.recurrent_masks, kernel, bias, blocks)
+        return self._project(hidden, self.recurrent_masks, kernel, bias, blocks)
+
+    def pull_state(self, d_blocks, transposed):
+        """dL/dh from the gradients of the blocks of `projected_state`, given the transpose of U."""
+        d = self.clipped("preactivation", ops.concatenate(d_blocks, axis=-1))
+        transposed = transposed[: d.shape[-1]]
+        if not isinstance(self.recurrent_masks, list):
+            d = ops.matmul(d, transposed)
+            return d if self.recurrent_masks is None else d * self.recurrent_masks
+        count = len(d_blocks)
+        parts = zip(ops.split(d, count, -1), ops.split(transposed, count, 0), strict=True)
+        terms = [ops.matmul(part, kernel) for part, kernel in parts]
+        masked = [d * mask for d, mask in zip(terms, self.recurrent_masks[:count], strict=True)]
+        return sum(masked[1:], masked[0])
 
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` of one block k."""
@@ -68,10 +75,15 @@ class Step:
 
     def clip(self, place, x):
         """`x`, with its gradient clipped if this is the place where the cell clips."""
-        cell = self.cell
-        if place != cell.grad_clip_at or not self.may_clip:
+        if place != self.cell.grad_clip_at or not self.may_clip:
             return x
-        return clip_gradient(x, value=cell.grad_clip_value, norm=cell.grad_clip_norm)
+        return clip_gradient(x, self.cell.grad_clip_value, self.cell.grad_clip_norm)
+
+    def clipped(self, place, gradient):
+        """`gradient`, clipped if this is the place where the cell clips."""
+        if place != self.cell.grad_clip_at:
+            return gradient
+        return clipped(gradient, self.cell.grad_clip_value, self.cell.grad_clip_norm)
 
     def _project(self, value, masks, kernel, bias, blocks):
         if isinstance(masks, list):
@@ -84,10 +96,9 @@ class Step:
         else:
             product = ops.matmul(value if masks is None else value * masks, kernel)
         product = product if bias is None else product + bias
-        return _named(blocks, self.clip("preactivation", product))
+        return named(blocks, ops.split(self.clip("preactivation", product), len(blocks), axis=-1))
 
 
-def _named(blocks, projected):
-    """A named tuple of the equal blocks of columns of `projected`."""
-    parts = ops.split(projected, len(blocks), axis=-1) if blocks else ()
-    return collections.namedtuple("Blocks", blocks)(*parts)
+def named(blocks, values):
+    """A named tuple of one value per block."""
+    return collections.namedtuple("Blocks", blocks)(*values)

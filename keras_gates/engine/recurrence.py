@@ -1,0 +1,108 @@
+"""A cell taken apart: the functions of its weights that an engine runs and differentiates.
+
+Between the two projections, which are linear, `x W + b` and `h U + c`, and the rest of the
+equations, an engine may put all time steps of a chunk into one matrix product. All that a cell
+knows (dropout, penalties, masks, where gradients are clipped) is inside these functions, so that an
+engine needs their values and their derivatives alone.
+"""
+
+import collections
+import contextlib
+
+import keras
+from keras import ops
+
+# Not public; a layer's own `__call__` casts its weights with it.
+from keras.src.backend.common.variables import AutocastScope
+
+from keras_gates.cells.step import Step, named
+
+# Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block.
+Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent"])
+
+
+class Recurrence:
+    """The parts of a cell as functions of its weights.
+
+    Args:
+        cell: a built GatedCell.
+
+    Attributes:
+        variables: the cell's weights: W, U, b and what activations and subclasses add.
+        recurrent_kernel: the index of U among them.
+        projected: names of the blocks that `project_state` gives.
+    """
+
+    def __init__(self, cell):
+        self.cell = cell
+        self.variables = list(cell.weights)
+        self.recurrent_kernel = [v is cell.recurrent_kernel for v in self.variables].index(True)
+        blocks = cell.blocks if cell.projected_blocks is None else cell.projected_blocks
+        self.projected = tuple(blocks)
+
+    def values(self):
+        """The present values of `variables`, in their own dtypes."""
+        with AutocastScope(None):
+            return [variable.value for variable in self.variables]
+
+    def project_input(self, values, inputs, dropout):
+        """`x W_k + b_k` of every block k; `inputs` (rows, features), each result (rows, units)."""
+        with self._given(values, dropout) as step:
+            return list(step.projected_input(inputs))
+
+    def project_state(self, values, hidden, dropout):
+        """`h U_k (+ c_k)` of every block in `projected`; `hidden` (rows, units)."""
+        with self._given(values, dropout) as step:
+            return list(step.projected_state(hidden))
+
+    def pull_state(self, values, d_blocks, transposed, dropout):
+        """dL/dh from the gradients of what `project_state` gave, and the transpose of U."""
+        with self._given(values, dropout) as step:
+            return step.pull_state(d_blocks, transposed)
+
+    def advance(self, values, x, u, states, valid, dropout):
+        """The states after one time step.
+
+        Args:
+            values: of `variables`.
+            x, u: what `project_input` and `project_state` gave for this step.
+            states: the states before, each (rows, units), and the running sums of the penalties,
+                each (rows, 1).
+            valid: booleans (rows, 1), or None: whether the step is not masked.
+            dropout: the masks.
+        """
+        cell = self.cell
+        with self._given(values, dropout):
+            hidden_and_more = states[: len(cell.state_names)]
+            sums = states[len(cell.state_names) :]
+            new = cell.advance(named(cell.blocks, x), named(self.projected, u), hidden_and_more)
+            new = [*new, *cell.add_penalized(sums, new[0])]
+        if valid is None:
+            return new
+        return [ops.where(valid, after, before) for after, before in zip(new, states, strict=True)]
+
+    @contextlib.contextmanager
+    def _given(self, values, dropout):
+        mapping = list(zip(self.variables, values, strict=True))
+        scope = keras.StatelessScope(mapping)
+        with scope, AutocastScope(self.cell.compute_dtype):
+            self.cell.step = Step(
+                self.cell, _one_or_list(dropout.inputs), _one_or_list(dropout.recurrent), True
+            )
+            try:
+                yield self.cell.step
+            finally:
+                self.cell.step = None
+        if len(scope.state_mapping) > len(mapping):
+            raise NotFusable(
+                f"the update of {type(self.cell).__name__} changes variables (random numbers?), "
+                "and the backward pass has to compute it a second time"
+            )
+
+
+class NotFusable(Exception):
+    """The cell cannot run in an engine; the message says why."""
+
+
+def _one_or_list(masks):
+    return (masks[0] if len(masks) == 1 else list(masks)) if masks else None
