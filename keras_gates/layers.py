@@ -104,7 +104,8 @@ class GatedRNN(keras.layers.RNN):
         )
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
         self._engine = None
-        self._obstacle = None  # what the engine said when it could not run the cell
+        self._not_fusable = None  # what the engine said when it could not run the cell
+        self._obstacles = {}  # of the fused path, when last traced for "training", "inference"
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
 
@@ -162,26 +163,44 @@ class GatedRNN(keras.layers.RNN):
             self.add_loss(strength * mean)
         return last_output, outputs, states
 
+    def explain(self):
+        """Which path sequences take through this layer here, and why.
+
+        Returns:
+            Text, one line per path: whether backpropagation through time is fused, or left to
+            the backend's automatic differentiation, and the reason.
+        """
+        obstacle = self._general_obstacle()
+        if obstacle:
+            return f"{self.name}: Keras' own loop, because {obstacle}"
+        lines = [f"{self.name}: can run fused on {keras.backend.backend()}"]
+        for what, reason in self._obstacles.items():
+            path = f"Keras' own loop, because {reason}" if reason else "fused"
+            lines.append(f"  {what}, when last traced: {path}")
+        return "\n".join(lines)
+
     def _loop(self, sequences, states, mask, training):
         obstacle = self._general_obstacle()
         if obstacle and self.backprop == "fused":
             raise ValueError(
                 f"backprop='fused' is impossible in {self.name!r}: {obstacle}. Use 'auto'."
             )
-        if not (obstacle or engine.obstacle_here(self)):
+        obstacle = obstacle or engine.obstacle_here(self, sequences, training)
+        self._obstacles["training" if training else "inference"] = obstacle
+        if not obstacle:
             if self._engine is None:
                 self._engine = engine.new(self.cell)
             try:
                 return engine.run(self, self._engine, sequences, states, mask, training)
             except engine.NotFusable as reason:
-                self._obstacle = str(reason)
+                self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)
 
     def _general_obstacle(self):
         if self.backprop == "autodiff":
             return "backprop='autodiff' was given"
-        return self._obstacle or engine.obstacle(self)
+        return self._not_fusable or engine.obstacle(self)
 
     def _check_initial_state(self, sequences, initial_state):
         if initial_state is None:

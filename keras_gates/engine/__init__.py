@@ -33,11 +33,17 @@ def obstacle(layer):
     return None
 
 
-def obstacle_here(layer):
+def obstacle_here(layer, sequences, training):
     """Why the layer does not take the fused path in what is being computed now, or None."""
     if is_exporting():
         return "an exported model consists of plain operations"
-    if layer.backprop == "fused" or keras.backend.backend() != "tensorflow":
+    if layer.backprop == "fused":
+        return None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if not isinstance(sequences, jax.core.Tracer):
+            return "outside jit and grad every call would be compiled"
         return None
     import tensorflow as tf
 
@@ -45,7 +51,9 @@ def obstacle_here(layer):
         return "outside a graph (fit, predict, tf.function) every new shape would be compiled"
     if tf.config.list_physical_devices("GPU"):
         return "the kernels are made for CPUs, and TensorFlow has a GPU here"
-    return None
+    from keras_gates.engine import warmup
+
+    return warmup.obstacle(layer, sequences, training)
 
 
 def new(cell):

@@ -15,17 +15,16 @@ each.
 
 import collections
 import functools
+import json
 import os
+import re
+import weakref
 
 import tensorflow as tf
 
+from keras_gates.engine.chunks import KEPT, ceil, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 
-# Steps of a chunk, at most. More of them spread the cost of launching a kernel over more work;
-# fewer stay in the processor's cache.
-STEPS = 25
-# The projections of the states are kept for the backward pass up to this size, in bytes.
-KEPT = 128 * 2**20
 # Whether this TensorFlow can compile.
 COMPILED = tf.test.is_built_with_xla()
 
@@ -40,13 +39,8 @@ def rows_of_a_tile(batch, units, loops):
     """How many samples a kernel takes; `batch` may be None."""
     if batch is not None:
         # One tile per core, neither too narrow to multiply fast nor too wide for the cache.
-        return batch if batch <= 8 else min(max(8, _ceil(batch, loops)), 64)
+        return batch if batch <= 8 else min(max(8, ceil(batch, loops)), 64)
     return 32 if units >= 192 else 16
-
-
-def steps_of_a_chunk(time):
-    """How many time steps a kernel takes; `time` may be None."""
-    return _ceil(time, _ceil(time, STEPS)) if time else STEPS
 
 
 def parallel_loops():
@@ -70,6 +64,7 @@ class Engine:
         self.cell = cell
         self.dtype = tf.as_dtype(cell.compute_dtype)
         self.loops = parallel_loops()
+        self._key = _key(cell)
         self._made = {}
 
     def __call__(self, sequences, states, mask, dropout, return_sequences):
@@ -92,7 +87,7 @@ class Engine:
             sequences=return_sequences,
         )
         batch, time = tf.shape(sequences)[0], tf.shape(sequences)[1]
-        tiles, chunks = _ceil(batch, form.rows), _ceil(time, form.steps)
+        tiles, chunks = ceil(batch, form.rows), ceil(time, form.steps)
         pad = functools.partial(
             _pad,
             rows=None if _divides(form.rows, sequences.shape[0]) else tiles * form.rows - batch,
@@ -101,7 +96,7 @@ class Engine:
         columns = len(self.recurrence.projected) * self.cell.units
         size = tiles * form.rows * chunks * form.steps * columns * self.dtype.size
         keep = tf.cast(size <= KEPT, tf.int32)
-        each = _ceil(tiles, self.loops)  # tiles per loop
+        each = ceil(tiles, self.loops)  # tiles per loop
         ranges = [
             (i * each, tf.clip_by_value(tiles - i * each, 0, each)) for i in range(self.loops)
         ]
@@ -109,7 +104,7 @@ class Engine:
         dropout = Dropout(*[[pad(m) for m in each] for each in dropout])
         counts = (chunks, time, keep)
         given_states = list(states)
-        forward, backward = self._loop(form)
+        loops = self._loop(form)
 
         @tf.custom_gradient
         def fused(x, *states_and_values):
@@ -117,7 +112,7 @@ class Engine:
             states = [pad(s) for s in states_and_values[: len(given_states)]]
             values = list(states_and_values[len(given_states) :])
             parts = [
-                forward(x, masks, dropout, states, values, first, count, *counts)
+                loops.forward(x, masks, dropout, states, values, first, count, *counts)
                 for first, count in ranges
             ]
             last = [
@@ -132,7 +127,7 @@ class Engine:
                 d_outputs = [pad(d[0])] if return_sequences else []
                 d_last = [pad(s) for s in d[len(d_outputs) :]]
                 found = [
-                    backward(
+                    loops.backward(
                         x, masks, dropout, states, values, p.kept, p.projected,
                         d_outputs, d_last, first, count, *counts,
                     )
@@ -154,14 +149,30 @@ class Engine:
         return (found.pop(0) if return_sequences else None), found
 
     def _loop(self, form):
-        """The forward and the backward loop over the chunks of some tiles."""
+        """The loops over the chunks of some tiles, shared by all cells that differ in weights."""
         if form not in self._made:
-            kernels = _Kernels(self.recurrence, form)
-            loops = _Loops(kernels, self.dtype)
-            self._made[form] = tuple(
-                tf.function(f, autograph=False) for f in (loops.forward, loops.backward)
-            )
+            loops = _shared.get((self._key, form))
+            if loops is None:
+                loops = _Loops(_Kernels(self.recurrence, form), self.dtype)
+                if self._key is not None:
+                    _shared[self._key, form] = loops
+            self._made[form] = loops
         return self._made[form]
+
+
+# The loops in use: the directions of a Bidirectional and equal layers of a stack compile once.
+_shared = weakref.WeakValueDictionary()
+_IRRELEVANT = re.compile("name|trainable|seed|.*dropout|.*(initializer|regularizer|constraint)")
+
+
+def _key(cell):
+    """What the computations of a cell depend on besides weights; None where that is unknown."""
+    try:
+        config = cell.get_config()
+    except ValueError:  # an activation that cannot be saved
+        return None
+    relevant = {k: v for k, v in config.items() if not _IRRELEVANT.fullmatch(k)}
+    return type(cell), cell.compute_dtype, json.dumps(relevant, sort_keys=True, default=repr)
 
 
 Forward = collections.namedtuple("Forward", ["outputs", "last", "kept", "projected"])
@@ -179,8 +190,10 @@ class _Loops:
         self.units = kernels.recurrence.cell.units
         self.state_count = len(kernels.recurrence.cell.state_names)
         self.dtype = dtype
+        self.forward = tf.function(self._forward, autograph=False)
+        self.backward = tf.function(self._backward, autograph=False)
 
-    def forward(self, x, masks, dropout, states, values, first, count, chunks, time, keep):
+    def _forward(self, x, masks, dropout, states, values, first, count, chunks, time, keep):
         rows = self.form.rows
         size = count * chunks
 
@@ -225,7 +238,7 @@ class _Loops:
             [a.flow for a in projected],
         )
 
-    def backward(
+    def _backward(
         self, x, masks, dropout, states, values, kept, projected, d_outputs, d_last,
         first, count, chunks, time, keep,
     ):  # fmt: skip
@@ -444,10 +457,6 @@ def _or_zeros(gradients, like):
 
 def _add(totals, gradients):
     return [t if g is None else t + g for t, g in zip(totals, gradients, strict=True)]
-
-
-def _ceil(a, b):
-    return -(-a // b)
 
 
 def _divides(a, b):

@@ -1,0 +1,165 @@
+"""Fused backpropagation through time on JAX.
+
+The algorithm of `keras_gates.engine.tensorflow`, as nested scans: over chunks, and in each over
+its time steps. JAX compiles whole functions for fixed shapes, so there are no tiles here.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from keras_gates.engine.chunks import KEPT, steps_of_a_chunk
+from keras_gates.engine.recurrence import Dropout, Recurrence
+
+
+class Engine:
+    """Runs one cell.
+
+    Args:
+        cell: a built GatedCell.
+    """
+
+    def __init__(self, cell):
+        self.recurrence = Recurrence(cell)
+        self.state_count = len(cell.state_names)
+
+    def __call__(self, sequences, states, mask, dropout, return_sequences):
+        """The hidden states, (batch, time, units) or None, and the last states.
+
+        Args:
+            sequences: (batch, time, features).
+            states: the states and penalty sums before the first step, each (batch, ...).
+            mask: (batch, time) or None.
+            dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
+            return_sequences: whether the hidden state of every step is wanted.
+        """
+        batch, time = sequences.shape[:2]
+        steps = steps_of_a_chunk(time)
+        missing = -time % steps
+        x = _chunks(sequences, steps, missing)
+        valid = None
+        if mask is not None or missing:
+            mask = jnp.ones((batch, time), bool) if mask is None else jnp.asarray(mask)
+            valid = _chunks(mask[:, :, None], steps, missing)
+        columns = len(self.recurrence.projected) * self.recurrence.cell.units
+        keep = x.shape[0] * steps * batch * columns * x.dtype.itemsize <= KEPT
+        values = [jnp.asarray(v) for v in self.recurrence.values()]
+        hidden, last = self._fused(return_sequences, keep)(x, valid, dropout, states, values)
+        if hidden is not None:
+            hidden = jnp.swapaxes(hidden.reshape(-1, *hidden.shape[2:])[:time], 0, 1)
+        return hidden, list(last)
+
+    def _fused(self, return_sequences, keep):
+        """The function of the chunks, with its own backward pass."""
+
+        def forward(x, valid, dropout, states, values):
+            last, (kept, projected) = jax.lax.scan(
+                functools.partial(self._forward, values, dropout), list(states), (x, valid)
+            )
+            residuals = (x, valid, dropout, states, values, kept, projected if keep else None)
+            return (kept[0] if return_sequences else None, last), residuals
+
+        def backward(residuals, d):
+            x, valid, dropout, states, values, kept, projected = residuals
+            d_hidden, d_last = d
+            # The states before each chunk.
+            before = [
+                jnp.concatenate([first[None], after[:-1, -1]])
+                for first, after in zip(states, kept, strict=False)
+            ]
+            transposed = values[self.recurrence.recurrent_kernel].T
+            (d_states, d_values), d_x = jax.lax.scan(
+                functools.partial(self._backward, values, transposed, dropout),
+                (list(d_last), [jnp.zeros_like(v) for v in values]),
+                (x, valid, before, kept, projected, d_hidden),
+                reverse=True,
+            )
+            return d_x, None, None, d_states, d_values
+
+        fused = jax.custom_vjp(lambda *args: forward(*args)[0])
+        fused.defvjp(forward, backward)
+        return fused
+
+    def _forward(self, values, dropout, states, chunk):
+        """The states after a chunk; its states, and its projections of the state."""
+        x, valid = chunk
+        recurrence = self.recurrence
+        x_blocks = _by_time(recurrence.project_input(values, _flat(x), _bulk(dropout, x)), x)
+
+        def step(states, at):
+            xs, valid = at
+            u = recurrence.project_state(values, states[0], dropout)
+            states = recurrence.advance(values, xs, u, states, valid, dropout)
+            return states, (states[: self.state_count], u)
+
+        return jax.lax.scan(step, states, (x_blocks, valid))
+
+    def _backward(self, values, transposed, dropout, carry, chunk):
+        """The gradients before a chunk, from those after it."""
+        d_states, d_values = carry
+        x, valid, before, after, u_blocks, d_hidden = chunk
+        recurrence, bulk = self.recurrence, _bulk(dropout, x)
+        previous = [jnp.concatenate([b[None], a[:-1]]) for b, a in zip(before, after, strict=True)]
+        hidden = previous[0].reshape(-1, previous[0].shape[-1])
+        x_all, pull_x = jax.vjp(
+            lambda x, values: recurrence.project_input(values, x, bulk), _flat(x), values
+        )
+        u_all, pull_u = jax.vjp(
+            lambda values: recurrence.project_state(values, hidden, bulk), values
+        )
+        x_blocks = _by_time(x_all, x)
+        if u_blocks is None:
+            u_blocks = _by_time(u_all, x)
+        sums = [jnp.zeros_like(d) for d in d_states[self.state_count :]]
+
+        def step(carry, at):
+            d_states, d_values = carry
+            xs, us, states, valid, d_output = at
+            if d_output is not None:
+                d_states = [d_states[0] + d_output, *d_states[1:]]
+            _, pull = jax.vjp(
+                lambda x, u, states, values: recurrence.advance(
+                    values, x, u, states, valid, dropout
+                ),
+                xs, us, [*states, *sums], values,
+            )  # fmt: skip
+            d_xs, d_us, d_before, d_more = pull(d_states)
+            if d_us:
+                d_before[0] += recurrence.pull_state(values, d_us, transposed, dropout)
+            return (d_before, _add(d_values, d_more)), (d_xs, d_us)
+
+        carry, (d_xs, d_us) = jax.lax.scan(
+            step,
+            (d_states, d_values),
+            (x_blocks, u_blocks, previous, valid, d_hidden),
+            reverse=True,
+        )
+        d_states, d_values = carry
+        d_x, d_more = pull_x([_flat(d) for d in d_xs])
+        (d_most,) = pull_u([_flat(d) for d in d_us])
+        return (d_states, _add(_add(d_values, d_more), d_most)), d_x.reshape(x.shape)
+
+
+def _chunks(value, steps, missing):
+    """(batch, time, ...) as (chunks, steps, batch, ...), with zeros after the last step."""
+    value = jnp.swapaxes(value, 0, 1)
+    value = jnp.pad(value, [(0, missing), *[(0, 0)] * (value.ndim - 1)])
+    return value.reshape(-1, steps, *value.shape[1:])
+
+
+def _flat(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _by_time(blocks, x):
+    return [block.reshape(*x.shape[:2], -1) for block in blocks]
+
+
+def _bulk(dropout, x):
+    """The dropout masks for all steps of a chunk at once."""
+    return Dropout(*[[jnp.tile(m, (x.shape[0], 1)) for m in each] for each in dropout])
+
+
+def _add(totals, gradients):
+    return [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
