@@ -46,7 +46,7 @@ class Step:
     def pull_state(self, d_blocks, transposed):
         """dL/dh from the gradients of the blocks of `projected_state`, given the transpose of U."""
         d = self.clipped("preactivation", ops.concatenate(d_blocks, axis=-1))
-        transposed = transposed[: d.shape[-1]]
+        transposed = ops.cast(transposed[: d.shape[-1]], d.dtype)
         if not isinstance(self.recurrent_masks, list):
             d = ops.matmul(d, transposed)
             return d if self.recurrent_masks is None else d * self.recurrent_masks

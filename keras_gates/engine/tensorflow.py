@@ -136,7 +136,7 @@ class Engine:
                 d_x = tf.concat([f.x for f in found], 0)[:batch, :time]
                 d_states = zip(*[f.states for f in found], strict=True)
                 d_values = zip(*[f.values for f in found], strict=True)
-                return (
+                return _differentiated_once(
                     d_x,
                     *[tf.concat(pieces, 0)[:batch] for pieces in d_states],
                     *[tf.add_n(pieces) for pieces in d_values],
@@ -220,20 +220,22 @@ class _Loops:
         last = [_array(s.dtype, count, (rows, s.shape[1])) for s in states]
         kept = [_array(self.dtype, size, shape) for _ in range(self.state_count)]
         projected = [
-            _array(self.dtype, tf.maximum(1, keep * size), shape)
-            for _ in self.kernels.recurrence.projected
+            _array(self.dtype, keep * size, shape) for _ in self.kernels.recurrence.projected
         ]
         _, _, last, kept, projected = tf.while_loop(
             lambda q, *_: q < size, body, (0, start, last, kept, projected), parallel_iterations=1
         )
         outputs = []
         if self.form.sequences:
-            hidden = tf.reshape(kept[0].stack(), (count, chunks, *shape))
+            hidden = tf.reshape(_stack(kept[0], size), (count, chunks, *shape))
             hidden = tf.transpose(hidden, (0, 3, 1, 2, 4))
             outputs = tf.reshape(hidden, (count * rows, chunks * self.form.steps, self.units))
         return Forward(
             outputs,
-            [tf.reshape(a.stack(), (-1, s.shape[1])) for a, s in zip(last, states, strict=True)],
+            [
+                tf.reshape(_stack(a, count), (-1, s.shape[1]))
+                for a, s in zip(last, states, strict=True)
+            ],
             [a.flow for a in kept],
             [a.flow for a in projected],
         )
@@ -290,11 +292,14 @@ class _Loops:
             (size - 1, start, d_first, zeros, d_x),
             parallel_iterations=1,
         )
-        d_x = tf.reshape(d_x.stack(), (count, chunks, rows, self.form.steps, features))
+        d_x = tf.reshape(_stack(d_x, size), (count, chunks, rows, self.form.steps, features))
         d_x = tf.transpose(d_x, (0, 2, 1, 3, 4))
         return Backward(
             tf.reshape(d_x, (count * rows, chunks * self.form.steps, features)),
-            [tf.reshape(a.stack(), (-1, s.shape[1])) for a, s in zip(d_first, states, strict=True)],
+            [
+                tf.reshape(_stack(a, count), (-1, s.shape[1]))
+                for a, s in zip(d_first, states, strict=True)
+            ],
             d_values,
         )
 
@@ -476,8 +481,24 @@ def _pad(value, rows, steps):
     return tf.ensure_shape(padded, [None] * (1 + over_time) + value.shape[1 + over_time :])
 
 
+@tf.custom_gradient
+def _differentiated_once(*gradients):
+    def gradient(*_):
+        raise NotImplementedError(
+            "Second derivatives (a gradient of a gradient) do not go through fused "
+            "backpropagation through time. Give backprop='autodiff' to the GatedRNN layers."
+        )
+
+    return [tf.identity(g) for g in gradients], gradient
+
+
 def _array(dtype, size, shape):
-    return tf.TensorArray(dtype, size, element_shape=shape)
+    # At least one element: a loop without tiles is compiled as well, and reads the first.
+    return tf.TensorArray(dtype, tf.maximum(1, size), element_shape=shape)
+
+
+def _stack(array, size):
+    return array.stack()[:size]
 
 
 def _read(flow, index, dtype, shape):
