@@ -4,8 +4,12 @@ Every figure is a ratio: both sides alternate in one process, and the medians ov
 compared, so that a machine that speeds up and slows down does so for both. A ratio above 1 means
 that GatedRNN is faster. PyTorch takes part where it is installed (`pip install torch`).
 
-    python examples/benchmark.py            # all rows, half an hour or so on two cores
-    python examples/benchmark.py --quick    # the two small shapes, three rounds, no memory
+GatedRNN is timed as it is after its first seconds, with backprop="fused". What it does before, when
+compiling does not pay yet, is measured on its own: the first training step, and a fit of 20 steps
+over 10 lengths, each in a new process.
+
+    python examples/benchmark.py            # all rows, about 40 minutes on two cores
+    python examples/benchmark.py --quick    # the two small shapes, three rounds
 """
 
 import argparse
@@ -123,7 +127,7 @@ def sides(name, shape):
     """From the name of each side to its `train` and `inference`."""
     cell, gate, candidate = LAYERS[name]
     features, units = shape.features, shape.units
-    ours = {"cell": cell, "candidate_activation": candidate}
+    ours = {"cell": cell, "candidate_activation": candidate, "backprop": "fused"}
     theirs = {"activation": candidate}
     if gate:
         ours["gate_activation"] = theirs["recurrent_activation"] = gate
@@ -179,21 +183,10 @@ def alternate(calls, rounds, least=0.02):
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def first_calls(made):
-    """Seconds of the very first training step of each side, tracing and compiling included."""
-    seconds = {}
-    for name, side in made.items():
-        started = time.perf_counter()
-        side["train"]()
-        seconds[name] = time.perf_counter() - started
-    return seconds
-
-
 def measure(name, shape, rounds):
     """The two rows, training and inference, of one layer at one shape."""
     keras.utils.clear_session()
     made = sides(name, shape)
-    first = first_calls(made)
     rows = []
     for mode in ("train", "inference"):
         medians = alternate({side: calls[mode] for side, calls in made.items()}, rounds)
@@ -205,7 +198,6 @@ def measure(name, shape, rounds):
                 "mode": mode,
                 "seconds": medians,
                 "ratio": {side: t / mine for side, t in medians.items() if side != OURS},
-                "first_call": first if mode == "train" else None,
                 "flops": floating_point_operations(name, shape, mode),
             }
         )
@@ -226,17 +218,35 @@ def matrix_product_rate(size=1024):
     return 2 * size**3 / seconds
 
 
-def peak_memory(side):
-    """Bytes by which one training step at LONG raises the resident memory, in its own process."""
-    command = [sys.executable, __file__, "--memory-of", side]
+def growth_with_time(rounds):
+    """How many times longer a training step takes at T = 1600 than at T = 100."""
+    keras.utils.clear_session()
+    steps = {}
+    for time_steps in (100, 1600):
+        shape = SHAPES[-1]._replace(time_steps=time_steps)
+        steps[time_steps] = sides("GRU(relu, sigmoid)", shape)[OURS]["train"]
+    medians = alternate(steps, rounds)
+    return medians[1600] / medians[100]
+
+
+def in_own_process(task, side):
+    """The number that `task` prints for a side, "keras_gates" or "keras.layers"."""
+    command = [sys.executable, __file__, "--task", task, side]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.strip().splitlines()[-1])
+    return float(done.stdout.strip().splitlines()[-1])
 
 
-def print_memory_growth(side):
-    layer = kg.GatedRNN(LONG.units, candidate_activation="relu")
+def relu_gru(side, units, **arguments):
+    """The model of the tasks, for sequences of any length."""
+    layer = kg.GatedRNN(units, candidate_activation="relu", **arguments)
     if side != OURS:
-        layer = keras.layers.GRU(LONG.units, activation="relu")
+        layer = keras.layers.GRU(units, activation="relu")
+    return layer
+
+
+def memory(side):
+    """Bytes by which one training step at LONG raises the resident memory."""
+    layer = relu_gru(side, LONG.units, backprop="fused")
     model = keras.Sequential([keras.Input((None, LONG.features)), layer, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = map(tf.constant, data(LONG))
@@ -245,7 +255,50 @@ def print_memory_growth(side):
     with open("/proc/self/statm") as statm:
         before = int(statm.read().split()[1]) * resource.getpagesize()
     model.train_on_batch(x, y)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def first_call(side):
+    """Seconds of the very first training step at SHAPES[2]."""
+    shape = SHAPES[2]
+    step = keras_side(relu_gru(side, shape.units), shape)["train"]
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def short_fit(side):
+    """Seconds of a fit of 20 steps over batches of 10 lengths from 20 to 155."""
+    features = 16
+    model = keras.Sequential([keras.Input((None, features)), relu_gru(side, 64)])
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+
+    def batches():
+        for i in range(20):
+            x = rng.normal(size=(32, 20 + 15 * (i % 10), features))
+            yield x.astype("float32"), rng.normal(size=(32, 64)).astype("float32")
+
+    signature = (tf.TensorSpec((None, None, features)), tf.TensorSpec((None, 64)))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    started = time.perf_counter()
+    model.fit(dataset, verbose=0)
+    return time.perf_counter() - started
+
+
+TASKS = {"memory": memory, "first call": first_call, "short fit": short_fit}
+
+
+def measure_tasks(rounds):
+    """From each task to the median over `rounds` of each side; the sides take turns."""
+    found = {}
+    for task in TASKS:
+        values = {OURS: [], "keras.layers": []}
+        for _ in range(1 if task == "memory" else rounds):
+            for side in values:
+                values[side].append(in_own_process(task, side))
+        found[task] = {side: float(np.median(v)) for side, v in values.items()}
+    return found
 
 
 # ---------------------------------------------------------------------- report
@@ -287,12 +340,15 @@ def print_summary(result):
                 f"  {mode:<9}  against {side:<20} geometric mean {s['mean']:.2f}, "
                 f"least {s['least']:.2f}, {s['rows']} rows"
             )
-    if result["memory"]:
-        ours, theirs = result["memory"][OURS], result["memory"]["keras.layers"]
+    for task, of_side in (result["tasks"] or {}).items():
+        ours, theirs = of_side[OURS], of_side["keras.layers"]
+        unit = (2**20, "MiB") if task == "memory" else (1, "s")
         print(
-            f"  memory of a training step, {LONG}: {ours / 2**20:.0f} MiB against "
-            f"{theirs / 2**20:.0f} MiB of keras.layers ({ours / theirs:.2f} times)"
+            f"  {task}: {ours / unit[0]:.2f} {unit[1]} against {theirs / unit[0]:.2f} {unit[1]} "
+            f"of keras.layers, {ours / theirs:.2f} times"
         )
+    if result["growth"]:
+        print(f"  a training step at T=1600 takes {result['growth']:.1f} times one at T=100")
 
 
 def draw(rows, path):
@@ -358,14 +414,17 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="two shapes, three rounds, no memory")
+    parser.add_argument(
+        "--quick", action="store_true", help="two shapes, three rounds, no memory or first call"
+    )
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), metavar="L")
     parser.add_argument("--rounds", type=int, default=None, help="default: 7")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.memory_of:
-        print_memory_growth(arguments.memory_of)
+    if arguments.task:
+        task, side = arguments.task
+        print(TASKS[task](side))
         return None
     tf.get_logger().setLevel("ERROR")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -380,16 +439,17 @@ def main(argv=None):
             for row in measure(name, shape, rounds):
                 rows.append(row)
                 print_row(row, rate)
-    memory = None
+    tasks = growth = None
     if not arguments.quick:
-        memory = {side: peak_memory(side) for side in (OURS, "keras.layers")}
+        tasks, growth = measure_tasks(rounds), growth_with_time(rounds)
     result = {
         "machine": machine(),
         "matrix_product_rate": rate,
         "rounds": rounds,
         "rows": rows,
         "summary": summary(rows),
-        "memory": memory,
+        "tasks": tasks,
+        "growth": growth,
     }
     print_summary(result)
     (arguments.out / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -44,9 +44,29 @@ CLIPS = [
 ]
 
 
+@pytest.fixture(autouse=True, params=["autodiff"] if BACKEND == "torch" else ["autodiff", "fused"])
+def backprop(request, monkeypatch):
+    """Every test here runs through the plain loop and through the engine."""
+    monkeypatch.setitem(kg.GatedRNN.__init__.__kwdefaults__, "backprop", request.param)
+    if BACKEND == "tensorflow" and request.param == "fused":
+        from keras_gates.engine import tensorflow as engine
+
+        # The algorithm is the same uncompiled, and fast enough for hundreds of tests.
+        monkeypatch.setattr(engine, "COMPILED", False)
+        yield request.param
+        TRACED.update(engine._shared.values())
+    else:
+        yield request.param
+
+
+TRACED = set()  # keeps alive what the next test of the same cell can use
+
+
 @pytest.mark.parametrize("check", checks.CHECKS)
 @pytest.mark.parametrize(("cell", "arguments"), CELLS)
-def test_check(check, cell, arguments):
+def test_check(check, cell, arguments, backprop):
+    if check == "unrolled" and backprop == "fused":
+        pytest.skip("unroll=True asks for a loop of its own")
     checks.CHECKS[check](cell, arguments)
 
 
@@ -244,8 +264,10 @@ OPTIONS = [
 @pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", KERAS)
-def test_equals_keras(name, options, mask, rng):
+def test_equals_keras(name, options, mask, rng, backprop):
     """Outputs and gradients in float32, dropout included: its masks come from the same seed."""
+    if options.get("unroll") and backprop == "fused":
+        pytest.skip("unroll=True asks for a loop of its own")
     if BACKEND == "jax" and options.get("unroll") and mask is not None:
         options = {**options, "return_sequences": False}
     theirs_class, variant = KERAS[name]

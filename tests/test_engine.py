@@ -1,0 +1,384 @@
+"""The fused engine: the same results as the plain loop, whichever way it is reached.
+
+The contract tests run through it as well (test_contracts.py), uncompiled; here it is compiled, in
+the surroundings that users have: `fit`, XLA, several devices, exports, dynamic shapes.
+"""
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, run_python
+
+import keras_gates as kg
+from keras_gates import checks
+
+if BACKEND != "tensorflow":
+    pytest.skip("the engine of TensorFlow", allow_module_level=True)
+
+import tensorflow as tf
+
+from keras_gates.engine import warmup
+from keras_gates.engine.chunks import STEPS, steps_of_a_chunk
+from keras_gates.engine.recurrence import Dropout
+from keras_gates.engine.tensorflow import Engine, rows_of_a_tile
+
+FEATURES, UNITS = 3, 5
+# Neither a multiple of the rows of a tile nor of the steps of a chunk.
+BATCH, TIME = 35, 2 * STEPS + 7
+
+
+def pair(rng, **arguments):
+    """A fused layer and one that is not, of the same random weights."""
+    layers = []
+    for backprop in ("fused", "autodiff"):
+        layer = kg.GatedRNN(UNITS, dtype="float64", backprop=backprop, seed=3, **arguments)
+        layer.build((None, None, FEATURES))
+        layers.append(layer)
+    layers[0].set_weights([0.5 * rng.normal(size=w.shape) for w in layers[0].get_weights()])
+    for weight, value in zip(layers[1].weights, layers[0].weights, strict=True):
+        weight.assign(value)
+    return layers
+
+
+def outputs_and_gradients(layer, x, mask=None, states=None, training=False):
+    """Of a graph with dynamic batch and time."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, FEATURES), tf.float64)])
+    def run(x):
+        given = [tf.constant(s) for s in states or []]
+        with tf.GradientTape() as tape:
+            tape.watch([x, *given])
+            found = layer(
+                x, initial_state=given or None, mask=None if mask is None else tf.constant(mask),
+                training=training,
+            )  # fmt: skip
+            found = list(found) if isinstance(found, (list, tuple)) else [found]
+            loss = sum(tf.reduce_sum(tf.sin(y)) for y in found) + 9 * sum(layer.losses)
+        weights = [w.value for w in layer.trainable_weights]
+        return [*found, *tape.gradient(loss, [x, *given, *weights])]
+
+    return [np.asarray(value) for value in run(tf.constant(x))]
+
+
+def assert_same(given, expected, tolerance=1e-9):
+    for a, b in zip(given, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def ragged(rng, batch=BATCH, time=TIME):
+    mask = rng.random((batch, time)) > 0.3
+    mask[0], mask[1, :9], mask[2, 30:] = False, False, False
+    return mask
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cell": "gru", "grad_clip_norm": 0.1, "activation_l1": 0.2, "candidate_l1": 0.1},
+        {"cell": "gru", "reset_after": False, "recurrent_dropout": 0.3, "dropout": 0.2},
+        {"cell": "gru", "candidate_activation": "softmax", "go_backwards": True},
+        {"cell": "lstm", "grad_clip_value": 0.02, "recurrent_dropout": 0.3},
+        {"cell": "lstm", "use_bias": False, "dropout": 0.4, "zero_output_for_mask": True},
+        {"cell": "simple", "grad_clip_norm": 0.1, "grad_clip_at": "preactivation"},
+    ],
+    ids=str,
+)
+def test_compiled_it_equals_the_plain_loop(arguments, rng):
+    fused, plain = pair(rng, return_sequences=True, return_state=True, **arguments)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    states = [rng.normal(size=(BATCH, UNITS)) for _ in fused.cell.state_names]
+    given, expected = (
+        outputs_and_gradients(layer, x, ragged(np.random.default_rng(1)), states, training=True)
+        for layer in (fused, plain)
+    )
+    assert_same(given, expected)
+
+
+def test_activations_with_weights_get_their_gradients(rng):
+    prelu = {
+        "candidate_activation": keras.layers.PReLU(dtype="float64"),
+        "gate_activation": {"reset": keras.layers.PReLU(dtype="float64")},
+    }
+    fused = kg.GatedRNN(UNITS, dtype="float64", backprop="fused", **prelu)
+    fused.build((None, None, FEATURES))
+    fused.set_weights([0.5 * rng.normal(size=w.shape) for w in fused.get_weights()])
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    given = outputs_and_gradients(fused, x)
+    fused.backprop = "autodiff"
+    assert len(given) == 2 + 5
+    assert_same(given, outputs_and_gradients(fused, x))
+
+
+@pytest.mark.parametrize("kept", [0, 2**30])
+def test_projections_kept_or_computed_again(kept, rng, monkeypatch):
+    monkeypatch.setattr("keras_gates.engine.tensorflow.KEPT", kept)
+    fused, plain = pair(rng, cell="lstm")
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    assert_same(outputs_and_gradients(fused, x), outputs_and_gradients(plain, x))
+
+
+@pytest.mark.parametrize("loops", [1, 2, 5])
+def test_any_number_of_loops(loops, rng, monkeypatch):
+    """More loops than tiles, too."""
+    monkeypatch.setattr("keras_gates.engine.tensorflow.parallel_loops", lambda: loops)
+    monkeypatch.setattr("keras_gates.engine.tensorflow.COMPILED", False)
+    fused, plain = pair(rng, return_sequences=True)
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    assert_same(outputs_and_gradients(fused, x), outputs_and_gradients(plain, x))
+
+
+def test_new_lengths_and_batch_sizes_compile_nothing(rng):
+    layer, plain = pair(rng, cell="simple")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, FEATURES), tf.float64)])
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) ** 2)
+        return tape.gradient(loss, [w.value for w in layer.trainable_weights])
+
+    for batch, time in [(4, 3), (17, 25), (40, 60), (1, 1)]:
+        x = rng.normal(size=(batch, time, FEATURES))
+        _, _, expected = checks.gradients(plain, [x], lambda found: tf.reduce_sum(found[0] ** 2))
+        assert_same(gradient(tf.constant(x)), expected)
+    (loops,) = layer._engine._made.values()
+    assert loops.kernels.forward.experimental_get_tracing_count() == 1
+    assert loops.kernels.backward.experimental_get_tracing_count() == 1
+
+
+def test_tiles_and_chunks():
+    assert rows_of_a_tile(1, 64, 2) == 1
+    assert rows_of_a_tile(64, 64, 2) == 32
+    assert rows_of_a_tile(1000, 64, 2) == 64
+    assert rows_of_a_tile(None, 64, 2) == 16
+    assert rows_of_a_tile(None, 256, 2) == 32
+    assert [steps_of_a_chunk(t) for t in (1, 9, STEPS, STEPS + 1, 4 * STEPS)] == [1, 9, 25, 13, 25]
+    assert steps_of_a_chunk(None) == STEPS
+
+
+def model(backprop, **arguments):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((None, FEATURES), name="frames"),
+            keras.layers.Masking(),
+            keras.layers.Bidirectional(
+                kg.GatedRNN(
+                    8,
+                    candidate_activation="relu",
+                    backprop=backprop,
+                    return_sequences=True,
+                    grad_clip_norm=1.0,
+                    **arguments,
+                )
+            ),
+            kg.GatedRNN(6, cell="lstm", backprop=backprop, activation_l1=1e-3),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def data(rng, batch=40, time=30):
+    x = rng.normal(size=(batch, time, FEATURES)).astype("float32")
+    x[:5, 20:] = 0  # masked
+    return x, rng.normal(size=(batch, 1)).astype("float32")
+
+
+def trained(backprop, x, y, epochs=2, **options):
+    found = model(backprop)
+    found.compile(keras.optimizers.SGD(0.05), "mse", **options)
+    losses = found.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0).history["loss"]
+    return found, [*losses, *found.predict(x, verbose=0)[:, 0]]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str
+)
+def test_fit_and_predict(options, rng):
+    x, y = data(rng)
+    fused, given = trained("fused", x, y, **options)
+    plain, expected = trained("autodiff", x, y, **options)
+    assert_same(given, expected, 1e-5)
+    forward, backward = fused.layers[1].forward_layer, fused.layers[1].backward_layer
+    assert forward._obstacles == {"training": None, "inference": None}
+    assert plain.layers[2].explain().startswith(f"{plain.layers[2].name}: Keras' own loop, because")
+    shared = [set(map(id, layer._engine._made.values())) for layer in (forward, backward)]
+    assert shared[0] == shared[1], "the two directions of a Bidirectional share their kernels"
+
+
+def test_a_short_training_is_not_compiled_and_a_long_one_is(rng, monkeypatch):
+    x, y = data(rng)
+    _, expected = trained("autodiff", x, y, epochs=6)
+    short, given = trained("auto", x, y, epochs=6)
+    assert_same(given, expected, 1e-6)
+    assert short.layers[2]._engine is None
+    assert "compiling pays after about" in short.layers[2].explain()
+
+    monkeypatch.setattr(warmup, "PATIENCE", 0.2)
+    long, given = trained("auto", x, y, epochs=6)
+    assert_same(given, expected, 1e-5)
+    assert "training, when last traced: fused" in long.layers[2].explain()
+    assert long.layers[1].forward_layer._engine is not None
+
+
+def test_long_sequences_start_fused():
+    layer = kg.GatedRNN(256)
+    found = keras.Sequential([keras.Input((1000, 4)), layer])
+    found.compile("sgd", "mse")
+    found.make_train_function()
+    x = tf.zeros((1, 1000, 4))
+    assert warmup._is_long(layer.cell, tf.zeros((64, 1000, 4)))
+    assert not warmup._is_long(layer.cell, x)
+
+
+def test_outside_a_graph_nothing_is_compiled(rng):
+    layer = kg.GatedRNN(4)
+    layer(rng.normal(size=(2, 3, FEATURES)))
+    assert layer._engine is None
+    assert "outside a graph" in layer.explain()
+
+
+def test_what_cannot_be_fused_says_why(rng):
+    class OwnCall(kg.SimpleRNNCell):
+        def call(self, inputs, states, training=False):
+            return super().call(inputs, states, training=training)
+
+    class Noisy(kg.SimpleRNNCell):
+        def update(self, x, u, states):
+            noise = keras.random.normal((self.units,), seed=self.seed_generator)
+            return (self.candidate(x.candidate + u.candidate + noise),)
+
+    x = rng.normal(size=(2, 3, FEATURES)).astype("float32")
+    for arguments, reason in (
+        ({"cell": OwnCall}, "OwnCall defines its own `call`"),
+        ({"cell": Noisy}, "the update of Noisy changes variables"),
+        ({"unroll": True}, "unroll=True asks for an unrolled loop"),
+    ):
+        layer = kg.GatedRNN(4, backprop="fused", **arguments)
+        with pytest.raises(ValueError, match=f"backprop='fused' is impossible in .*{reason}"):
+            layer(x)
+        layer = kg.GatedRNN(4, **arguments)
+        tf.function(layer)(tf.constant(x))
+        assert reason in layer.explain()
+    with pytest.raises(ValueError, match="`backprop` must be one of"):
+        kg.GatedRNN(4, backprop="fast")
+
+
+def test_second_derivatives_are_refused(rng):
+    layer, plain = pair(rng)
+    x = tf.constant(rng.normal(size=(2, 3, FEATURES)))
+
+    def of_gradient(layer):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(layer(x) ** 2)
+            squared = tf.reduce_sum(inner.gradient(loss, x) ** 2)
+        return outer.gradient(squared, x)
+
+    assert of_gradient(plain) is not None
+    with pytest.raises(NotImplementedError, match="Give backprop='autodiff'"):
+        of_gradient(layer)
+
+
+def test_bfloat16(rng):
+    layers = [
+        kg.GatedRNN(8, dtype="mixed_bfloat16", backprop=b, seed=1) for b in ("fused", "autodiff")
+    ]
+    x = rng.normal(size=(4, 30, FEATURES)).astype("float32")
+    for layer in layers:
+        layer.build(x.shape)
+    layers[1].set_weights(layers[0].get_weights())
+    given, expected = (tf.cast(tf.function(layer)(x), "float32") for layer in layers)
+    np.testing.assert_allclose(given, expected, atol=0.05)
+
+
+def test_a_model_trained_fused_is_exported_as_plain_operations(rng, tmp_path):
+    x, y = data(rng)
+    found, _ = trained("fused", x, y)
+    expected = found.predict(x, verbose=0)
+    found.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.save(found, tmp_path / "saved")
+    for name in ("exported", "saved"):
+        output = run_python(
+            """
+            import sys, numpy, tensorflow as tf
+            loaded = tf.saved_model.load(sys.argv[1])
+            call = loaded.signatures["serving_default"]
+            graph = call.graph.as_graph_def()
+            nodes = [*graph.node, *[n for f in graph.library.function for n in f.node_def]]
+            assert not any("_gradient_op_type" in n.attr for n in nodes)
+            assert not {n.op for n in nodes} & {"PyFunc", "EagerPyFunc", "XlaLaunch"}
+            assert not any("XlaMustCompile" in k for n in nodes for k in n.attr)
+            x = numpy.load(sys.argv[2])
+            for rows, steps in ((40, 30), (3, 7)):
+                found = list(call(tf.constant(x[:rows, :steps])).values())[0]
+                print(found.shape, found[1, 0].numpy())
+            """,
+            tmp_path / name,
+            _saved(x, tmp_path),
+            without_package=True,
+        )
+        assert float(output.split()[2]) == pytest.approx(float(expected[1, 0]), rel=1e-4)
+
+
+def _saved(x, folder):
+    np.save(folder / "x.npy", x)
+    return folder / "x.npy"
+
+
+def test_under_mirrored_strategy():
+    """Two replicas on two logical processors train as one does."""
+    output = run_python(
+        """
+        import numpy as np, tensorflow as tf, keras, keras_gates as kg
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(16, 12, 3)), rng.normal(size=(16, 1))
+        def train(backprop):
+            keras.utils.set_random_seed(1)
+            layer = kg.GatedRNN(5, grad_clip_norm=1.0, backprop=backprop)
+            model = keras.Sequential([keras.Input((None, 3)), layer, keras.layers.Dense(1)])
+            model.compile("sgd", "mse")
+            return model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0), layer
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            fused, layer = train("auto")
+        assert layer.explain().endswith("training, when last traced: fused"), layer.explain()
+        plain, _ = train("autodiff")
+        print(*fused.history["loss"], *plain.history["loss"])
+        """
+    )
+    losses = [float(v) for v in output.split()[-4:]]
+    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-5)
+
+
+def test_two_runs_give_the_same_bits():
+    """Over the switch to the fused path as well, since work is counted and not timed."""
+    code = """
+        import numpy as np, tensorflow as tf, keras, keras_gates as kg
+        from keras_gates.engine import warmup
+        keras.utils.set_random_seed(1)
+        tf.config.experimental.enable_op_determinism()
+        warmup.PATIENCE = 0.05
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(32, 20, 3)), rng.normal(size=(32, 1))
+        layer = kg.GatedRNN(8, activation_l1=1e-3, dropout=0.2)
+        model = keras.Sequential([keras.Input((None, 3)), layer, keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        model.fit(x, y, batch_size=8, epochs=3, verbose=0)
+        assert "training, when last traced: fused" in layer.explain()
+        print(model.get_weights()[0].tobytes().hex())
+        """
+    assert run_python(code) == run_python(code)
+
+
+def test_the_engine_alone(rng):
+    """Its own interface: states and masks in, states of every step out."""
+    layer, _ = pair(rng)
+    x = rng.normal(size=(2, 4, FEATURES))
+    start = [tf.constant(rng.normal(size=(2, UNITS)))]
+    hidden, last = Engine(layer.cell)(tf.constant(x), start, None, Dropout([], []), True)
+    assert hidden.shape == (2, 4, UNITS)
+    np.testing.assert_array_equal(hidden[:, -1], last[0])
