@@ -103,49 +103,50 @@ class Engine:
         masks = [] if mask is None else [pad(mask)]
         dropout = Dropout(*[[pad(m) for m in each] for each in dropout])
         counts = (chunks, time, keep)
-        given_states = list(states)
+        state_count = len(states)
         loops = self._loop(form)
 
         @tf.custom_gradient
-        def fused(x, *states_and_values):
-            x = pad(x)
-            states = [pad(s) for s in states_and_values[: len(given_states)]]
-            values = list(states_and_values[len(given_states) :])
+        def fused(*given):
+            x, states, values = unpacked(given)
             parts = [
                 loops.forward(x, masks, dropout, states, values, first, count, *counts)
                 for first, count in ranges
             ]
-            last = [
-                tf.concat(pieces, 0)[:batch]
-                for pieces in zip(*[p.last for p in parts], strict=True)
-            ]
+            last = zip(*[part.last for part in parts], strict=True)
+            last = [tf.concat(pieces, 0)[:batch] for pieces in last]
             outputs = []
             if return_sequences:
-                outputs = [tf.concat([p.outputs for p in parts], 0)[:batch, :time]]
+                outputs = [tf.concat([part.outputs for part in parts], 0)[:batch, :time]]
 
-            def gradient(*d):
-                d_outputs = [pad(d[0])] if return_sequences else []
-                d_last = [pad(s) for s in d[len(d_outputs) :]]
+            @tf.custom_gradient
+            def backward(*d_and_given):
+                d = [pad(tf.stop_gradient(d)) for d in d_and_given[: len(outputs) + len(last)]]
+                d_outputs, d_last = d[: len(outputs)], d[len(outputs) :]
                 found = [
                     loops.backward(
-                        x, masks, dropout, states, values, p.kept, p.projected,
+                        x, masks, dropout, states, values, part.kept, part.projected,
                         d_outputs, d_last, first, count, *counts,
                     )
-                    for p, (first, count) in zip(parts, ranges, strict=True)
+                    for part, (first, count) in zip(parts, ranges, strict=True)
                 ]  # fmt: skip
                 d_x = tf.concat([f.x for f in found], 0)[:batch, :time]
                 d_states = zip(*[f.states for f in found], strict=True)
+                d_states = [tf.concat(pieces, 0)[:batch] for pieces in d_states]
                 d_values = zip(*[f.values for f in found], strict=True)
-                return _differentiated_once(
-                    d_x,
-                    *[tf.concat(pieces, 0)[:batch] for pieces in d_states],
-                    *[tf.add_n(pieces) for pieces in d_values],
-                )
+                d_values = [tf.add_n(pieces) for pieces in d_values]
+                return [d_x, *d_states, *d_values], _no_second_derivatives
 
-            return (*outputs, *last), gradient
+            return (*outputs, *last), lambda *d: backward(*d, *given)
+
+        def unpacked(given):
+            # Stopped: tapes need not record what has a gradient of its own.
+            x, *rest = [tf.stop_gradient(value) for value in given]
+            states = [pad(state) for state in rest[:state_count]]
+            return pad(x), states, rest[state_count:]
 
         values = map(tf.convert_to_tensor, self.recurrence.values())
-        found = list(fused(sequences, *given_states, *values))
+        found = list(fused(sequences, *states, *values))
         return (found.pop(0) if return_sequences else None), found
 
     def _loop(self, form):
@@ -481,15 +482,11 @@ def _pad(value, rows, steps):
     return tf.ensure_shape(padded, [None] * (1 + over_time) + value.shape[1 + over_time :])
 
 
-@tf.custom_gradient
-def _differentiated_once(*gradients):
-    def gradient(*_):
-        raise NotImplementedError(
-            "Second derivatives (a gradient of a gradient) do not go through fused "
-            "backpropagation through time. Give backprop='autodiff' to the GatedRNN layers."
-        )
-
-    return [tf.identity(g) for g in gradients], gradient
+def _no_second_derivatives(*_):
+    raise NotImplementedError(
+        "Second derivatives (a gradient of a gradient) do not go through fused backpropagation "
+        "through time. Give backprop='autodiff' to the GatedRNN layers."
+    )
 
 
 def _array(dtype, size, shape):
