@@ -169,7 +169,6 @@ def alternate(calls, rounds, least=0.02):
     repeats = {}
     for name, call in calls.items():
         call()
-        call()
         started = time.perf_counter()
         call()
         repeats[name] = max(1, int(least / (time.perf_counter() - started)))

@@ -18,13 +18,13 @@ if BACKEND != "tensorflow":
 import tensorflow as tf
 
 from keras_gates.engine import warmup
-from keras_gates.engine.chunks import STEPS, steps_of_a_chunk
+from keras_gates.engine.chunks import FEWEST_STEPS, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout
 from keras_gates.engine.tensorflow import Engine, rows_of_a_tile
 
 FEATURES, UNITS = 3, 5
 # Neither a multiple of the rows of a tile nor of the steps of a chunk.
-BATCH, TIME = 35, 2 * STEPS + 7
+BATCH, TIME = 35, 2 * FEWEST_STEPS + 7
 
 
 def pair(rng, **arguments):
@@ -151,8 +151,9 @@ def test_tiles_and_chunks():
     assert rows_of_a_tile(1000, 64, 2) == 64
     assert rows_of_a_tile(None, 64, 2) == 16
     assert rows_of_a_tile(None, 256, 2) == 32
-    assert [steps_of_a_chunk(t) for t in (1, 9, STEPS, STEPS + 1, 4 * STEPS)] == [1, 9, 25, 13, 25]
-    assert steps_of_a_chunk(None) == STEPS
+    assert [steps_of_a_chunk(t, 64, 256) for t in (1, 9, 25, 26, 100)] == [1, 9, 25, 13, 25]
+    assert [steps_of_a_chunk(t, 1, 64) for t in (100, 200, 300)] == [100, 200, 150]
+    assert steps_of_a_chunk(None, 1, 64) == FEWEST_STEPS
 
 
 def model(backprop, **arguments):

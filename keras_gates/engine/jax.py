@@ -35,7 +35,7 @@ class Engine:
             return_sequences: whether the hidden state of every step is wanted.
         """
         batch, time = sequences.shape[:2]
-        steps = steps_of_a_chunk(time)
+        steps = steps_of_a_chunk(time, batch, self.recurrence.cell.units)
         missing = -time % steps
         x = _chunks(sequences, steps, missing)
         valid = None

@@ -77,9 +77,12 @@ class Engine:
             dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
             return_sequences: whether the hidden state of every step is wanted.
         """
+        known_batch = sequences.shape[0]
+        rows = rows_of_a_tile(known_batch, self.cell.units, self.loops)
+        count = self.loops if known_batch is None else min(self.loops, ceil(known_batch, rows))
         form = Form(
-            rows=rows_of_a_tile(sequences.shape[0], self.cell.units, self.loops),
-            steps=steps_of_a_chunk(sequences.shape[1]),
+            rows=rows,
+            steps=steps_of_a_chunk(sequences.shape[1], rows, self.cell.units),
             features=sequences.shape[2],
             masked=mask is not None,
             input_masks=len(dropout.inputs),
@@ -90,16 +93,14 @@ class Engine:
         tiles, chunks = ceil(batch, form.rows), ceil(time, form.steps)
         pad = functools.partial(
             _pad,
-            rows=None if _divides(form.rows, sequences.shape[0]) else tiles * form.rows - batch,
+            rows=None if _divides(form.rows, known_batch) else tiles * form.rows - batch,
             steps=None if _divides(form.steps, sequences.shape[1]) else chunks * form.steps - time,
         )
         columns = len(self.recurrence.projected) * self.cell.units
         size = tiles * form.rows * chunks * form.steps * columns * self.dtype.size
         keep = tf.cast(size <= KEPT, tf.int32)
-        each = ceil(tiles, self.loops)  # tiles per loop
-        ranges = [
-            (i * each, tf.clip_by_value(tiles - i * each, 0, each)) for i in range(self.loops)
-        ]
+        each = ceil(tiles, count)  # tiles per loop
+        ranges = [(i * each, tf.clip_by_value(tiles - i * each, 0, each)) for i in range(count)]
         masks = [] if mask is None else [pad(mask)]
         dropout = Dropout(*[[pad(m) for m in each] for each in dropout])
         counts = (chunks, time, keep)
