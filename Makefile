@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
 test-backend: $(INSTALLED)-$(KERAS_BACKEND)

@@ -145,6 +145,39 @@ def test_new_lengths_and_batch_sizes_compile_nothing(rng):
     assert loops.kernels.backward.experimental_get_tracing_count() == 1
 
 
+def test_only_cells_that_compute_the_same_share_kernels():
+    def engine(**arguments):
+        layer = kg.GatedRNN(UNITS, **arguments)
+        layer.build((None, None, FEATURES))
+        return Engine(layer.cell)
+
+    def activation(scale):
+        @keras.saving.register_keras_serializable(package="tests")
+        def same_name(x):
+            return scale * x
+
+        return same_name
+
+    assert engine(seed=1)._key == engine(seed=2, kernel_initializer="zeros", dropout=0.1)._key
+    different = [
+        {}, {"cell": "lstm"}, {"use_bias": False}, {"reset_after": False},
+        {"grad_clip_norm": 1.0}, {"grad_clip_norm": 2.0}, {"grad_clip_value": 1.0},
+        {"grad_clip_norm": 1.0, "grad_clip_at": "preactivation"}, {"candidate_activation": "relu"},
+        {"gate_activation": {"reset": "relu"}}, {"gate_activation": {"update": "relu"}},
+        {"activation_l1": 0.1}, {"candidate_l1": 0.1}, {"dtype": "float64"},
+        {"cell": "lstm", "output_activation": "relu"},
+    ]  # fmt: skip
+    keys = [engine(**{"cell": "gru", **a})._key for a in different]
+    keys += [engine(candidate_activation=activation(scale))._key for scale in (1, 2)]
+    assert len(set(keys)) == len(keys)
+    assert engine(candidate_activation=keras.layers.PReLU())._key is None
+
+    class Own(kg.SimpleRNNCell):
+        pass
+
+    assert engine(cell=Own)._key is None
+
+
 def test_tiles_and_chunks():
     assert rows_of_a_tile(1, 64, 2) == 1
     assert rows_of_a_tile(64, 64, 2) == 32

@@ -15,13 +15,13 @@ each.
 
 import collections
 import functools
-import json
 import os
-import re
 import weakref
 
+import keras
 import tensorflow as tf
 
+from keras_gates.cells import CELLS
 from keras_gates.engine.chunks import KEPT, ceil, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 
@@ -164,17 +164,24 @@ class Engine:
 
 # The loops in use: the directions of a Bidirectional and equal layers of a stack compile once.
 _shared = weakref.WeakValueDictionary()
-_IRRELEVANT = re.compile("name|trainable|seed|.*dropout|.*(initializer|regularizer|constraint)")
 
 
 def _key(cell):
-    """What the computations of a cell depend on besides weights; None where that is unknown."""
-    try:
-        config = cell.get_config()
-    except ValueError:  # an activation that cannot be saved
+    """What the computations of a cell depend on besides weights; None where that is unknown.
+
+    Functions count as themselves and not by their names, which may come to mean another function.
+    """
+    functions = tuple(cell.activations_in_use())
+    if type(cell) not in CELLS.values() or any(isinstance(f, keras.Layer) for f in functions):
         return None
-    relevant = {k: v for k, v in config.items() if not _IRRELEVANT.fullmatch(k)}
-    return type(cell), cell.compute_dtype, json.dumps(relevant, sort_keys=True, default=repr)
+    options = {name: getattr(cell, name) for name in _OPTIONS if hasattr(cell, name)}
+    return type(cell), cell.compute_dtype, functions, tuple(options.items())
+
+
+_OPTIONS = (
+    "units", "use_bias", "reset_after", "grad_clip_value", "grad_clip_norm", "grad_clip_at",
+    "activation_l1", "candidate_l1",
+)  # fmt: skip
 
 
 Forward = collections.namedtuple("Forward", ["outputs", "last", "kept", "projected"])
