@@ -239,6 +239,33 @@ def test_fit_and_predict(options, rng):
     assert shared[0] == shared[1], "the two directions of a Bidirectional share their kernels"
 
 
+def test_predict_and_evaluate_keep_nothing_for_a_backward_pass(rng):
+    x, y = data(rng)
+    losses = {}
+    for backprop in ("fused", "autodiff"):
+        found = model(backprop)
+        found.compile(keras.optimizers.SGD(0.05), "mse")
+        history = found.fit(x, y, batch_size=16, validation_data=(x, y), epochs=2, verbose=0)
+        losses[backprop] = [*history.history["loss"], *history.history["val_loss"]]
+        if backprop == "fused":
+            made = found.layers[2]._engine._made
+            kept = {form.gradients: loops.kernels.kept_projections for form, loops in made.items()}
+            assert kept == {True: 4, False: 0}
+    assert_same(losses["fused"], losses["autodiff"], 1e-5)
+
+    # A gradient of what was traced outside every tape is there all the same.
+    fused, plain = pair(rng)
+    frames = tf.constant(rng.normal(size=(2, 3, FEATURES)))
+    found = []
+    for layer in (fused, plain):
+        call = tf.function(layer)
+        call(frames)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(frames) ** 2)
+        found.append(tape.gradient(loss, [w.value for w in layer.trainable_weights]))
+    assert_same(*found)
+
+
 def test_a_short_training_is_not_compiled_and_a_long_one_is(rng, monkeypatch):
     x, y = data(rng)
     _, expected = trained("autodiff", x, y, epochs=6)

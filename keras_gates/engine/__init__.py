@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gates.cells import GatedCell
 from keras_gates.engine.recurrence import Dropout, NotFusable
-from keras_gates.gradients import is_exporting
+from keras_gates.gradients import is_exporting, may_be_recorded
 
 __all__ = ["BACKPROP", "NotFusable", "obstacle", "obstacle_here", "run"]
 
@@ -75,7 +75,9 @@ def run(layer, engine, sequences, states, mask, training):
     if layer.go_backwards:
         sequences = ops.flip(sequences, axis=1)
         mask = None if mask is None else ops.flip(mask, axis=1)
-    hidden, last = engine(sequences, states, mask, dropout, layer.return_sequences)
+    hidden, last = engine(
+        sequences, states, mask, dropout, layer.return_sequences, training or may_be_recorded()
+    )
     last_output = last[0]
     if mask is not None:
         zero = ops.zeros((), dtype=last_output.dtype)

@@ -24,7 +24,7 @@ class Engine:
         self.recurrence = Recurrence(cell)
         self.state_count = len(cell.state_names)
 
-    def __call__(self, sequences, states, mask, dropout, return_sequences):
+    def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         """The hidden states, (batch, time, units) or None, and the last states.
 
         Args:
@@ -33,6 +33,7 @@ class Engine:
             mask: (batch, time) or None.
             dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
             return_sequences: whether the hidden state of every step is wanted.
+            gradients: unused, as JAX knows what is asked for.
         """
         batch, time = sequences.shape[:2]
         steps = steps_of_a_chunk(time, batch, self.recurrence.cell.units)

@@ -29,9 +29,19 @@ from keras_gates.engine.recurrence import Dropout, Recurrence
 COMPILED = tf.test.is_built_with_xla()
 
 # What is fixed for a kernel: how many rows, steps and features it takes; whether there is a mask;
-# how many dropout masks; whether the output of every step has a gradient of its own.
+# how many dropout masks; whether the output of every step is wanted; whether a gradient may be.
 Form = collections.namedtuple(
-    "Form", ["rows", "steps", "features", "masked", "input_masks", "recurrent_masks", "sequences"]
+    "Form",
+    [
+        "rows",
+        "steps",
+        "features",
+        "masked",
+        "input_masks",
+        "recurrent_masks",
+        "sequences",
+        "gradients",
+    ],
 )
 
 
@@ -67,7 +77,7 @@ class Engine:
         self._key = _key(cell)
         self._made = {}
 
-    def __call__(self, sequences, states, mask, dropout, return_sequences):
+    def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         """The hidden states, (batch, time, units) or None, and the last states.
 
         Args:
@@ -76,6 +86,7 @@ class Engine:
             mask: (batch, time) or None.
             dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
             return_sequences: whether the hidden state of every step is wanted.
+            gradients: whether a gradient may be asked for. Without one, nothing is kept.
         """
         known_batch = sequences.shape[0]
         rows = rows_of_a_tile(known_batch, self.cell.units, self.loops)
@@ -88,6 +99,7 @@ class Engine:
             input_masks=len(dropout.inputs),
             recurrent_masks=len(dropout.recurrent),
             sequences=return_sequences,
+            gradients=gradients,
         )
         batch, time = tf.shape(sequences)[0], tf.shape(sequences)[1]
         tiles, chunks = ceil(batch, form.rows), ceil(time, form.steps)
@@ -107,9 +119,7 @@ class Engine:
         state_count = len(states)
         loops = self._loop(form)
 
-        @tf.custom_gradient
-        def fused(*given):
-            x, states, values = unpacked(given)
+        def forward(x, states, values):
             parts = [
                 loops.forward(x, masks, dropout, states, values, first, count, *counts)
                 for first, count in ranges
@@ -119,6 +129,12 @@ class Engine:
             outputs = []
             if return_sequences:
                 outputs = [tf.concat([part.outputs for part in parts], 0)[:batch, :time]]
+            return parts, outputs, last
+
+        @tf.custom_gradient
+        def fused(*given):
+            x, states, values = unpacked(given)
+            parts, outputs, last = forward(x, states, values)
 
             @tf.custom_gradient
             def backward(*d_and_given):
@@ -146,8 +162,12 @@ class Engine:
             states = [pad(state) for state in rest[:state_count]]
             return pad(x), states, rest[state_count:]
 
-        values = map(tf.convert_to_tensor, self.recurrence.values())
-        found = list(fused(sequences, *states, *values))
+        values = [tf.convert_to_tensor(value) for value in self.recurrence.values()]
+        if gradients:
+            found = list(fused(sequences, *states, *values))
+        else:
+            _, outputs, last = forward(*unpacked([sequences, *states, *values]))
+            found = [*outputs, *last]
         return (found.pop(0) if return_sequences else None), found
 
     def _loop(self, form):
@@ -197,7 +217,6 @@ class _Loops:
     def __init__(self, kernels, dtype):
         self.kernels, self.form = kernels, kernels.form
         self.units = kernels.recurrence.cell.units
-        self.state_count = len(kernels.recurrence.cell.state_names)
         self.dtype = dtype
         self.forward = tf.function(self._forward, autograph=False)
         self.backward = tf.function(self._backward, autograph=False)
@@ -227,9 +246,9 @@ class _Loops:
         shape = (self.form.steps, rows, self.units)
         start = [tf.zeros((rows, s.shape[1]), s.dtype) for s in states]
         last = [_array(s.dtype, count, (rows, s.shape[1])) for s in states]
-        kept = [_array(self.dtype, size, shape) for _ in range(self.state_count)]
+        kept = [_array(self.dtype, size, shape) for _ in range(self.kernels.kept_states)]
         projected = [
-            _array(self.dtype, keep * size, shape) for _ in self.kernels.recurrence.projected
+            _array(self.dtype, keep * size, shape) for _ in range(self.kernels.kept_projections)
         ]
         _, _, last, kept, projected = tf.while_loop(
             lambda q, *_: q < size, body, (0, start, last, kept, projected), parallel_iterations=1
@@ -338,6 +357,10 @@ class _Kernels:
 
     def __init__(self, recurrence, form):
         self.recurrence, self.form = recurrence, form
+        # What is handed out for every time step: all states and projections for the backward pass,
+        # else at most the hidden state.
+        self.kept_states = len(recurrence.cell.state_names) if form.gradients else form.sequences
+        self.kept_projections = len(recurrence.projected) if form.gradients else 0
         compile_ = functools.partial(tf.function, autograph=False, jit_compile=COMPILED or None)
         self.forward = compile_(self._forward)
         self.backward = compile_(self._backward)
@@ -355,12 +378,11 @@ class _Kernels:
             return (
                 t + 1,
                 states,
-                [a.write(t, s) for a, s in zip(sequences, states[:count], strict=True)],
-                [a.write(t, b) for a, b in zip(projections, u, strict=True)],
+                [a.write(t, s) for a, s in zip(sequences, states, strict=False)],
+                [a.write(t, b) for a, b in zip(projections, u, strict=False)],
             )
 
-        count = len(recurrence.cell.state_names)
-        arrays = (self._arrays(count), self._arrays(len(recurrence.projected)))
+        arrays = (self._arrays(self.kept_states), self._arrays(self.kept_projections))
         _, states, sequences, projections = tf.while_loop(
             lambda t, *_: t < steps, body, (0, states, *arrays)
         )

@@ -8,10 +8,11 @@ is the same in every run.
 """
 
 import collections
-import sys
 import weakref
 
 import tensorflow as tf
+
+from keras_gates.gradients import TRAINER, callers
 
 # Estimated seconds in Keras' own loop after which the fused one is worth its compilation. Some
 # multiple of that, so that a training that ends right afterwards has lost little.
@@ -21,7 +22,6 @@ SECONDS_PER_STEP, SECONDS_PER_PRODUCT = 2e-4, 4e-11
 # Sequences for which Keras' own loop would need more than this, in bytes, are not started with it.
 MEMORY = 64 * 2**20
 
-_TRAINER = "keras.src.backend.tensorflow.trainer"
 # From a model to the estimated seconds spent in Keras' own loop, for "train" and for "predict".
 _spent = weakref.WeakKeyDictionary()
 
@@ -86,10 +86,8 @@ def _add(model, kind, seconds):
 
 def _model_of_keras_trainer():
     """The model that `fit`, `evaluate` or `predict` is tracing a function of, or None."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == _TRAINER:
+    for module, frame in callers():
+        if module == TRAINER:
             model = frame.f_locals.get("self")
             return model if hasattr(model, "make_train_function") else None
-        frame = frame.f_back
     return None
