@@ -223,7 +223,8 @@ def growth_with_time(rounds):
     steps = {}
     for time_steps in (100, 1600):
         shape = SHAPES[-1]._replace(time_steps=time_steps)
-        steps[time_steps] = sides("GRU(relu, sigmoid)", shape)[OURS]["train"]
+        layer = relu_gru(OURS, shape.units, backprop="fused")
+        steps[time_steps] = keras_side(layer, shape)["train"]
     medians = alternate(steps, rounds)
     return medians[1600] / medians[100]
 
@@ -236,11 +237,10 @@ def in_own_process(task, side):
 
 
 def relu_gru(side, units, **arguments):
-    """The model of the tasks, for sequences of any length."""
-    layer = kg.GatedRNN(units, candidate_activation="relu", **arguments)
-    if side != OURS:
-        layer = keras.layers.GRU(units, activation="relu")
-    return layer
+    """The layer of the tasks; `arguments` are those of GatedRNN alone."""
+    if side == OURS:
+        return kg.GatedRNN(units, candidate_activation="relu", **arguments)
+    return keras.layers.GRU(units, activation="relu")
 
 
 def memory(side):

@@ -281,14 +281,17 @@ def test_a_short_training_is_not_compiled_and_a_long_one_is(rng, monkeypatch):
     assert long.layers[1].forward_layer._engine is not None
 
 
-def test_long_sequences_start_fused():
-    layer = kg.GatedRNN(256)
-    found = keras.Sequential([keras.Input((1000, 4)), layer])
+def test_long_sequences_start_fused(rng, monkeypatch):
+    cell = kg.GRUCell(256)
+    assert warmup._is_long(cell, tf.zeros((64, 1000, 4)))
+    assert not warmup._is_long(cell, tf.zeros((1, 1000, 4)))
+
+    monkeypatch.setattr(warmup, "MEMORY", 1000)
+    layer = kg.GatedRNN(4)
+    found = keras.Sequential([keras.Input((30, FEATURES)), layer, keras.layers.Dense(1)])
     found.compile("sgd", "mse")
-    found.make_train_function()
-    x = tf.zeros((1, 1000, 4))
-    assert warmup._is_long(layer.cell, tf.zeros((64, 1000, 4)))
-    assert not warmup._is_long(layer.cell, x)
+    found.fit(*data(rng), verbose=0)
+    assert "training, when last traced: fused" in layer.explain()
 
 
 def test_outside_a_graph_nothing_is_compiled(rng):

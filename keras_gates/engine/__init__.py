@@ -14,7 +14,7 @@ from keras_gates.cells import GatedCell
 from keras_gates.engine.recurrence import Dropout, NotFusable
 from keras_gates.gradients import is_exporting, may_be_recorded
 
-__all__ = ["BACKPROP", "NotFusable", "obstacle", "obstacle_here", "run"]
+__all__ = ["BACKPROP", "NotFusable", "new", "obstacle", "obstacle_here", "run"]
 
 BACKPROP = ("auto", "fused", "autodiff")
 BACKENDS = ("tensorflow", "jax")
@@ -57,7 +57,19 @@ def obstacle_here(layer, sequences, training):
 
 
 def new(cell):
-    """The engine of the present backend, for one built cell."""
+    """The engine of the present backend, for one built cell.
+
+    It is called with
+
+        sequences: (batch, time, features).
+        states: the states and penalty sums before the first step, each (batch, ...).
+        mask: (batch, time) or None.
+        dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
+        return_sequences: whether the hidden state of every step is wanted.
+        gradients: whether a gradient may be asked for. Without one, nothing is kept.
+
+    and returns the hidden states, (batch, time, units) or None, and the list of the last states.
+    """
     module = f"keras_gates.engine.{keras.backend.backend()}"
     return importlib.import_module(module).Engine(cell)
 

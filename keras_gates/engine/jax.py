@@ -25,16 +25,7 @@ class Engine:
         self.state_count = len(cell.state_names)
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
-        """The hidden states, (batch, time, units) or None, and the last states.
-
-        Args:
-            sequences: (batch, time, features).
-            states: the states and penalty sums before the first step, each (batch, ...).
-            mask: (batch, time) or None.
-            dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
-            return_sequences: whether the hidden state of every step is wanted.
-            gradients: unused, as JAX knows what is asked for.
-        """
+        """See `keras_gates.engine.new`; JAX itself knows whether `gradients` are asked for."""
         batch, time = sequences.shape[:2]
         steps = steps_of_a_chunk(time, batch, self.recurrence.cell.units)
         missing = -time % steps

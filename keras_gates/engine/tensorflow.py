@@ -1,6 +1,6 @@
 """Fused backpropagation through time on TensorFlow.
 
-The sequence is cut into tiles of ROWS samples and chunks of STEPS time steps. What happens inside
+The sequences are cut into tiles of some samples and chunks of some time steps. What happens inside
 one tile and chunk is a kernel: a function of fixed shapes, which XLA compiles once, whatever the
 batch size and the length. Plain TensorFlow loops drive the kernels, one loop per core, each with
 its own samples: that is what makes small matrix products use all cores.
@@ -72,22 +72,12 @@ class Engine:
     def __init__(self, cell):
         self.recurrence = Recurrence(cell)
         self.cell = cell
-        self.dtype = tf.as_dtype(cell.compute_dtype)
         self.loops = parallel_loops()
         self._key = _key(cell)
         self._made = {}
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
-        """The hidden states, (batch, time, units) or None, and the last states.
-
-        Args:
-            sequences: (batch, time, features).
-            states: the states and penalty sums before the first step, each (batch, ...).
-            mask: (batch, time) or None.
-            dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
-            return_sequences: whether the hidden state of every step is wanted.
-            gradients: whether a gradient may be asked for. Without one, nothing is kept.
-        """
+        """See `keras_gates.engine.new`."""
         known_batch = sequences.shape[0]
         rows = rows_of_a_tile(known_batch, self.cell.units, self.loops)
         count = self.loops if known_batch is None else min(self.loops, ceil(known_batch, rows))
@@ -109,7 +99,14 @@ class Engine:
             steps=None if _divides(form.steps, sequences.shape[1]) else chunks * form.steps - time,
         )
         columns = len(self.recurrence.projected) * self.cell.units
-        size = tiles * form.rows * chunks * form.steps * columns * self.dtype.size
+        size = (
+            tiles
+            * form.rows
+            * chunks
+            * form.steps
+            * columns
+            * tf.as_dtype(self.cell.compute_dtype).size
+        )
         keep = tf.cast(size <= KEPT, tf.int32)
         each = ceil(tiles, count)  # tiles per loop
         ranges = [(i * each, tf.clip_by_value(tiles - i * each, 0, each)) for i in range(count)]
@@ -175,7 +172,7 @@ class Engine:
         if form not in self._made:
             loops = _shared.get((self._key, form))
             if loops is None:
-                loops = _Loops(_Kernels(self.recurrence, form), self.dtype)
+                loops = _Loops(_Kernels(self.recurrence, form))
                 if self._key is not None:
                     _shared[self._key, form] = loops
             self._made[form] = loops
@@ -214,10 +211,10 @@ class _Loops:
     The loop is flat: turn q belongs to chunk q % chunks of tile first + q // chunks.
     """
 
-    def __init__(self, kernels, dtype):
+    def __init__(self, kernels):
         self.kernels, self.form = kernels, kernels.form
         self.units = kernels.recurrence.cell.units
-        self.dtype = dtype
+        self.dtype = kernels.recurrence.cell.compute_dtype
         self.forward = tf.function(self._forward, autograph=False)
         self.backward = tf.function(self._backward, autograph=False)
 
@@ -245,7 +242,7 @@ class _Loops:
 
         shape = (self.form.steps, rows, self.units)
         start = [tf.zeros((rows, s.shape[1]), s.dtype) for s in states]
-        last = [_array(s.dtype, count, (rows, s.shape[1])) for s in states]
+        last = self._per_tile(states, count)
         kept = [_array(self.dtype, size, shape) for _ in range(self.kernels.kept_states)]
         projected = [
             _array(self.dtype, keep * size, shape) for _ in range(self.kernels.kept_projections)
@@ -260,10 +257,7 @@ class _Loops:
             outputs = tf.reshape(hidden, (count * rows, chunks * self.form.steps, self.units))
         return Forward(
             outputs,
-            [
-                tf.reshape(_stack(a, count), (-1, s.shape[1]))
-                for a, s in zip(last, states, strict=True)
-            ],
+            self._joined(last, states, count),
             [a.flow for a in kept],
             [a.flow for a in projected],
         )
@@ -309,7 +303,7 @@ class _Loops:
             )
 
         start = [tf.zeros((rows, s.shape[1]), s.dtype) for s in states]
-        d_first = [_array(s.dtype, count, (rows, s.shape[1])) for s in states]
+        d_first = self._per_tile(states, count)
         d_x = _array(x.dtype, size, (rows, self.form.steps, features))
         zeros = [tf.zeros_like(v) for v in values]
         # XLA multiplies faster by a matrix than by the transpose of one.
@@ -324,12 +318,20 @@ class _Loops:
         d_x = tf.transpose(d_x, (0, 2, 1, 3, 4))
         return Backward(
             tf.reshape(d_x, (count * rows, chunks * self.form.steps, features)),
-            [
-                tf.reshape(_stack(a, count), (-1, s.shape[1]))
-                for a, s in zip(d_first, states, strict=True)
-            ],
+            self._joined(d_first, states, count),
             d_values,
         )
+
+    def _per_tile(self, states, count):
+        """Arrays with room for one value of each state per tile."""
+        return [_array(s.dtype, count, (self.form.rows, s.shape[1])) for s in states]
+
+    def _joined(self, arrays, states, count):
+        """What such arrays hold, for the samples of all tiles."""
+        return [
+            tf.reshape(_stack(array, count), (-1, state.shape[1]))
+            for array, state in zip(arrays, states, strict=True)
+        ]
 
     def _pieces(self, tile, chunk, x, masks, dropout):
         """The inputs, masks and dropout masks that a kernel takes for one chunk of a tile."""
