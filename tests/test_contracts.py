@@ -50,12 +50,12 @@ def backprop(request, monkeypatch):
     """Every test here runs through the plain loop and through the engine."""
     monkeypatch.setitem(kg.GatedRNN.__init__.__kwdefaults__, "backprop", request.param)
     if BACKEND == "tensorflow" and request.param == "fused":
-        from keras_gates.engine import tensorflow as engine
+        from keras_gates.engine.tensorflow import _shared, kernels
 
         # The algorithm is the same uncompiled, and fast enough for hundreds of tests.
-        monkeypatch.setattr(engine, "COMPILED", False)
+        monkeypatch.setattr(kernels, "COMPILED", False)
         yield request.param
-        TRACED.update(engine._shared.values())
+        TRACED.update(_shared.values())
     else:
         yield request.param
 

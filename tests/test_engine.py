@@ -17,10 +17,9 @@ if BACKEND != "tensorflow":
 
 import tensorflow as tf
 
-from keras_gates.engine import warmup
 from keras_gates.engine.chunks import FEWEST_STEPS, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout
-from keras_gates.engine.tensorflow import Engine, rows_of_a_tile
+from keras_gates.engine.tensorflow import Engine, rows_of_a_tile, warmup
 
 FEATURES, UNITS = 3, 5
 # Neither a multiple of the rows of a tile nor of the steps of a chunk.
@@ -121,7 +120,7 @@ def test_projections_kept_or_computed_again(kept, rng, monkeypatch):
 def test_any_number_of_loops(loops, rng, monkeypatch):
     """More loops than tiles, too."""
     monkeypatch.setattr("keras_gates.engine.tensorflow.parallel_loops", lambda: loops)
-    monkeypatch.setattr("keras_gates.engine.tensorflow.COMPILED", False)
+    monkeypatch.setattr("keras_gates.engine.tensorflow.kernels.COMPILED", False)
     fused, plain = pair(rng, return_sequences=True)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     assert_same(outputs_and_gradients(fused, x), outputs_and_gradients(plain, x))
@@ -422,7 +421,7 @@ def test_two_runs_give_the_same_bits():
     """Over the switch to the fused path as well, since work is counted and not timed."""
     code = """
         import numpy as np, tensorflow as tf, keras, keras_gates as kg
-        from keras_gates.engine import warmup
+        from keras_gates.engine.tensorflow import warmup
         keras.utils.set_random_seed(1)
         tf.config.experimental.enable_op_determinism()
         warmup.PATIENCE = 0.05

@@ -51,7 +51,7 @@ def obstacle_here(layer, sequences, training):
         return "outside a graph (fit, predict, tf.function) every new shape would be compiled"
     if tf.config.list_physical_devices("GPU"):
         return "the kernels are made for CPUs, and TensorFlow has a GPU here"
-    from keras_gates.engine import warmup
+    from keras_gates.engine.tensorflow import warmup
 
     return warmup.obstacle(layer, sequences, training)
 
