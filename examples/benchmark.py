@@ -8,7 +8,7 @@ GatedRNN is timed as it is after its first seconds, with backprop="fused". What 
 compiling does not pay yet, is measured on its own: the first training step, and a fit of 20 steps
 over 10 lengths, each in a new process.
 
-    python examples/benchmark.py            # all rows, about 40 minutes on two cores
+    python examples/benchmark.py            # all rows, about 25 minutes on two cores
     python examples/benchmark.py --quick    # the two small shapes, three rounds
 """
 

@@ -5,12 +5,11 @@ one tile and chunk is a kernel (`kernels`): a function of fixed shapes, which XL
 whatever the batch size and the length. Plain TensorFlow loops (`loops`) drive the kernels, one loop
 per core, each with its own samples: that is what makes small matrix products use all cores.
 
-Forward, a kernel projects the inputs of its chunk with one matrix product and then steps through
-time; of all that only the states are kept, and the projections of the states while they are small.
-Backward, the chunks come in reverse order. A kernel recomputes the projections with one matrix
-product each, walks back in time with the vector-Jacobian product of everything between the
-projections, and turns what it collected into the gradients of the weights with one matrix product
-each.
+Forward, a kernel steps through time; of all it computes only the states are kept, and the
+projections of the states while they are small. Backward, the chunks come in reverse order. A kernel
+walks back in time with the vector-Jacobian product of everything between the projections, computing
+again what was not kept, and turns what it collected into the gradients of the weights with one
+matrix product each.
 """
 
 import functools

@@ -9,6 +9,9 @@ from keras_gates.engine.recurrence import Dropout
 
 # Whether this TensorFlow can compile.
 COMPILED = tf.test.is_built_with_xla()
+# For so few rows all steps of a chunk are projected by one matrix product, which reads the weights
+# once. With more rows a product per step is as fast, and its result need not go through memory.
+FEW = 8
 
 # What is fixed for a kernel: how many rows, steps and features it takes; whether there is a mask;
 # how many dropout masks; whether the output of every step is wanted; whether a gradient may be.
@@ -45,12 +48,12 @@ class Kernels:
     def _forward(self, x, steps, masks, dropout, states, values):
         """The states and projections before each step, the outputs and the last states."""
         recurrence = self.recurrence
-        x_blocks = self._by_time(recurrence.project_input(values, _flat(x), self._bulk(dropout)))
+        x_at = self._projected(recurrence.project_input, values, _by_time(x), dropout)
         valid = [tf.transpose(mask)[:, :, None] for mask in masks]
 
         def body(t, states, kept, projections, outputs):
             u = recurrence.project_state(values, states[0], dropout)
-            xs = _at(x_blocks, t)
+            xs = x_at(t)
             new = recurrence.advance(values, xs, u, states, _valid(valid, t), dropout)
             return (
                 t + 1,
@@ -65,7 +68,7 @@ class Kernels:
             lambda t, *_: t < steps, body, (0, states, *map(self._arrays, sizes))
         )
         kept, projections, outputs = [[a.stack() for a in each] for each in arrays]
-        return kept, projections, [tf.transpose(o, (1, 0, 2)) for o in outputs], states
+        return kept, projections, [_by_time(o) for o in outputs], states
 
     def _backward(
         self, x, steps, masks, dropout, kept, projections, keep, values, transposed,
@@ -73,27 +76,22 @@ class Kernels:
     ):  # fmt: skip
         """The gradients at the states before, at the projected inputs and, added up, at values."""
         recurrence = self.recurrence
-        bulk = self._bulk(dropout)
-        hidden = tf.reshape(kept[0], (-1, recurrence.cell.units))
-        with tf.GradientTape() as projecting:
-            projecting.watch(values)
-            x_all = recurrence.project_input(values, _flat(x), bulk)
-            u_all = recurrence.project_state(values, hidden, bulk)
-        x_blocks = self._by_time(x_all)
-
-        def again():
-            return self._by_time(recurrence.project_state(values, hidden, bulk))
-
-        if isinstance(keep, int):
-            u_blocks = projections if keep else again()
+        x = _by_time(x)
+        x_at = self._projected(recurrence.project_input, values, x, dropout)
+        if isinstance(keep, int) and not keep:
+            u_at = self._projected(recurrence.project_state, values, kept[0], dropout)
         else:
-            u_blocks = tf.cond(keep > 0, lambda: projections, again)
+            u_blocks = projections
+            if not isinstance(keep, int):
+                again = functools.partial(self._in_bulk, recurrence.project_state, values, kept[0])
+                u_blocks = tf.cond(keep > 0, lambda: projections, lambda: again(dropout))
+            u_at = functools.partial(_at, u_blocks)
         valid = [tf.transpose(mask)[:, :, None] for mask in masks]
-        d_outputs = [tf.transpose(d, (1, 0, 2)) for d in d_outputs]
+        d_outputs = [_by_time(d) for d in d_outputs]
 
         def pulled(t, d_states):
             """The gradients at what goes into step t, from those at the states after it."""
-            xs, us = _at(x_blocks, t), _at(u_blocks, t)
+            xs, us = x_at(t), u_at(t)
             states = _at(kept, t)
             states += [tf.zeros_like(d) for d in d_states[len(kept) :]]  # the sums of penalties
             if d_outputs:
@@ -109,12 +107,13 @@ class Kernels:
 
         # Where x W and h U are only ever added, their gradients are one tensor, kept in one array.
         d_blocks, *_ = pulled(0, d_states)
+        inputs = len(recurrence.cell.blocks)
         first = [[d is e for e in d_blocks].index(True) for d in d_blocks]
         distinct = sorted(set(first))
 
         def body(t, d_states, d_values, arrays):
             d_blocks, d_before, d_more = pulled(t, d_states)
-            d_us = d_blocks[len(x_blocks) :]
+            d_us = d_blocks[inputs:]
             if d_us:
                 d_before[0] += recurrence.pull_state(values, d_us, transposed, dropout)
             return (
@@ -131,24 +130,35 @@ class Kernels:
         )
         stacked = dict(zip(distinct, [a.stack() for a in arrays], strict=True))
         d_blocks = [stacked[i] for i in first]
-        flat = [tf.reshape(d, (-1, recurrence.cell.units)) for d in d_blocks]
-        more = projecting.gradient([*x_all, *u_all], values, output_gradients=flat)
-        return d_states, d_blocks[: len(x_blocks)], _add(d_values, more)
+        # One matrix product each for the gradients of W and U.
+        with tf.GradientTape() as projecting:
+            projecting.watch(values)
+            bulk = self._bulk(dropout)
+            projected = recurrence.project_input(values, _flat(x), bulk)
+            projected += recurrence.project_state(values, _flat(kept[0]), bulk)
+        more = projecting.gradient(projected, values, [_flat(d) for d in d_blocks])
+        return d_states, d_blocks[:inputs], _add(d_values, more)
 
     def _backward_input(self, x, dropout, values, d_projected):
-        flat = _flat(x)
+        flat = _flat(_by_time(x))
         with tf.GradientTape() as projecting:
             projecting.watch(flat)
             blocks = self.recurrence.project_input(values, flat, self._bulk(dropout))
-        units = self.recurrence.cell.units
-        d = [tf.reshape(d, (-1, units)) for d in d_projected]
-        d_x = projecting.gradient(blocks, flat, output_gradients=d)
+        d_x = projecting.gradient(blocks, flat, [_flat(d) for d in d_projected])
         return tf.transpose(tf.reshape(d_x, (self.form.steps, self.form.rows, -1)), (1, 0, 2))
 
-    def _by_time(self, blocks):
-        units = self.recurrence.cell.units
+    def _projected(self, project, values, by_time, dropout):
+        """A function of t: the projections of (steps, rows, features) at step t."""
+        if self.form.rows > FEW:
+            return lambda t: project(values, by_time[t], dropout)
+        return functools.partial(_at, self._in_bulk(project, values, by_time, dropout))
+
+    def _in_bulk(self, project, values, by_time, dropout):
+        """The projections of all steps, each (steps, rows, units)."""
+        shape = (self.form.steps, self.form.rows, self.recurrence.cell.units)
         # Separate arrays: XLA does not vectorize columns of a slice at a variable index.
-        return [tf.reshape(block, (self.form.steps, self.form.rows, units)) for block in blocks]
+        blocks = project(values, _flat(by_time), self._bulk(dropout))
+        return [tf.reshape(block, shape) for block in blocks]
 
     def _bulk(self, dropout):
         """The dropout masks for all steps of a chunk at once."""
@@ -164,9 +174,14 @@ class Kernels:
         return [array.unstack(zeros) for array in arrays]
 
 
+def _by_time(x):
+    """(rows, steps, features) as (steps, rows, features)."""
+    return tf.transpose(x, (1, 0, 2))
+
+
 def _flat(x):
-    """(rows, steps, features) as (steps * rows, features)."""
-    return tf.reshape(tf.transpose(x, (1, 0, 2)), (-1, x.shape[2]))
+    """(steps, rows, features) as (steps * rows, features)."""
+    return tf.reshape(x, (-1, x.shape[2]))
 
 
 def _at(arrays, t):
