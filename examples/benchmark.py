@@ -81,16 +81,18 @@ def keras_side(layer, shape, jit_compile="auto"):
 def torch_side(layer, shape):
     """The same of a PyTorch module from (batch, time, features) to a sequence of hidden states."""
     head = torch.nn.Linear(shape.units, 1)
-    optimizer = torch.optim.SGD([*layer.parameters(), *head.parameters()], 1e-3)
+    parameters = [*layer.parameters(), *head.parameters()]
     x, y = map(torch.from_numpy, data(shape))
 
     def output():
         return head(layer(x)[0][:, -1])
 
     def train():
-        optimizer.zero_grad()
-        torch.nn.functional.mse_loss(output(), y).backward()
-        optimizer.step()
+        loss = torch.nn.functional.mse_loss(output(), y)
+        # Gradient descent by hand: torch.optim loads a compiler that TensorFlow's cannot stand.
+        with torch.no_grad():
+            for weight, d in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                weight -= 1e-3 * d
 
     def predict():
         with torch.no_grad():
