@@ -166,7 +166,8 @@ def data(shape):
 def alternate(calls, rounds, least=0.02):
     """From name to the median time of one call, in seconds; the sides take turns in every round.
 
-    A turn repeats its call until it lasts `least` seconds.
+    A turn repeats its call until it lasts `least` seconds. A pause before it lets the threads of
+    the side before come to rest (PyTorch's spin for a while), and a short call is warmed up.
     """
     repeats = {}
     for name, call in calls.items():
@@ -177,6 +178,9 @@ def alternate(calls, rounds, least=0.02):
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(0.02)
+            if repeats[name] > 1:
+                call()
             started = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
