@@ -166,8 +166,9 @@ def data(shape):
 def alternate(calls, rounds, least=0.02):
     """From name to the median time of one call, in seconds; the sides take turns in every round.
 
-    A turn repeats its call until it lasts `least` seconds. A pause before it lets the threads of
-    the side before come to rest (PyTorch's spin for a while), and a short call is warmed up.
+    A turn repeats its call until it lasts `least` seconds, after one to warm up if it is short.
+    PyTorch's threads spin on after their work, which is no concern of the side that comes next: a
+    turn of PyTorch ends with a pause.
     """
     repeats = {}
     for name, call in calls.items():
@@ -178,13 +179,14 @@ def alternate(calls, rounds, least=0.02):
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(0.02)
             if repeats[name] > 1:
                 call()
             started = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
             times[name].append((time.perf_counter() - started) / repeats[name])
+            if name.startswith("torch"):
+                time.sleep(0.3)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
