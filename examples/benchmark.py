@@ -166,7 +166,8 @@ def data(shape):
 def alternate(calls, rounds, least=0.02):
     """From name to the median time of one call, in seconds; the sides take turns in every round.
 
-    A turn repeats its call until it lasts `least` seconds, after one to warm up if it is short.
+    A turn repeats its call until it lasts `least` seconds, after one that is not timed: memory that
+    the side before gave back has to be got again, which happens to nobody who trains one model.
     PyTorch's threads spin on after their work, which is no concern of the side that comes next: a
     turn of PyTorch ends with a pause.
     """
@@ -179,8 +180,7 @@ def alternate(calls, rounds, least=0.02):
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            if repeats[name] > 1:
-                call()
+            call()
             started = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
