@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_gates import activations, engine, regularizers
+from keras_gates import activations, engine, regularizers, verdicts
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown
 from keras_gates.validation import close_matches, one_of
@@ -59,6 +59,10 @@ class GatedRNN(keras.layers.RNN):
         ValueError: an argument out of its range, or a tensor of the wrong shape.
         TypeError: an unknown argument, or one that another cell has.
 
+    Warns:
+        UnstableActivationsWarning: the activations are unstable in this cell, with the reason and
+            what helps; see `check_activations`.
+
     Example:
 
     >>> model = keras.Sequential([
@@ -108,6 +112,7 @@ class GatedRNN(keras.layers.RNN):
         self._obstacles = {}  # of the fused path, when last traced for "training", "inference"
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
+        verdicts.warn_if_unstable(self.cell, stacklevel=2)
 
     def __getattr__(self, name):
         """What the layer has not, the cell may have: `layer.units`, `layer.grad_clip_norm`."""
@@ -243,7 +248,10 @@ class GatedRNN(keras.layers.RNN):
         config["cell"] = keras.saving.deserialize_keras_object(
             config["cell"], custom_objects=custom_objects
         )
-        return cls(**config)
+        with warnings.catch_warnings():
+            # Whoever made the original has been warned.
+            warnings.simplefilter("ignore", verdicts.UnstableActivationsWarning)
+            return cls(**config)
 
 
 def _cell(units, cell, arguments, layer_arguments):

@@ -126,6 +126,38 @@ def test_any_number_of_loops(loops, rng, monkeypatch):
     assert_same(outputs_and_gradients(fused, x), outputs_and_gradients(plain, x))
 
 
+@pytest.mark.parametrize(
+    ("batch", "time", "compiled"),
+    [
+        (35, 57, True),  # a few turns, the last chunk shorter
+        (4, 50, True),  # full chunks
+        (48, 75, False),  # three tiles in two loops
+        (33, 25 * 10 + 1, False),  # too many turns to write them out
+    ],
+)
+def test_known_shapes(batch, time, compiled, rng, monkeypatch):
+    monkeypatch.setattr("keras_gates.engine.tensorflow.kernels.COMPILED", compiled)
+    monkeypatch.setattr("keras_gates.engine.tensorflow.parallel_loops", lambda: 2)
+    monkeypatch.setattr("keras_gates.engine.tensorflow.rows_of_a_tile", lambda b, *_: min(b, 16))
+    monkeypatch.setattr("keras_gates.engine.chunks.ELEMENTS", 1)
+    arguments = {"cell": "lstm", "activation_l1": 0.1, "grad_clip_norm": 0.1}
+    x = tf.constant(rng.normal(size=(batch, time, FEATURES)))
+    mask = tf.constant(ragged(rng, batch, time))
+    found = []
+    for layer in pair(rng, return_sequences=True, **arguments):
+
+        @tf.function
+        def run(x, mask, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                hidden = layer(x, mask=mask, training=True)
+                loss = tf.reduce_sum(tf.sin(hidden)) + 9 * sum(layer.losses)
+            return [hidden, *tape.gradient(loss, [x, *[w.value for w in layer.weights]])]
+
+        found.append(run(x, mask))
+    assert_same(*found)
+
+
 def test_new_lengths_and_batch_sizes_compile_nothing(rng):
     layer, plain = pair(rng, cell="simple")
 

@@ -4,27 +4,41 @@ import warnings
 
 import keras
 
+from keras_gates.activations import functions
 from keras_gates.validation import close_matches
 
 _NOT_ACTIVATIONS = {"get", "serialize", "deserialize"}
 
 
 def names():
-    """The names that Keras knows activations by."""
-    return sorted(
+    """The names that activations go by: Keras' own, and those of `keras_gates.activations`."""
+    return sorted({*_keras_names(), *_own_names()})
+
+
+def _keras_names():
+    return [
         name
         for name, value in vars(keras.activations).items()
         if callable(value) and name not in _NOT_ACTIVATIONS and not name.startswith("_")
-    )
+    ]
 
 
-def get(identifier, argument):
+def _own_names():
+    return [
+        name
+        for name, value in vars(functions).items()
+        if getattr(value, "__module__", None) == functions.__name__ and not name.startswith("_")
+    ]
+
+
+def get(identifier, argument, warn=True):
     """The activation that `identifier` stands for.
 
     Args:
         identifier: a name ("relu", or "package>name" of a registered function), a function, a
             Keras layer instance, or what `serialize` returned.
         argument: name of the argument it was given for, for the error.
+        warn: whether to warn of a function that cannot be saved.
     """
     if isinstance(identifier, str):
         found = _by_name(identifier)
@@ -43,7 +57,7 @@ def get(identifier, argument):
             f"`{argument}` must be the name of an activation, a function or a Keras layer"
             f"{_or_dict(argument)}. Received: {argument}={identifier!r}{hint}"
         )
-    if _saved_name(identifier) is None:
+    if warn and _saved_name(identifier) is None:
         warnings.warn(
             f"`{argument}={identifier!r}` works for training, but a model with it can be "
             f"neither copied nor saved, because Keras finds a function again by its registered "
@@ -71,20 +85,22 @@ def is_serialized(identifier):
 
 
 def _by_name(name):
-    if name in names():
+    if name in _own_names():
+        return getattr(functions, name)
+    if name in _keras_names():
         return keras.activations.get(name)
     return keras.saving.get_registered_object(name)
 
 
 def _saved_name(activation):
     """A name for one of Keras' own, a config for what is registered or a layer, else None."""
-    for name in names():
+    for name in _keras_names():
         if keras.activations.get(name) is activation:
             return name
     # `keras.ops.tanh` or `tf.nn.relu` are `keras.activations.tanh` and `relu` by another path.
     name = getattr(activation, "__name__", None)
     package = (getattr(activation, "__module__", None) or "").partition(".")[0]
-    if package in ("keras", "tensorflow") and name in names():
+    if package in ("keras", "tensorflow") and name in _keras_names():
         return name
     function_or_class = activation if name else type(activation)
     registered = keras.saving.get_registered_name(function_or_class)

@@ -1,0 +1,254 @@
+"""What an activation is like: its range, slope, symmetry, zeros and width, as numbers."""
+
+import dataclasses
+import math
+import weakref
+
+import keras
+import numpy as np
+
+from keras_gates.activations import lookup
+from keras_gates.eagerly import eagerly
+
+# Slopes are differences over cells of this width, which put every usual kink on a node.
+STEP, REACH = 1 / 256, 32.0
+# Where a bounded activation has come to its bounds, and an unbounded one has not.
+FAR = np.array([1e2, 1e3, 1e4, 1e6, 1e8])
+# A gate counts as saturated within this share of its range from either end.
+MARGIN = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What `profile` finds. Inputs and values are pure numbers.
+
+    Attributes:
+        name: of the activation.
+        lower, upper: infimum and supremum of its values; -inf, inf where there is none.
+        max_slope: the largest |f'|; inf where it grows without bound.
+        max_slope_at: the input nearest to 0 that has it.
+        slope_at_zero, value_at_zero: f'(0), the mean of both sides at a kink, and f(0).
+        far_slope: the limit of |f(x) / x| far out, on the side where it is larger.
+        zero_centred: whether f(-x) = -f(x).
+        monotone: whether f never falls.
+        zero_share: the share of exact zeros when inputs are N(0, 1).
+        saturation_width: the length of inputs at which f is more than 5 % of its range away from
+            both of its bounds; inf where it is unbounded.
+    """
+
+    name: str
+    lower: float
+    upper: float
+    max_slope: float
+    max_slope_at: float
+    slope_at_zero: float
+    value_at_zero: float
+    far_slope: float
+    zero_centred: bool
+    monotone: bool
+    zero_share: float
+    saturation_width: float
+
+    @property
+    def bounded_below(self):
+        return math.isfinite(self.lower)
+
+    @property
+    def bounded_above(self):
+        return math.isfinite(self.upper)
+
+    @property
+    def bounded(self):
+        return self.bounded_below and self.bounded_above
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        lines = [f"{self.name}"]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            lines.append(f"  {field.name:<17} {shown}")
+        return "\n".join(lines)
+
+
+def profile(activation):
+    """The profile of an activation, analytic where it is known and else measured.
+
+    Args:
+        activation: a name, an elementwise function of a tensor, or a Keras layer (as it is now: a
+            PReLU changes while it trains; of a layer with one parameter per unit the first unit).
+
+    Returns:
+        A `Profile`.
+
+    Raises:
+        ValueError: an unknown name, or a function that is not elementwise, like softmax.
+
+    Example:
+
+    >>> keras_gates.activations.profile("hard_sigmoid").saturation_width
+    5.4
+    """
+    function = lookup.get(activation, "activation", warn=False)
+    known = ANALYTIC.get(getattr(function, "__name__", None))
+    if known is not None and lookup.get(known.name, "activation") is function:
+        return known
+    if isinstance(function, keras.Layer):
+        return measure(function)  # its weights may change
+    try:
+        if function not in _measured:
+            _measured[function] = measure(function)
+        return _measured[function]
+    except TypeError:  # not hashable, or without weak references
+        return measure(function)
+
+
+_measured = weakref.WeakKeyDictionary()
+
+
+def measure(activation):
+    """The profile of an activation, measured by evaluating it; see `profile`."""
+    name = getattr(activation, "__name__", None) or type(activation).__name__
+    count = round(REACH / STEP)
+    nodes = STEP * np.arange(-count, count + 1)
+    middles = nodes[:-1] + STEP / 2
+    y, y_middle = _values(activation, nodes, name), _values(activation, middles, name)
+    high, low = _values(activation, FAR, name), _values(activation, -FAR, name)
+    if np.isnan(np.concatenate([y, y_middle])).any():
+        raise ValueError(f"The activation {name} is NaN for some finite inputs.")
+    slopes = np.diff(y) / STEP
+    every = np.concatenate([y, y_middle, high, low])
+    growing = [_grows(high), _grows(low)]
+    upper = math.inf if any(g > 0 for g in growing) else _snapped(np.nanmax(every))
+    lower = -math.inf if any(g < 0 for g in growing) else _snapped(np.nanmin(every))
+    far = max(_far_slope(high), _far_slope(low))
+    steepest = np.abs(slopes).max()
+    steep = middles[np.abs(slopes) >= steepest * (1 - 1e-4) - 1e-9]
+    nearest = steep[np.lexsort((-steep, np.abs(steep)))[0]]  # of two as near, the positive one
+    # Curvature that still grows at the end of what was looked at, as that of exp, has no bound.
+    runs_away = math.isinf(far) and abs(nearest) > REACH / 2
+    value_at_zero = float(y[count])
+    span = upper - lower
+    width = math.inf
+    if math.isfinite(span):
+        inside = (y_middle > lower + MARGIN * span) & (y_middle < upper - MARGIN * span)
+        width = float(inside.sum() * STEP)
+    return Profile(
+        name=name,
+        lower=lower,
+        upper=upper,
+        max_slope=math.inf if runs_away else float(steepest),
+        max_slope_at=math.inf if runs_away else float(nearest if abs(nearest) > STEP else 0.0),
+        slope_at_zero=float((y[count + 1] - y[count - 1]) / (2 * STEP)),
+        value_at_zero=value_at_zero,
+        far_slope=far,
+        zero_centred=bool(np.allclose(y, -y[::-1], rtol=1e-5, atol=1e-6)),
+        monotone=bool((np.diff(y) >= -1e-6).all()),
+        zero_share=float(_normal_mass(nodes)[y_middle == 0].sum()),
+        saturation_width=width,
+    )
+
+
+def _values(activation, x, name):
+    """The activation at `x`, in float64."""
+    units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
+    if isinstance(activation, keras.Layer):
+        dtype = activation.compute_dtype
+        if activation.built:
+            units = max([units, *[weight.shape[-1] for weight in activation.weights]])
+        else:
+            activation = type(activation).from_config(activation.get_config())
+
+    def at(x, others):
+        given = np.repeat(others[:, None], units, axis=1)
+        given[:, 0] = x
+        with eagerly():
+            y = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(given, dtype)))
+        return np.asarray(y, "float64").reshape(given.shape)[:, 0]
+
+    error = ValueError(
+        "A profile is one of an elementwise activation, whose every value depends on its own input "
+        f"alone. Received: {name}"
+    )
+    with np.errstate(all="ignore"):
+        try:
+            y, again = at(x, x[::-1]), at(x[::2], np.zeros_like(x[::2]))
+        except Exception as failure:
+            raise error from failure
+    if not np.allclose(y[::2], again, equal_nan=True):
+        raise error
+    return y
+
+
+def _grows(values):
+    """1 or -1 where the values far out rise or fall without bound, else 0."""
+    if not np.isfinite(values[-1]):
+        return 0 if np.isnan(values[-1]) else int(np.sign(values[-1]))
+    steps = np.diff(values)
+    if abs(steps[-1]) <= 1e-3 or not (np.sign(steps) == np.sign(steps[-1])).all():
+        return 0
+    return int(np.sign(steps[-1]))
+
+
+def _far_slope(values):
+    if not np.isfinite(values[-1]):
+        return math.inf
+    return round(float(abs(values[-1] - values[-2]) / (FAR[-1] - FAR[-2])), 6)
+
+
+def _snapped(value):
+    """Without the last digits, which an asymptote has not reached."""
+    return float(round(value, 6)) + 0.0
+
+
+def _normal_mass(nodes):
+    """The probability of N(0, 1) in each cell between the nodes."""
+    from scipy.special import ndtr
+
+    return np.diff(ndtr(nodes))
+
+
+def _known(name, lower, upper, max_slope, at, slope, value, far, odd, monotone, zeros, width):
+    return Profile(
+        name, lower, upper, max_slope, at, slope, value, far, odd, monotone, zeros, width
+    )
+
+
+_INF = math.inf
+_RELU_ZEROS, _HARD_ZEROS, _KERAS2_ZEROS = 0.5, 0.0013499, 0.0062097  # N(0,1) below 0, -3, -2.5
+# Columns: range, largest |slope| and where, slope and value at 0, |slope| far out, odd, monotone,
+# share of zeros, width. At 95 % of the range: sigmoid(ln 19), tanh(atanh 0.9), softsign(9).
+ANALYTIC = {
+    row[0]: _known(*row)
+    for row in [
+        ("sigmoid", 0, 1, 1 / 4, 0, 1 / 4, 1 / 2, 0, False, True, 0, 2 * math.log(19)),
+        ("tanh_gate", 0, 1, 1 / 2, 0, 1 / 2, 1 / 2, 0, False, True, 0, math.log(19)),
+        ("softsign_gate", 0, 1, 1 / 2, 0, 1 / 2, 1 / 2, 0, False, True, 0, 18),
+        ("relu_gate", 0, 1, 1, 0, 1 / 2, 0, 0, False, True, _RELU_ZEROS, 0.9),
+        ("hard_sigmoid", 0, 1, 1 / 6, 0, 1 / 6, 1 / 2, 0, False, True, _HARD_ZEROS, 5.4),
+        (
+            "hard_sigmoid_keras2", 0, 1, 1 / 5, 0, 1 / 5, 1 / 2, 0, False, True,
+            _KERAS2_ZEROS, 4.5,
+        ),
+        (
+            "fast_gate", 0, 1, 0.27855, 0.9316, 1 / 4, 1 / 2, 0, False, True, 0,
+            2 * math.asinh(math.log(19)),
+        ),
+        ("tanh", -1, 1, 1, 0, 1, 0, 0, True, True, 0, 2 * math.atanh(0.9)),
+        ("softsign", -1, 1, 1, 0, 1, 0, 0, True, True, 0, 18),
+        ("hard_tanh", -1, 1, 1, 0, 1, 0, 0, True, True, 0, 1.8),
+        (
+            "penalized_tanh", -1 / 4, 1, 1, 0, 5 / 8, 0, 0, False, True, 0,
+            math.atanh(1 - 0.0625) + math.atanh(0.75),
+        ),
+        ("relu", 0, _INF, 1, 0, 1 / 2, 0, 1, False, True, _RELU_ZEROS, _INF),
+        ("leaky_relu", -_INF, _INF, 1, 0, 0.6, 0, 1, False, True, 0, _INF),
+        ("elu", -1, _INF, 1, 0, 1, 0, 1, False, True, 0, _INF),
+        ("softplus", 0, _INF, 1, _INF, 1 / 2, math.log(2), 1, False, True, 0, _INF),
+        ("min_gru_g", 0, _INF, 1, 0, 5 / 8, 1 / 2, 1, False, True, 0, _INF),
+        ("linear", -_INF, _INF, 1, 0, 1, 0, 1, True, True, 0, _INF),
+        ("exponential", 0, _INF, _INF, _INF, 1, 1, _INF, False, True, 0, _INF),
+    ]
+}  # fmt: skip

@@ -1,0 +1,261 @@
+"""Profiles of activations: what is known of them against what is measured, and the verdicts."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+import reference
+from helpers import run_python
+
+import keras_gates as kg
+from keras_gates.activations import ANALYTIC, functions, measure, profile
+
+x = np.linspace(-6, 6, 241)
+# By hand, in NumPy.
+EXPECTED = {
+    "tanh_gate": (np.tanh(x) + 1) / 2,
+    "softsign_gate": (x / (1 + np.abs(x)) + 1) / 2,
+    "relu_gate": np.clip(x, 0, 1),
+    "hard_sigmoid_keras2": np.clip(0.2 * x + 0.5, 0, 1),
+    "fast_gate": reference.sigmoid(np.sinh(np.clip(x, -6, 6))),
+    "penalized_tanh": np.where(x > 0, np.tanh(x), 0.25 * np.tanh(x)),
+    "min_gru_g": np.where(x >= 0, x + 0.5, reference.sigmoid(x)),
+}
+
+
+def own_names():
+    return [name for name in kg.activations.names() if hasattr(functions, name)]
+
+
+def test_every_activation_is_tested():
+    assert sorted(EXPECTED) == own_names()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_values(name):
+    given = keras.ops.convert_to_numpy(getattr(kg.activations, name)(x.astype("float32")))
+    np.testing.assert_allclose(given, EXPECTED[name], atol=2e-6)
+    assert np.isfinite(keras.ops.convert_to_numpy(getattr(kg.activations, name)(1e4 * x))).all()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_layer_with_it_by_name_is_saved_and_loaded(name, tmp_path):
+    arguments = {"gate_activation": name, "candidate_activation": name}
+    model = keras.Sequential([keras.Input((4, 3)), kg.GatedRNN(5, **arguments)])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].candidate_activation is getattr(kg.activations, name)
+    frames = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    np.testing.assert_array_equal(
+        model.predict(frames, verbose=0), loaded.predict(frames, verbose=0)
+    )
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+def test_what_is_known_is_what_is_measured(name):
+    known, measured = ANALYTIC[name], measure(kg.activations.get(name, "activation"))
+    assert profile(name) is known
+    for field in dataclasses.fields(known):
+        a, b = getattr(known, field.name), getattr(measured, field.name)
+        if field.name == "max_slope_at" and known.max_slope == 1 and name == "softplus":
+            continue  # comes close to 1 nowhere in particular
+        if isinstance(b, float):
+            # Slopes and widths are measured in cells of 1/256.
+            assert a == b or a == pytest.approx(b, abs=0.02 if "width" in field.name else 4e-3), (
+                field.name
+            )
+        else:
+            assert a == b, field.name
+
+
+def test_a_profile_of_any_function_and_layer():
+    found = profile(lambda x: 3 * keras.ops.sin(x) + 1)
+    assert (found.lower, found.upper) == pytest.approx((-2, 4), abs=1e-3)
+    assert (found.max_slope, found.value_at_zero) == pytest.approx((3, 1), abs=1e-3)
+    assert not found.monotone
+    assert not found.zero_centred
+    assert found.bounded
+    cubic = profile(lambda x: x**3)
+    assert (cubic.lower, cubic.upper) == (-math.inf, math.inf)
+    assert cubic.zero_centred
+    assert cubic.monotone
+    assert not cubic.bounded_above
+
+    prelu = keras.layers.PReLU(alpha_initializer=keras.initializers.Constant(0.25))
+    assert profile(prelu).slope_at_zero == pytest.approx(0.625)
+    assert not prelu.built, "a profile leaves the layer as it is"
+    prelu.build((None, 3))
+    prelu.set_weights([np.array([0.5, 0.1, 0.2])])
+    assert profile(prelu).slope_at_zero == pytest.approx(0.75)
+
+
+def test_profiles_can_be_made_while_a_graph_is_traced():
+    tf = pytest.importorskip("tensorflow")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a graph of TensorFlow")
+    found = []
+
+    @tf.function
+    def traced():
+        found.append(profile(lambda x: keras.ops.tanh(2 * x)).max_slope)
+        return tf.constant(0)
+
+    traced()
+    assert found == [pytest.approx(2, abs=1e-3)]
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "glu", "sparsemax"])
+def test_what_is_not_elementwise_has_no_profile(name):
+    with pytest.raises(ValueError, match=f"elementwise activation.*Received: {name}"):
+        profile(name)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="Unknown name: activation='tanhgate'.*'tanh_gate'"):
+        profile("tanhgate")
+
+
+# ---------------------------------------------------------------------- verdicts
+
+SOUND = [
+    ("gru", "sigmoid", "tanh"),
+    ("gru", "hard_sigmoid", "softsign"),
+    ("lstm", "tanh_gate", "hard_tanh"),
+    ("simple", None, "tanh"),
+]
+UNSTABLE = [
+    ("gru", "relu", "tanh", "the gate update .relu. has no upper bound, and h' = z . h"),
+    ("lstm", "softplus", "tanh", "the gate forget .softplus. has no upper bound, and c' = f . c"),
+    ("gru", "tanh", "tanh", "the gate update .tanh. can be negative, and h' = z . h"),
+    ("lstm", {"forget": "tanh"}, "tanh", "the gate forget .tanh. can be negative"),
+    ("lstm", "sigmoid", "relu", "the states can grow 2 times per step"),
+    ("simple", None, "relu", "no gate weighs old against new"),
+]
+CAUTION = [
+    ("gru", "sigmoid", "relu", "the candidate relu is unbounded"),
+    ("gru", "sigmoid", "sigmoid", "never negative"),
+    ("gru", "relu_gate", "tanh", "shut, without a slope, for 50% of its inputs"),
+    ("lstm", {"input": "relu"}, "tanh", "the gate input .relu."),
+    ("gru", {"reset": "tanh"}, "tanh", "the gate reset .tanh. has values in .-1, 1."),
+    ("gru", "sigmoid", "softmax", "elementwise"),
+]
+
+
+@pytest.mark.parametrize(("cell", "gate", "candidate"), SOUND)
+def test_sound(cell, gate, candidate):
+    verdict = kg.check_activations(cell, gate, candidate)
+    assert (verdict.level, verdict.reasons, verdict.suggestions) == ("sound", (), [])
+    assert verdict.growth <= 1.05
+    assert 0 < verdict.spectral_radius < 1.2
+
+
+@pytest.mark.parametrize(("cell", "gate", "candidate", "reason"), UNSTABLE)
+def test_unstable(cell, gate, candidate, reason):
+    verdict = kg.check_activations(cell, gate, candidate)
+    assert verdict.level == verdict.reasons[0].level == "unstable"
+    assert any(r.level == "unstable" and _matches(reason, r.what) for r in verdict.reasons)
+    assert verdict.suggestions
+
+
+@pytest.mark.parametrize(("cell", "gate", "candidate", "reason"), CAUTION)
+def test_caution(cell, gate, candidate, reason):
+    verdict = kg.check_activations(cell, gate, candidate)
+    assert verdict.level == "caution"
+    assert any(_matches(reason, r.what) for r in verdict.reasons)
+
+
+def _matches(pattern, text):
+    import re
+
+    return re.search(pattern, text) is not None
+
+
+def test_a_bounded_output_activation_bounds_what_the_candidate_does_not():
+    assert kg.check_activations("lstm", None, "relu").growth == pytest.approx(2, abs=0.1)
+    bounded = kg.check_activations("lstm", None, "relu", "tanh")
+    assert (bounded.growth, bounded.level) == (1, "caution")
+
+
+def test_clipping_and_identity_change_the_verdict_and_the_advice():
+    plain = kg.check_activations("simple", candidate_activation="relu")
+    clipped = kg.check_activations(
+        "simple", candidate_activation="relu", grad_clip_norm=1.0, recurrent_initializer="identity"
+    )
+    assert (plain.level, clipped.level) == ("unstable", "caution")
+    assert "identity" in " ".join(plain.suggestions)
+    assert "identity" not in " ".join(clipped.suggestions)
+
+
+def test_carry_of_a_cell_of_ones_own():
+    class Leaky(kg.SimpleRNNCell):
+        """h' = 1.5 * h + φ(a)"""
+
+        def update(self, x, u, states):
+            return (1.5 * states[0] + self.candidate(x.candidate + u.candidate),)
+
+    verdict = kg.check_activations(Leaky, candidate_activation="tanh")
+    assert verdict.carry == {"hidden": (1.5, 1.5)}
+    assert verdict.growth == pytest.approx(1.5, abs=0.01)
+    assert verdict.level == "unstable"
+    assert "h' = 1.5 * h" in verdict.reasons[0].what
+
+
+def test_the_spectral_radius_is_that_of_the_jacobian():
+    """Of a linear recurrence it is the one of its recurrent matrix, whatever the inputs."""
+    verdict = kg.check_activations(
+        "simple",
+        candidate_activation="linear",
+        recurrent_initializer=keras.initializers.Identity(0.8),
+    )
+    assert verdict.spectral_radius == pytest.approx(0.8, abs=1e-3)
+    again = kg.check_activations("gru")
+    assert again.spectral_radius == kg.check_activations("gru").spectral_radius
+
+
+def test_a_verdict_can_be_read_and_stored():
+    import json
+
+    verdict = kg.check_activations("gru", "relu", "tanh")
+    text = str(verdict)
+    assert text.startswith("GRUCell: gates relu; candidate tanh: unstable\n")
+    assert "what helps: Take a gate with values in [0, 1]" in text
+    assert json.loads(json.dumps(verdict.to_dict()))["level"] == "unstable"
+
+
+def test_a_layer_with_an_unstable_pair_warns_once_with_reason_and_cure(recwarn, tmp_path):
+    with pytest.warns(kg.UnstableActivationsWarning, match="no upper bound.*Take a gate") as caught:
+        layer = kg.GatedRNN(4, gate_activation="relu")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    recwarn.clear()
+    model = keras.Sequential([keras.Input((None, 3)), keras.layers.Bidirectional(layer)])
+    model.save(tmp_path / "model.keras")
+    keras.models.load_model(tmp_path / "model.keras")
+    kg.GatedRNN(4, candidate_activation="softmax")
+    kg.GatedRNN(4)
+    assert not [w for w in recwarn if w.category is kg.UnstableActivationsWarning]
+
+
+def test_the_warning_can_be_made_an_error():
+    output = run_python(
+        """
+        import warnings, keras_gates as kg
+        warnings.simplefilter("error", kg.UnstableActivationsWarning)
+        try:
+            kg.GatedRNN(4, cell="lstm", gate_activation={"forget": "relu"})
+        except kg.UnstableActivationsWarning as error:
+            print("refused:", error)
+        """
+    )
+    assert "refused: These activations are unstable in LSTMCell" in output
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="`cell` must be one of.*'gruu'.*'gru'"):
+        kg.check_activations("gruu")
+    with pytest.raises(ValueError, match="`cell` must be one of.*subclass of GatedCell"):
+        kg.check_activations(keras.layers.GRUCell)
+    with pytest.raises(TypeError, match="unit"):
+        kg.check_activations("gru", unit=3)
