@@ -25,6 +25,7 @@ import keras
 import numpy as np
 
 import keras_gates as kg
+from keras_gates.diagnostics import plots
 from keras_gates.verdicts import LEVELS
 
 GATES = [
@@ -39,8 +40,9 @@ CELLS = ["gru", "lstm", "simple"]
 TASKS = ["adding", "digits"]
 OUTCOMES = ["diverged", "failed", "learned"]
 FIELDS = ["cell", "gate", "candidate", "task", "seed", "verdict", "outcome", "loss", "score"]
-UNITS, BATCH, STEPS, RATE = 24, 64, 250, 0.01
-ADDING_STEPS = 20
+UNITS, BATCH, RATE = 24, 64, 0.01
+STEPS = {"adding": 400, "digits": 250}
+LENGTH = 10  # of the sequences of the adding problem
 
 
 # ---------------------------------------------------------------------- tasks
@@ -48,9 +50,9 @@ ADDING_STEPS = 20
 
 def adding(rng, count):
     """Two numbers among many are marked; the target is their sum. Always saying 1 errs by 1/6."""
-    values = rng.random((count, ADDING_STEPS))
+    values = rng.random((count, LENGTH))
     marks = np.zeros_like(values)
-    half = ADDING_STEPS // 2
+    half = LENGTH // 2
     for row in range(count):
         marks[row, rng.integers(half)] = marks[row, half + rng.integers(half)] = 1
     x = np.stack([values, marks], axis=2).astype("float32")
@@ -117,7 +119,7 @@ def train(cell, gate, candidate, task, seeds):
             variable.assign(value)
         rng = np.random.default_rng(seed)
         loss = np.nan
-        for _ in range(STEPS):
+        for _ in range(STEPS[task]):
             rows_of_batch = rng.integers(len(x), size=BATCH)
             loss = float(model.train_on_batch(x[rows_of_batch], y[rows_of_batch]))
             if not np.isfinite(loss):
@@ -205,6 +207,42 @@ def report(rows):
         print(f"{what}: {s.part} of {s.whole}" + (f", {s.part / s.whole:.0%}" if s.whole else ""))
 
 
+def draw(rows, path):
+    """What became of every pair, on top of the verdict on it, one panel per cell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    counts = collections.defaultdict(collections.Counter)
+    for row in rows:
+        counts[row["cell"], row["gate"], row["candidate"]][row["outcome"]] += 1
+    heights = [1 if cell == "simple" else len(GATES) for cell in CELLS]
+    figure, axes = plt.subplots(
+        len(CELLS), 1, figsize=(8, 9.5), layout="constrained",
+        gridspec_kw={"height_ratios": [h + 1 for h in heights]},
+    )  # fmt: skip
+    for axis, cell in zip(axes, CELLS, strict=True):
+        gates = None if cell == "simple" else GATES
+        outcomes = {
+            (gate, candidate): " ".join(
+                f"{counts[cell, gate or '', candidate][outcome]}{outcome[0]}"
+                for outcome in OUTCOMES
+                if counts[cell, gate or "", candidate][outcome]
+            )
+            for gate in gates or [None]
+            for candidate in CANDIDATES
+        }
+        plots.plot_verdicts(cell, gates, CANDIDATES, axis, outcomes=outcomes)
+    figure.supxlabel(
+        "letter and colour: the verdict; below, of six trainings: d diverged, f failed, l learned",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,7 +276,7 @@ def main(argv=None):
             print(f"\r{count} of {len(jobs)} trained, {minutes:.1f} min", end="", flush=True)
     rows = read(path)
     report(rows)
-    print(f"written: {path}")
+    print(f"written: {path}, {draw(rows, arguments.out / 'verdicts.png')}")
     return rows
 
 

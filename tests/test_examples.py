@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -68,6 +70,33 @@ def test_gradient_norms_are_those_of_finite_differences(digits):
         for unit in np.eye(digits.UNITS)
     ]
     assert np.linalg.norm(gradient) == pytest.approx(norms[t, sample], rel=1e-2)
+
+
+def test_verdicts_trains_pairs_and_goes_on_where_it_stopped(tmp_path):
+    command = [sys.executable, EXAMPLES / "verdicts.py", "--quick", "--out", tmp_path]
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        outputs.append(done.stdout)
+        table = (tmp_path / "verdicts.csv").read_text().splitlines()
+        assert len(table) == 1 + 6
+        (tmp_path / "verdicts.csv").write_text("\n".join(table[:-1]) + "\n")
+        assert (tmp_path / "verdicts.png").exists()
+    assert "6 of 6 trained" in outputs[0]
+    assert "1 of 1 trained" in outputs[1]
+    assert "gru,relu,tanh" in " ".join(table)
+    assert "pairs called sound, that do not diverge: 2 of 2, 100%" in outputs[0]
+
+
+def test_diagnostics_prints_and_draws(tmp_path, capsys):
+    example = load("diagnostics")
+    found = example.main(["--epochs", "1", "--samples", "300", "--out", str(tmp_path)])
+    assert list(found) == list(example.LAYERS)
+    printed = capsys.readouterr().out
+    assert "GRUCell: gates tanh; candidate tanh: unstable" in printed
+    assert (tmp_path / "diagnostics.png").stat().st_size > 10_000
+    clipped = found["tanh gates, clipped"].layers[0]
+    assert clipped.gradient.clipped_share is not None
 
 
 def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):

@@ -20,7 +20,7 @@ from keras_gates.activations.functions import (
     tanh_gate,
 )
 from keras_gates.activations.lookup import get, is_serialized, names, serialize
-from keras_gates.activations.profiles import ANALYTIC, Profile, measure, profile
+from keras_gates.activations.profiles import ANALYTIC, Profile, measure, profile, values
 
 __all__ = [
     "ANALYTIC",
@@ -38,4 +38,5 @@ __all__ = [
     "serialize",
     "softsign_gate",
     "tanh_gate",
+    "values",
 ]

@@ -114,8 +114,8 @@ def measure(activation):
     count = round(REACH / STEP)
     nodes = STEP * np.arange(-count, count + 1)
     middles = nodes[:-1] + STEP / 2
-    y, y_middle = _values(activation, nodes, name), _values(activation, middles, name)
-    high, low = _values(activation, FAR, name), _values(activation, -FAR, name)
+    y, y_middle = values(activation, nodes), values(activation, middles)
+    high, low = values(activation, FAR), values(activation, -FAR)
     if np.isnan(np.concatenate([y, y_middle])).any():
         raise ValueError(f"The activation {name} is NaN for some finite inputs.")
     slopes = np.diff(y) / STEP
@@ -151,8 +151,10 @@ def measure(activation):
     )
 
 
-def _values(activation, x, name):
-    """The activation at `x`, in float64."""
+def values(activation, x):
+    """An elementwise activation at the numbers `x`, in float64."""
+    x = np.asarray(x, "float64")
+    name = getattr(activation, "__name__", None) or type(activation).__name__
     units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
     if isinstance(activation, keras.Layer):
         dtype = activation.compute_dtype

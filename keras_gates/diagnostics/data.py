@@ -1,0 +1,118 @@
+"""The data that a model is looked at with: checked, and cut into batches."""
+
+import itertools
+
+import keras
+import numpy as np
+from keras import tree
+
+
+def check_model(model):
+    """A TypeError or ValueError unless `model` is a built Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a Keras model. Received: "
+            f"model={model!r} of type {type(model).__name__}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"`model` must be built, and {model.name!r} has no weights yet: begin it with a "
+            "keras.Input, or call it once on data."
+        )
+
+
+def check_compiled(model, purpose):
+    """A ValueError unless `model` has a loss."""
+    if not model.compiled:
+        raise ValueError(
+            f"`y` was given, so that {purpose}, which needs the loss of a compiled model, and "
+            f"{model.name!r} is not compiled: call model.compile(optimizer, loss) first, or leave "
+            "`y` out."
+        )
+
+
+def arrays(argument, values):
+    """`values`, one array or a list or dict of them, as NumPy arrays; none of them empty."""
+    if isinstance(values, (list, tuple)) and not any(hasattr(v, "shape") for v in values):
+        values = np.asarray(values)
+    values = tree.map_structure(_array, values)
+    for value in tree.flatten(values):
+        if value.ndim == 0 or value.dtype == object:
+            raise ValueError(
+                f"`{argument}` must be an array, or a list or dict of arrays, with the samples "
+                f"along the first axis. Received: {argument} of shape {value.shape} and dtype "
+                f"{value.dtype}"
+            )
+        if not value.size:
+            raise ValueError(
+                f"`{argument}` must hold at least one sample and one time step. Received: "
+                f"{argument} of shape {value.shape}"
+            )
+    if len({len(value) for value in tree.flatten(values)}) != 1:
+        shapes = [value.shape for value in tree.flatten(values)]
+        raise ValueError(
+            f"The arrays of `{argument}` must have equally many samples. Received: shapes {shapes}"
+        )
+    return values
+
+
+def check_shapes(model, x):
+    """A ValueError unless `x` fits the inputs that the model announces, if it does."""
+    announced = getattr(model, "inputs", None)
+    given = tree.flatten(x)
+    if not announced:
+        return
+    expected = [tuple(tensor.shape) for tensor in announced]
+    shapes = [value.shape for value in given]
+    if isinstance(x, dict):
+        by_name = {name: np.shape(value) for name, value in x.items()}
+        if any(tensor.name not in by_name for tensor in announced):
+            return  # a nested structure, which Keras knows how to read
+        shapes = [by_name[tensor.name] for tensor in announced]
+    if len(shapes) != len(expected) or not all(map(_fits, shapes, expected)):
+        raise ValueError(
+            f"`x` must fit the inputs of {model.name!r}, "
+            f"{', '.join(map(str, expected))}. Received: x of shape {', '.join(map(str, shapes))}"
+        )
+
+
+def check_same_length(x, y):
+    """A ValueError unless `x` and `y` have equally many samples."""
+    if samples(x) != samples(y):
+        raise ValueError(
+            f"`y` must have as many samples as `x`, {samples(x)}. Received: {samples(y)}"
+        )
+
+
+def samples(values):
+    """The number of samples in one array, or in a list or dict of arrays."""
+    return len(tree.flatten(values)[0])
+
+
+def take(values, indices):
+    """The samples at `indices`, an array or a slice; None of None."""
+    return None if values is None else tree.map_structure(lambda v: v[indices], values)
+
+
+def slices(count, batch_size):
+    """Slices that cut `count` samples into batches of almost equal size, at most `batch_size`.
+
+    A mean loss divides by the size of its batch, so that a remainder of one sample would send a
+    gradient that is out of proportion.
+    """
+    batches = -(-count // batch_size)
+    edges = np.linspace(0, count, batches + 1).round().astype(int)
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _array(value):
+    return value if isinstance(value, np.ndarray) else np.asarray(value)
+
+
+def _fits(shape, expected):
+    """Whether a shape, with the batch first, is one that an announced shape allows."""
+    if len(shape) == len(expected) - 1 and expected[-1] == 1:
+        return True  # Keras adds a last axis of one
+    return len(shape) == len(expected) and all(
+        e is None or s == e for s, e in zip(shape[1:], expected[1:], strict=True)
+    )

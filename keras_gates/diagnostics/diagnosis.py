@@ -1,0 +1,121 @@
+"""Figures and findings of a model on data."""
+
+from keras_gates.diagnostics import data, figures, findings, trace
+from keras_gates.diagnostics.report import Diagnosis
+from keras_gates.validation import positive_integer
+
+
+def diagnose(model, x, y=None, *, margin=0.05, batch_size=32, lyapunov=True):
+    """Looks into every recurrent layer of a model while it runs on data.
+
+    For each GatedRNN, keras.layers.GRU, LSTM, SimpleRNN, or keras.layers.RNN of one of their cells
+    or of a GatedCell (in nested models, each direction of a Bidirectional and each cell of a stack
+    by itself):
+
+    - gates: mean, percentiles, and the share of values at the low and high end of their range;
+    - candidate: percentiles, zeros, dead units;
+    - states: norm per time step, zeros, the largest value, the share at the bound;
+    - with `y`, the gradient dL/dh_t: norm per time step, the factor by which it changes per step
+      back in time, and the share of (sample, step) pairs on which clipping acts;
+    - the largest Lyapunov exponent of the recurrence on these data, in nats per step.
+
+    The model is run for inference: no dropout, and nothing of it changes. Masked steps do not
+    count. A stateful layer begins every batch with its present states.
+
+    Args:
+        model: a built Keras model; compiled, if `y` is given.
+        x: its inputs: an array (samples, time, features), or what else the model takes, or a list
+            or dict of arrays. Some hundred samples are enough. The memory needed is a few arrays
+            of (samples, time, units) per layer.
+        y: the targets, for the gradients of the loss that the model was compiled with, without
+            sample weights. On the TensorFlow backend.
+        margin: a value counts as saturated, or at the bound, when it is within this share of the
+            range of its activation from a bound of it. In (0, 0.5).
+        batch_size: samples per batch. Gradients are of the loss of a batch, whose mean holds a
+            factor 1 / batch size: give the batch size of training to see what clipping sees
+            there. Batches are of almost equal size.
+        lyapunov: whether to estimate the Lyapunov exponent, which triples the forward pass. It is
+            left out in half precision.
+
+    Returns:
+        A `Diagnosis`, with `.layers`, `.findings`, `.scalars()`, `.to_dict()`, `.to_dataframe()`;
+        `print` shows it.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: it is not built, or not compiled though `y` is given, or has no recurrent
+            layer; `x` is empty or does not fit the model; `y` has another number of samples;
+            `margin` or `batch_size` is out of range.
+        NotImplementedError: `y` on a backend other than TensorFlow.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(8),
+    ...                           keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> x, y = numpy.random.normal(size=(20, 30, 3)), numpy.zeros((20, 1))
+    >>> print(keras_gates.diagnostics.diagnose(model, x, y))
+
+    Sources: Karpathy, Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015,
+    for saturation; Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
+    networks", 2013, for gradient norms; Engelken, Wolf, Abbott, "Lyapunov spectra of chaotic
+    recurrent neural networks", 2023, and Vogt et al., "On Lyapunov exponents for RNNs", 2022.
+    """
+    margin = check_margin(margin)
+    return of_runs(*_started(model, x, y, batch_size, lyapunov), margin)
+
+
+def traces(model, x, y=None, *, batch_size=32):
+    """What every recurrent layer of a model computes on data, as arrays over samples and time.
+
+    This is what `diagnose` takes its figures from, and what the plots show.
+
+    Args:
+        model, x, y, batch_size: as in `diagnose`.
+
+    Returns:
+        A list of `Trace`, one per cell, in the order of execution.
+
+    Raises:
+        As `diagnose`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(8)])
+    >>> (found,) = keras_gates.diagnostics.traces(model, numpy.zeros((4, 6, 3)))
+    >>> found.activated["update"].shape
+    (4, 6, 8)
+    """
+    _, runs = _started(model, x, y, batch_size, lyapunov=False)
+    return trace.joined(runs)
+
+
+def _started(model, x, y, batch_size, lyapunov):
+    """The `Tracer` and the runs of all batches, of checked arguments."""
+    batch_size = positive_integer("batch_size", batch_size)
+    data.check_model(model)
+    x = data.arrays("x", x)
+    data.check_shapes(model, x)
+    if y is not None:
+        y = data.arrays("y", y)
+        data.check_same_length(x, y)
+        data.check_compiled(model, "gradients are asked for")
+    tracer = trace.Tracer(model, gradients=y is not None, tangents=bool(lyapunov))
+    return tracer, trace.runs(tracer, x, y, batch_size)
+
+
+def of_runs(tracer, runs, margin):
+    """The `Diagnosis` of what a tracer gave."""
+    layers = [figures.of_trace(each, margin) for each in trace.joined(runs)]
+    found = findings.of_layers(layers, tracer.left_out)
+    return Diagnosis(tracer.model.name, margin, layers, found)
+
+
+def check_margin(margin):
+    """`margin` as a float, if it is in (0, 0.5)."""
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < 0.5:
+        raise ValueError(
+            "`margin` is a share of an activation's range and must be in (0, 0.5). Received: "
+            f"margin={margin!r}"
+        )
+    return float(margin)

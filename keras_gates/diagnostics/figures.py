@@ -1,0 +1,300 @@
+"""Numbers for what a recurrent layer computed: saturation, dead units, norms and their growth.
+
+Every figure counts valid steps alone, and needs nothing but NumPy.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_gates import activations
+from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
+from keras_gates.diagnostics import lyapunov
+
+
+@dataclasses.dataclass
+class GateFigures:
+    """Values of one gate.
+
+    Attributes:
+        mean, p5, p50, p95: mean and percentiles over samples, steps and units.
+        saturated_low, saturated_high: share of the values within the margin of the lower and
+            upper bound of the gate's activation; None where it has no such bound.
+    """
+
+    mean: float
+    p5: float
+    p50: float
+    p95: float
+    saturated_low: float | None
+    saturated_high: float | None
+
+
+@dataclasses.dataclass
+class CandidateFigures:
+    """Values of the candidate.
+
+    Attributes:
+        mean, p5, p50, p95: as of a gate.
+        sparsity: share of exact zeros.
+        dead_units: indices of the units whose candidate is the same at every step of every
+            sample, such as 0 under relu.
+    """
+
+    mean: float
+    p5: float
+    p50: float
+    p95: float
+    sparsity: float
+    dead_units: list
+
+
+@dataclasses.dataclass
+class StateFigures:
+    """Values of the hidden state, or of a further one.
+
+    Attributes:
+        norm: mean over the valid (sample, step) pairs of the L2 norm over units.
+        norm_per_step: the same for each step, over the samples valid there; NaN where none is.
+        largest: the largest absolute value.
+        sparsity: share of exact zeros.
+        at_bound: share of the values within the margin of the bounds of the state; None where it
+            has no two bounds.
+    """
+
+    norm: float
+    norm_per_step: list
+    largest: float
+    sparsity: float
+    at_bound: float | None
+
+
+@dataclasses.dataclass
+class GradientFigures:
+    """The gradient dL/dh_t as it arrives at step t, before it is clipped there.
+
+    At later steps it has been clipped already, as in training. L is the loss of one batch: under
+    a mean loss each sample's gradient holds a factor 1 / batch size.
+
+    Attributes:
+        norm_per_step: mean over the samples valid at each step of the L2 norm of each sample's
+            gradient; NaN where none is valid.
+        largest: the largest norm of any sample at any step.
+        log_slope: change of the log of `norm_per_step` per step *back* in time, by least squares
+            weighted by the number of valid samples. exp(log_slope) is the factor per step: below
+            1 the gradient vanishes, above 1 it explodes. None with fewer than two steps.
+        clipped: share of the valid (sample, step) pairs at which the bound of the layer acts on
+            the gradient; None where the layer does not clip at the state. (The gradient of an
+            LSTM's cell state is clipped on its own, and not counted.)
+    """
+
+    norm_per_step: list
+    largest: float
+    log_slope: float | None
+    clipped: float | None
+
+
+@dataclasses.dataclass
+class LayerDiagnosis:
+    """The figures of one recurrent layer, or of one cell of a stack.
+
+    Steps are counted in the order in which the layer reads: with `go_backwards` the first is the
+    last one of the sequence.
+
+    Attributes:
+        name: of the layer in the model.
+        cell: name of the cell's class.
+        units, samples, steps: sizes.
+        pairs: number of valid (sample, step) pairs.
+        nonfinite: number of values that are not finite, of gates, candidate and states.
+        gates: from the name of a gate to its `GateFigures`.
+        candidate: `CandidateFigures`, or None of a cell without a candidate.
+        states: from the name of a state ("hidden", "cell") to its `StateFigures`.
+        gradient: `GradientFigures`, or None.
+        lyapunov: the largest Lyapunov exponent on these data, in nats per step; None where it was
+            not asked for, or in half precision. In a stack it is that of the whole stack.
+    """
+
+    name: str
+    cell: str
+    units: int
+    samples: int
+    steps: int
+    pairs: int
+    nonfinite: int
+    gates: dict
+    candidate: CandidateFigures | None
+    states: dict
+    gradient: GradientFigures | None
+    lyapunov: float | None
+
+    def scalars(self):
+        """The figures that are one number, by flat names such as "gated_rnn/update/mean"."""
+        found = {}
+        for part, figures in [
+            *self.gates.items(),
+            ("candidate", self.candidate),
+            *self.states.items(),
+            ("gradient", self.gradient),
+        ]:
+            if figures is None:
+                continue
+            for field in dataclasses.fields(figures):
+                value = getattr(figures, field.name)
+                if field.name == "clipped":
+                    found[f"{self.name}/clipped"] = value
+                elif field.name == "dead_units":
+                    found[f"{self.name}/{part}/dead_share"] = len(value) / self.units
+                elif not isinstance(value, list):
+                    found[f"{self.name}/{part}/{field.name}"] = value
+        found[f"{self.name}/lyapunov"] = self.lyapunov
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def of_trace(trace, margin):
+    """The `LayerDiagnosis` of a `Trace`."""
+    cell, valid = trace.cell, trace.valid
+    with np.errstate(all="ignore"):  # what is not finite is counted
+        everything = [*trace.activated.values(), *trace.states.values()]
+        return LayerDiagnosis(
+            name=trace.name,
+            cell=type(cell).__name__,
+            units=cell.units,
+            samples=valid.shape[0],
+            steps=valid.shape[1],
+            pairs=int(valid.sum()),
+            nonfinite=sum(int((~np.isfinite(values[valid])).sum()) for values in everything),
+            gates={
+                name: gate(values[valid], _bounds(cell.gate_activations[name]), margin)
+                for name, values in trace.gates.items()
+            },
+            candidate=None if trace.candidate is None else candidate(trace.candidate[valid]),
+            states={
+                name: state(values, valid, state_bounds(cell, name), margin)
+                for name, values in trace.states.items()
+            },
+            gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
+            lyapunov=(None if trace.growth is None else lyapunov.exponent(trace.growth, valid)),
+        )
+
+
+def gate(values, bounds, margin):
+    """`GateFigures` of values (pairs, units), given the bounds of the gate's activation."""
+    low, high = within_margin(values, bounds, margin)
+    return GateFigures(*_distribution(values), saturated_low=low, saturated_high=high)
+
+
+def candidate(values):
+    """`CandidateFigures` of values (pairs, units)."""
+    dead = []
+    if len(values) > 1:
+        dead = np.flatnonzero(values.max(axis=0) == values.min(axis=0)).tolist()
+    return CandidateFigures(*_distribution(values), sparsity=_share(values == 0), dead_units=dead)
+
+
+def state(values, valid, bounds, margin):
+    """`StateFigures` of values (samples, time, units)."""
+    norms = np.linalg.norm(values.astype("float64"), axis=-1)
+    here = values[valid]
+    low, high = within_margin(here, bounds, margin)
+    return StateFigures(
+        norm=_mean(norms[valid]),
+        norm_per_step=mean_per_step(norms, valid),
+        largest=float(np.abs(here).max()) if here.size else math.nan,
+        sparsity=_share(here == 0),
+        at_bound=None if low is None or high is None else low + high,
+    )
+
+
+def gradient(values, valid, cell):
+    """`GradientFigures` of the gradients (samples, time, units) of the hidden states of a cell."""
+    values = values.astype("float64")  # so that squares of exploded gradients do not overflow
+    norms = np.linalg.norm(values, axis=-1)
+    per_step = mean_per_step(norms, valid)
+    clipped = None
+    if cell.clips and cell.grad_clip_at == "state":
+        if cell.grad_clip_norm is not None:
+            acts = norms > cell.grad_clip_norm
+        else:
+            acts = (np.abs(values) > cell.grad_clip_value).any(axis=-1)
+        clipped = _share(acts[valid])
+    return GradientFigures(
+        norm_per_step=per_step,
+        largest=float(norms[valid].max()) if valid.any() else math.nan,
+        log_slope=log_slope_back(per_step, valid.sum(axis=0)),
+        clipped=clipped,
+    )
+
+
+def within_margin(values, bounds, margin):
+    """The shares of `values` near the lower and the upper bound; None at an infinite one.
+
+    Near is closer than `margin` times the range, or, where that is infinite, than `margin`.
+    """
+    lower, upper = bounds
+    near = margin * (upper - lower) if math.isfinite(upper - lower) else margin
+    return (
+        _share(values <= lower + near) if math.isfinite(lower) else None,
+        _share(values >= upper - near) if math.isfinite(upper) else None,
+    )
+
+
+def mean_per_step(values, valid):
+    """The mean over samples of (samples, time), where valid; NaN at a step without a sample."""
+    total = np.where(valid, values, 0).sum(axis=0)
+    count = valid.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).tolist()
+
+
+def log_slope_back(norms, weights):
+    """The slope of log(norms) per step back in time, by weighted least squares; or None."""
+    norms, weights = np.asarray(norms), np.asarray(weights, "float64")
+    used = np.isfinite(norms) & (norms > 0) & (weights > 0)
+    if used.sum() < 2:
+        return None
+    t, y, w = np.flatnonzero(used), np.log(norms[used]), weights[used] / weights[used].sum()
+    t = t - (w * t).sum()
+    return float(-(w * t * (y - (w * y).sum())).sum() / (w * t * t).sum())
+
+
+def state_bounds(cell, name):
+    """The bounds of a state that starts at 0, as far as the equations are known here.
+
+    The state of a GRU with gates in [0, 1] is a mean of candidates, and that of a simple RNN is
+    the candidate; an LSTM's hidden state is its output activation times a gate.
+    """
+    unbounded = (-math.inf, math.inf)
+    if name != "hidden" or not isinstance(cell, (GRUCell, LSTMCell, SimpleRNNCell)):
+        return unbounded
+    gates = [_bounds(activation) for activation in cell.gate_activations.values()]
+    if any(lower < 0 or upper > 1 for lower, upper in gates):
+        return unbounded
+    return _bounds(
+        cell.output_activation if isinstance(cell, LSTMCell) else cell.candidate_activation
+    )
+
+
+def _bounds(activation):
+    """The lower and upper bound of an activation's values, maybe infinite."""
+    try:
+        profile = activations.profile(activation)
+    except ValueError:  # not elementwise: a softmax over the units
+        return -math.inf, math.inf
+    return profile.lower, profile.upper
+
+
+def _distribution(values):
+    """Mean and 5th, 50th and 95th percentile."""
+    if not values.size:
+        return (math.nan,) * 4
+    percentiles = np.percentile(values, [5, 50, 95])
+    return float(values.mean(dtype="float64")), *map(float, percentiles)
+
+
+def _share(condition):
+    return float(condition.mean()) if condition.size else math.nan
+
+
+def _mean(values):
+    return float(values.mean()) if values.size else math.nan

@@ -1,0 +1,252 @@
+"""What the figures of a layer mean, and what to do about it."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+SEVERITIES = ("error", "warning", "note")
+
+# A gate with more than this share of its values at one end mostly does one thing. (Karpathy,
+# Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015, tell the roles of
+# LSTM gates by how often they are saturated at either end.)
+SATURATED = 0.5
+# A gate whose values, but for 5 % at either side, stay inside has neither closed nor opened.
+UNDECIDED = (0.25, 0.75)
+# Dead units cost time and memory for nothing; a few are usual under relu.
+DEAD = 0.1
+# A candidate with more zeros than this leaves little for the state to take up.
+SPARSE = 0.9
+# The norm of a bounded state settles; this factor between the second quarter of the steps and the
+# last is growth.
+STATE_GROWTH = 2.0
+STATE_GROWTH_STEPS = 8  # too few steps to tell below
+# More than this share of a state at its bound passes no gradient on through most units.
+AT_BOUND = 0.5
+# The gradient at the first step against that at the last: 1e-3 is lost beside the others in the
+# sum over steps, and 1e3 outshouts them. (Pascanu, Mikolov, Bengio, "On the difficulty of training
+# recurrent neural networks", 2013.)
+VANISHED, EXPLODED = 1e-3, 1e3
+# A bound that acts on most pairs sets the size of the gradient instead of stopping explosions.
+CLIPPED = 0.5
+# Nats per step: differences double within 7 steps above, and fall to 5 % within 6 steps below.
+CHAOTIC, FORGETFUL = 0.1, -0.5
+FALLEN = math.log(20)  # to 5 %
+
+
+@dataclasses.dataclass
+class Finding:
+    """One thing that the figures show.
+
+    Attributes:
+        severity: "error" (the model is broken), "warning" (it will train badly) or "note".
+        layer: name of the layer.
+        what: what was found, with its figure.
+        advice: what to do.
+    """
+
+    severity: str
+    layer: str
+    what: str
+    advice: str
+
+    def __str__(self):
+        return f"{self.severity}: {self.layer}: {self.what}. {self.advice}"
+
+
+def of_layers(layers, left_out=()):
+    """All findings of a list of `LayerDiagnosis`, the most severe first."""
+    found = []
+    for layer in layers:
+        for rule in RULES:
+            found += [Finding(severity, layer.name, *rest) for severity, *rest in rule(layer)]
+    for name, reason in left_out:
+        advice = "Write its equations as a keras_gates.GatedCell to see inside."
+        found.append(Finding("note", name, f"not looked into, because {reason}", advice))
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+# ---------------------------------------------------------------------- the rules
+
+
+def nonfinite(layer):
+    if layer.nonfinite:
+        yield (
+            "error",
+            f"{layer.nonfinite} values are NaN or infinite",
+            "keras_gates.diagnostics.locate_nonfinite(model, x, y) finds the first of them.",
+        )
+    if layer.gradient and not np.isfinite(layer.gradient.largest):
+        yield (
+            "error",
+            "the gradient dL/dh is not finite",
+            "keras_gates.diagnostics.locate_nonfinite(model, x, y) finds where it begins.",
+        )
+
+
+def gates(layer):
+    undecided = [
+        name
+        for name, gate in layer.gates.items()
+        if UNDECIDED[0] < gate.p5 and gate.p95 < UNDECIDED[1]
+    ]
+    if undecided:
+        yield (
+            "note",
+            f"neither near 0 nor near 1: {', '.join(undecided)}, with 90% of the values "
+            f"between {UNDECIDED[0]} and {UNDECIDED[1]}",
+            "Usual before training. Afterwards it says that a gate is not used: a cell with fewer "
+            "gates may do.",
+        )
+    for name, gate in layer.gates.items():
+        if gate.p5 < 0:
+            yield (
+                "warning",
+                f"the {name} gate is negative: 5% of its values are below {gate.p5:.2g}",
+                "A negative gate turns the sign of what it multiplies. Use an activation with "
+                "values in [0, 1], such as hard_sigmoid.",
+            )
+        if gate.p95 > 1:
+            yield (
+                "warning",
+                f"the {name} gate exceeds 1: 5% of its values are above {gate.p95:.2g}",
+                "Such a gate multiplies the state at every step. Use an activation with values in "
+                "[0, 1], such as hard_sigmoid; clipping gradients does not help against this.",
+            )
+        ends = {"low": gate.saturated_low, "high": gate.saturated_high}
+        for end, share in ends.items():
+            if share is not None and share > SATURATED:
+                yield (
+                    "warning",
+                    f"the {name} gate is saturated at its {end} end for {share:.0%} of its values",
+                    "It hardly learns there. Begin with smaller weights or another bias, scale "
+                    "the inputs, or take an activation with slower tails, such as softsign_gate.",
+                )
+
+
+def candidates(layer):
+    figures = layer.candidate
+    if figures is None:
+        return
+    dead = len(figures.dead_units)
+    if dead:
+        yield (
+            "warning" if dead > DEAD * layer.units else "note",
+            f"{dead} of {layer.units} units are dead: their candidate never changes",
+            "Lower the learning rate or the L1 penalty, begin with a positive bias, or use "
+            "leaky_relu or elu as candidate_activation.",
+        )
+    if figures.sparsity > SPARSE and dead < layer.units:
+        yield (
+            "warning",
+            f"{figures.sparsity:.0%} of the candidate's values are zero",
+            "Lower activation_l1 or candidate_l1, or give the layer more units: a relu candidate "
+            "needs about twice as many as tanh.",
+        )
+
+
+def states(layer):
+    for name, figures in layer.states.items():
+        growth = _growth(figures.norm_per_step)
+        if growth is not None and growth > STATE_GROWTH:
+            yield (
+                "warning",
+                f"the {name} state grows with time: by a factor of {growth:.3g} from the second "
+                "quarter of the steps to the last",
+                "Longer sequences will grow further. Keep the gates in [0, 1], take a bounded "
+                "candidate, shrink the recurrent kernel, or set activation_l1.",
+            )
+        if figures.at_bound is not None and figures.at_bound > AT_BOUND:
+            yield (
+                "warning",
+                f"{figures.at_bound:.0%} of the {name} state is at its bound",
+                "No gradient comes through a unit at its bound. Scale the inputs down, begin with "
+                "smaller weights, or take a candidate with slower tails, such as softsign.",
+            )
+
+
+def gradients(layer):
+    figures = layer.gradient
+    if figures is None:
+        return
+    if figures.log_slope is not None:
+        factor = math.exp(min(figures.log_slope, 700.0))
+        over = figures.log_slope * (layer.steps - 1)
+        # What a layer behind sends may be uneven in time as well. It is this layer's own doing
+        # where the exponent of its recurrence has the same sign.
+        own = layer.lyapunov is None or layer.lyapunov * figures.log_slope > 0
+        if own and over < math.log(VANISHED):
+            yield (
+                "warning",
+                f"the gradient vanishes: by a factor of {factor:.3g} per step back, "
+                f"{_power(over)} over {layer.steps} steps",
+                "Early steps are not learned from. Begin with the update or forget gate open (a "
+                "bias of 1 to 5), an orthogonal or identity recurrent kernel, or shorter "
+                "sequences.",
+            )
+        elif own and over > math.log(EXPLODED):
+            yield (
+                "warning",
+                f"the gradient explodes: by a factor of {factor:.3g} per step back, "
+                f"{_power(over)} over {layer.steps} steps",
+                "Set grad_clip_norm to a few times the norm at the last step, "
+                f"{_last(figures.norm_per_step):.2g}, and keep the gates in [0, 1].",
+            )
+    if figures.clipped is not None and figures.clipped > CLIPPED:
+        yield (
+            "note",
+            f"clipping acts on {figures.clipped:.0%} of the (sample, step) pairs",
+            "The bound sets the size of the gradient rather than stopping explosions: raise it, "
+            "or take it for a learning rate.",
+        )
+    if figures.largest == 0:
+        yield (
+            "warning",
+            "no gradient reaches the hidden state",
+            "The loss does not depend on this layer, or what is behind it is dead.",
+        )
+
+
+def exponents(layer):
+    if layer.lyapunov is None or not math.isfinite(layer.lyapunov):
+        return
+    if layer.lyapunov > CHAOTIC:
+        yield (
+            "warning",
+            f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: a difference doubles "
+            f"in {math.log(2) / layer.lyapunov:.2g} steps",
+            "The recurrence is chaotic or explodes, and gradients explode with it. Shrink the "
+            "recurrent kernel, keep the gates in [0, 1], set grad_clip_norm.",
+        )
+    steps = FALLEN / abs(layer.lyapunov) if layer.lyapunov else math.inf
+    if layer.lyapunov < FORGETFUL and steps < layer.steps / 2:
+        yield (
+            "note",
+            f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: of a difference 5% is "
+            f"left after {max(1, math.ceil(steps))} steps",
+            "The layer forgets within that many. If it should remember longer, begin with the "
+            "update or forget gate open, or an orthogonal or identity recurrent kernel.",
+        )
+
+
+RULES = (nonfinite, gates, candidates, states, gradients, exponents)
+
+
+def _growth(norms):
+    """The mean norm of the last quarter of the steps over that of the second; or None."""
+    norms = np.asarray(norms)
+    norms = norms[~np.isnan(norms)]
+    quarter = len(norms) // 4
+    if len(norms) < STATE_GROWTH_STEPS:
+        return None
+    before, last = norms[quarter : 2 * quarter].mean(), norms[-quarter:].mean()
+    return last / before if before > 0 and np.isfinite(last) else None
+
+
+def _last(norms):
+    return next((norm for norm in reversed(norms) if not math.isnan(norm)), math.nan)
+
+
+def _power(log):
+    """exp(log) as text, beyond what a float holds too."""
+    return f"1e{log / math.log(10):+.0f}"

@@ -1,0 +1,251 @@
+"""A callback that watches the recurrent layers while a model trains."""
+
+import csv
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gates.diagnostics import data, trace
+from keras_gates.diagnostics.diagnosis import check_margin, of_runs
+from keras_gates.validation import one_of, positive_integer
+
+# What is small already may grow again without harm: a figure is compared with the smallest so
+# far, but with no less than this share of the first.
+FLOOR = 0.1
+
+
+class GateMonitor(keras.callbacks.Callback):
+    """Records the figures of `diagnose` on a fixed sample, and sees divergence before NaN.
+
+    Before training and after every epoch (or step) it runs the model on the sample and appends
+    each figure to `history`. Training has diverged when the loss, the norm of a state or the norm
+    of a gradient is not finite, or is more than `growth` times the smallest so far (of figures
+    that have fallen, a tenth of the first counts instead). The loss that Keras reports is looked
+    at after every batch, whatever `unit` is.
+
+    The sample is run for inference, so that training goes on as it would without the monitor. A
+    look costs about two training steps, three where training is fused, so that it is less than
+    5% of an epoch of 60 batches; the first takes a second more. The optimizer's own state is not
+    restored.
+
+    Args:
+        x: inputs, as in `diagnose`. `samples` of them are kept, evenly spaced.
+        y: their targets, for the figures of gradients; the model's loss on them is recorded too.
+            On the TensorFlow backend.
+        every: look after every so many epochs or steps.
+        unit: "epoch" or "step" (a training batch; or what `steps_per_execution` makes of it).
+        samples: the most samples that are kept.
+        margin: see `diagnose`.
+        log_dir: folder for TensorBoard scalars, written by `tf.summary`. Default: none.
+        csv: path of a file with a line per look. It is replaced. Default: none.
+        on_divergence: "warn", once; "stop" training as well; or "restore", which stops it too,
+            and gives the model the weights that it had when it was last looked at and sound.
+        growth: factor, above 1.
+
+    Attributes:
+        history: a dict of equally long lists: "epoch" or "step" (how many of them had been
+            finished; 0 is before training), "sample/loss" with `y`, and the figures by names such
+            as "gated_rnn/update/mean", "gated_rnn/update/saturated_high",
+            "gated_rnn/hidden/norm", "gated_rnn/gradient/log_slope", "gated_rnn/clipped". With
+            unit="epoch" they are in the history that `fit` returns as well, NaN where an epoch
+            was passed over.
+        diagnosis: the `Diagnosis` of the last look, with the figures per time step and findings.
+        reason: why training diverged, in words; None if it did not.
+        diverged_at: the epoch or step (as in `history`) at which that was seen; or None.
+
+    Raises:
+        ValueError: an argument out of its range; when training begins, what `diagnose` raises.
+        ImportError: `log_dir` without TensorFlow or tensorboard.
+
+    Example:
+
+    >>> monitor = keras_gates.diagnostics.GateMonitor(x, y, on_divergence="restore")
+    >>> model.fit(x, y, epochs=20, callbacks=[monitor])
+    >>> monitor.reason or monitor.history["gated_rnn/update/saturated_high"]
+    >>> print(monitor.diagnosis)
+    """
+
+    def __init__(
+        self,
+        x,
+        y=None,
+        *,
+        every=1,
+        unit="epoch",
+        samples=32,
+        margin=0.05,
+        log_dir=None,
+        csv=None,
+        on_divergence="warn",
+        growth=1000.0,
+    ):
+        super().__init__()
+        self.every = positive_integer("every", every)
+        self.unit = one_of("unit", unit, ("epoch", "step"))
+        self.margin = check_margin(margin)
+        self.on_divergence = one_of("on_divergence", on_divergence, ("warn", "stop", "restore"))
+        is_number = isinstance(growth, (int, float)) and not isinstance(growth, bool)
+        if not is_number or not 1 < growth < math.inf:
+            raise ValueError(
+                f"`growth` is a factor and must be a finite number above 1. Received: {growth!r}"
+            )
+        self.growth = float(growth)
+        samples = positive_integer("samples", samples)
+        x = data.arrays("x", x)
+        if y is not None:
+            y = data.arrays("y", y)
+            data.check_same_length(x, y)
+        count = data.samples(x)
+        kept = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
+        # Copies, so that the whole of `x` need not stay in memory.
+        self.x, self.y = data.take(x, kept), data.take(y, kept)
+        self.log_dir, self.csv = log_dir, csv
+        self.history, self.diagnosis = {}, None
+        self.reason = self.diverged_at = None
+        self._tracer = self._writer = self._sound_weights = None
+        self._first, self._smallest = {}, {}
+        self._finished = 0  # epochs or steps
+        if log_dir is not None:
+            _summary()
+
+    # ------------------------------------------------------------------ called by Keras
+
+    def on_train_begin(self, logs=None):
+        if self._tracer is None or self._tracer.model is not self.model:
+            data.check_model(self.model)
+            data.check_shapes(self.model, self.x)
+            if self.y is not None:
+                data.check_compiled(self.model, "gradients are recorded")
+            self._tracer = trace.Tracer(self.model, gradients=self.y is not None).compile()
+        self._epochs = 0  # of this call of `fit`
+        if not self.history:
+            self._look()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.reason is None:
+            self._check({"training loss": (logs or {}).get("loss")})
+        if self.unit == "step":
+            self._finish()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.unit != "epoch":
+            return
+        figures = self._finish()
+        kept = getattr(self.model, "history", None)
+        if kept is None:
+            return
+        # In the history alone: in `logs` they would fill the progress bar.
+        for name in [*self.history][1:]:
+            past = kept.history.setdefault(name, [])
+            past += [math.nan] * (self._epochs - len(past))
+            past.append((figures or {}).get(name, math.nan))
+        self._epochs += 1
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.flush()
+
+    # ------------------------------------------------------------------ looking
+
+    def _finish(self):
+        """Counts an epoch or step; the figures, if it is one to look at."""
+        self._finished += 1
+        return None if self._finished % self.every else self._look()
+
+    def _look(self):
+        """Records the figures of the model as it is now, and returns them."""
+        runs = [*trace.runs(self._tracer, self.x, self.y, data.samples(self.x))]
+        self.diagnosis = of_runs(self._tracer, runs, self.margin)
+        figures = {self.unit: self._finished}
+        watched = {}
+        if self.y is not None:
+            figures["sample/loss"] = watched["loss on the sample"] = float(
+                np.mean([run.loss for run in runs])
+            )
+        figures.update(self.diagnosis.scalars())
+        for layer in self.diagnosis.layers:
+            for name, state in layer.states.items():
+                watched[f"norm of the {name} state of {layer.name!r}"] = state.norm
+            if layer.gradient:
+                watched[f"gradient norm of {layer.name!r}"] = layer.gradient.largest
+        self._record(figures)
+        if self._check(watched) and self.on_divergence == "restore":
+            self._sound_weights = [ops.copy(w.value) for w in self.model.weights]
+        return figures
+
+    def _record(self, figures):
+        rows = len(next(iter(self.history.values()), []))
+        for name, value in figures.items():
+            self.history.setdefault(name, [math.nan] * rows).append(value)
+        for past in self.history.values():
+            past += [math.nan] * (rows + 1 - len(past))
+        if self.csv is not None:
+            with open(self.csv, "a" if rows else "w", newline="") as file:
+                writer = csv.writer(file)
+                if not rows:
+                    writer.writerow(self.history)
+                writer.writerow([past[-1] for past in self.history.values()])
+        if self.log_dir is not None:
+            summary = _summary()
+            if self._writer is None:
+                self._writer = summary.create_file_writer(str(self.log_dir))
+            with self._writer.as_default():
+                for name, value in figures.items():
+                    if name != self.unit:
+                        summary.scalar(name, value, step=self._finished)
+
+    # ------------------------------------------------------------------ divergence
+
+    def _check(self, watched):
+        """Whether all is well with the figures, by name; if not, does what is to be done."""
+        for name, value in watched.items():
+            if value is None:
+                continue
+            value = float(value)
+            if not math.isfinite(value):
+                return self._diverged(f"the {name} is {value}")
+            if value < 0:  # a loss that has no zero to be compared with
+                continue
+            reference = max(
+                self._smallest.get(name, value), FLOOR * self._first.setdefault(name, value)
+            )
+            self._smallest[name] = min(self._smallest.get(name, value), value)
+            if value > self.growth * reference > 0:
+                return self._diverged(
+                    f"the {name} is {value:.3g}, {value / reference:.3g} times what it was"
+                )
+        return True
+
+    def _diverged(self, what):
+        if self.reason is not None:
+            return False
+        self.diverged_at = self._finished
+        self.reason = f"Training diverged after {self._finished} {self.unit}s: {what}."
+        done = ""
+        if self.on_divergence != "warn":
+            self.model.stop_training = True
+            done = " It is stopped."
+        if self.on_divergence == "restore" and self._sound_weights is not None:
+            for variable, value in zip(self.model.weights, self._sound_weights, strict=True):
+                variable.assign(value)
+            done = " It is stopped, and the last sound weights are restored."
+        warnings.warn(self.reason + done, stacklevel=2)
+        return False
+
+
+def _summary():
+    """tf.summary, if it can write."""
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            "`log_dir` needs TensorFlow to write with: pip install tensorflow"
+        ) from error
+    try:
+        import tensorboard  # noqa: F401  (tf.summary.scalar needs it)
+    except ImportError as error:
+        raise ImportError("`log_dir` needs tensorboard: pip install tensorboard") from error
+    return tf.summary

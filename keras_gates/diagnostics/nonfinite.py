@@ -1,0 +1,231 @@
+"""Where the first NaN or infinity comes from."""
+
+import dataclasses
+
+import numpy as np
+from keras import tree
+
+from keras_gates.cells.base import CANDIDATE
+from keras_gates.diagnostics import data, trace
+from keras_gates.validation import positive_integer
+
+_ADVICE = {
+    "x": "Clean the data: a masked step needs finite values too.",
+    "y": "Clean the targets.",
+    "weights": "They are a consequence: an earlier update was not finite. Load weights from before "
+    'it (GateMonitor keeps them with on_divergence="restore") and look again.',
+    "forward": "Everything that this was computed from is finite. If the values before it grow "
+    "with time, keep the gates in [0, 1] and take a bounded candidate; diagnose shows them.",
+    "loss": "The outputs of the model are finite, and their loss is not: a log of 0, or targets "
+    "that the loss does not allow.",
+    "backward": "The forward pass is finite. What made it is in the equations of the step after, "
+    "or in a layer behind: an activation or a loss without a finite derivative there, or an "
+    "explosion, which grad_clip_norm stops.",
+}
+
+
+@dataclasses.dataclass
+class NonFinite:
+    """The first value that is not finite; false if there is none.
+
+    Attributes:
+        where: "x", "y", "weights", "forward", "loss" or "backward"; None if everything is finite.
+        layer: name of the layer, as in `diagnose`.
+        quantity: "gate update", "candidate", "hidden state", "output", "gradient of the hidden
+            state", or the name of a weight.
+        time_step: index on the time axis of the layer's input.
+        sample: index in `x`.
+        value: nan, inf or -inf.
+        advice: what to do.
+    """
+
+    where: str | None = None
+    layer: str | None = None
+    quantity: str | None = None
+    time_step: int | None = None
+    sample: int | None = None
+    value: float | None = None
+    advice: str | None = None
+
+    def __bool__(self):
+        return self.where is not None
+
+    def __str__(self):
+        if not self:
+            return "Everything is finite."
+        at = [self.quantity or self.where]
+        if self.layer is not None:
+            at.append(f"of layer {self.layer!r}")
+        if self.time_step is not None:
+            at.append(f"at time step {self.time_step}")
+        if self.sample is not None:
+            at.append(f"in sample {self.sample}")
+        what = {"x": "the inputs", "y": "the targets", "weights": "the weights"}.get(
+            self.where, f"the {self.where} pass" if self.where != "loss" else "the loss"
+        )
+        return f"Not finite in {what}: {' '.join(at)} is {self.value}. {self.advice}"
+
+
+def locate_nonfinite(model, x, y=None, *, batch_size=32):
+    """The first value of a model on data that is NaN or infinite.
+
+    Looks, in this order, at `x`, `y`, the weights, the forward pass (layer by layer in the order
+    of execution; inside a recurrent layer step by step, gate by gate, as the equations have
+    them), the loss, and the backward pass (the gradients dL/dh_t, from the last layer and the last
+    step back, then those of the weights). Masked steps of recurrent layers are passed over. Like
+    `diagnose` it runs the model for inference: what dropout alone brings about is not found.
+
+    Args:
+        model: a built Keras model; compiled, if `y` is given. It need not have recurrent layers.
+        x: its inputs, such as the batch that gave NaN.
+        y: the targets, to look at the loss and the backward pass too. On the TensorFlow backend.
+        batch_size: samples per batch.
+
+    Returns:
+        A `NonFinite`, false if everything is finite. `print` shows it in words. Its `time_step`
+        counts along the input, also in a layer that reads it backwards.
+
+    Raises:
+        As `diagnose`.
+
+    Example:
+
+    >>> found = keras_gates.diagnostics.locate_nonfinite(model, x, y)
+    >>> if found:
+    ...     print(found)
+    Not finite in the forward pass: gate update of layer 'gated_rnn' at time step 17 in sample 3
+    is nan. ...
+    """
+    batch_size = positive_integer("batch_size", batch_size)
+    data.check_model(model)
+    x = data.arrays("x", x)
+    data.check_shapes(model, x)
+    if y is not None:
+        y = data.arrays("y", y)
+        data.check_same_length(x, y)
+        data.check_compiled(model, "the backward pass is looked at")
+    found = _in_data("x", x) or _in_data("y", y) or _in_weights(model)
+    if found:
+        return found
+    tracer = trace.Tracer(model, gradients=y is not None, everything=True)
+    seen = 0
+    for run in trace.runs(tracer, x, y, batch_size):
+        found = _in_forward(run) or _in_loss(run) or _in_backward(run)
+        if found:
+            if found.sample is not None:
+                found.sample += seen
+            return found
+        seen += run.samples
+    return NonFinite()
+
+
+def _in_data(where, values):
+    for array in [] if values is None else tree.flatten(values):
+        index = _first(array)
+        if index is not None:
+            step = index[1] if array.ndim >= 3 else None
+            return _found(where, array[index], sample=index[0], time_step=step)
+    return None
+
+
+def _in_weights(model):
+    for variable in model.weights:
+        values = np.asarray(variable.numpy(), "float64")
+        index = _first(values)
+        if index is not None:
+            layer, _, name = variable.path.rpartition("/")
+            return _found("weights", values[index], layer=layer, quantity=name)
+    return None
+
+
+def _in_forward(run):
+    for call in run.calls:
+        found = _in_steps(call) if isinstance(call, list) else _in_outputs(call)
+        if found:
+            return found
+    return None
+
+
+def _in_steps(traces):
+    """The first in a recurrent layer: by step, by cell, by the order of the equations."""
+    for t in range(traces[0].valid.shape[1]):
+        for one in traces:
+            named = [
+                (CANDIDATE if name == CANDIDATE else f"gate {name}", values)
+                for name, values in one.activated.items()
+            ]
+            named += [(f"{name} state", values) for name, values in one.states.items()]
+            for quantity, values in named:
+                index = _first(values[:, t], one.valid[:, t])
+                if index is not None:
+                    return _at_step("forward", one, t, quantity, index, values)
+    return None
+
+
+def _in_outputs(call):
+    for values in call.outputs:
+        index = _first(values)
+        if index is not None:
+            step = index[1] if values.ndim >= 3 else None
+            return _found(
+                "forward",
+                values[index],
+                layer=call.name,
+                quantity="output",
+                sample=index[0] if values.ndim else None,
+                time_step=step,
+            )
+    return None
+
+
+def _in_loss(run):
+    if run.loss is None or np.isfinite(run.loss):
+        return None
+    return _found("loss", run.loss, quantity="loss")
+
+
+def _in_backward(run):
+    for call in reversed(run.calls):
+        traces = call if isinstance(call, list) else []
+        steps = traces[0].valid.shape[1] if traces and traces[0].gradient is not None else 0
+        for t in reversed(range(steps)):
+            for one in reversed(traces):
+                index = _first(one.gradient[:, t], one.valid[:, t])
+                if index is not None:
+                    quantity = "gradient of the hidden state"
+                    return _at_step("backward", one, t, quantity, index, one.gradient)
+    for name, gradient in run.weight_gradients:
+        index = _first(gradient)
+        if index is not None:
+            layer, _, weight = name.rpartition("/")
+            quantity = f"gradient of {weight}"
+            return _found("backward", gradient[index], layer=layer, quantity=quantity)
+    return None
+
+
+def _at_step(where, one, t, quantity, index, values):
+    sample, unit = index
+    step = values.shape[1] - 1 - t if one.backwards else t
+    return _found(
+        where,
+        values[sample, t, unit],
+        layer=one.name,
+        quantity=quantity,
+        time_step=step,
+        sample=sample,
+    )
+
+
+def _found(where, value, **at):
+    at = {name: int(i) if isinstance(i, np.integer) else i for name, i in at.items()}
+    return NonFinite(where, value=float(value), advice=_ADVICE[where], **at)
+
+
+def _first(values, valid=None):
+    """The index of the first value that is not finite, or None."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return None
+    bad = ~np.isfinite(values)
+    if valid is not None:
+        bad &= valid[:, None]
+    return tuple(np.argwhere(bad)[0]) if bad.any() else None

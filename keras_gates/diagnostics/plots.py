@@ -1,0 +1,238 @@
+"""Pictures of activations, verdicts and of what a model computes. Each takes and returns `axes`.
+
+The colours are those of Okabe and Ito, and line styles and letters say the same, so that the
+pictures can be read in print and by the colour-blind. matplotlib is needed:
+`pip install "keras_gates[plots]"`.
+"""
+
+import numpy as np
+
+from keras_gates import activations
+from keras_gates.validation import close_matches, one_of
+from keras_gates.verdicts import LEVELS, check_activations
+
+BLUE, ORANGE, GREEN, RED, PURPLE, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000",
+)  # fmt: skip
+STYLES = [(BLUE, "-"), (RED, "--"), (GREEN, "-."), (ORANGE, ":"), (PURPLE, "-"), (BLACK, "--")]
+LEVEL_COLORS = dict(zip(LEVELS, ("#009E73", "#F0E442", "#D55E00"), strict=True))
+
+
+def plot_activation(activation, axes=None, *, reach=4.0):
+    """An activation and its slope for inputs in [-reach, reach].
+
+    Args:
+        activation: a name or an elementwise function.
+        axes: of matplotlib; new ones by default.
+        reach: how far to both sides of 0.
+
+    Returns:
+        The axes.
+
+    >>> axes = keras_gates.diagnostics.plot_activation("hard_sigmoid")
+    """
+    axes = _axes(axes)
+    function = activations.get(activation, "activation", warn=False)
+    found = activations.profile(function)
+    x = np.linspace(-reach, reach, 801)
+    y = activations.values(function, x)
+    axes.plot(x, y, color=BLUE, label=found.name)
+    axes.plot(x, np.gradient(y, x), color=RED, ls="--", label="slope")
+    for bound in (found.lower, found.upper):
+        if np.isfinite(bound):
+            axes.axhline(bound, color=BLACK, lw=0.6, ls=":")
+    axes.set(xlabel="pre-activation", ylabel="value, slope", title=found.name)
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_gate(trace, gate, axes=None):
+    """The distribution of a gate's values over time: median, and bands of 50 % and 90 %.
+
+    Args:
+        trace: one of `keras_gates.diagnostics.traces`.
+        gate: the name of a gate, or "candidate".
+        axes: of matplotlib; new ones by default.
+
+    Returns:
+        The axes.
+
+    Source: the reports of Kaldi's nnet3 show percentiles of gates likewise.
+    """
+    values = _valid(trace, _activated(trace, gate))
+    axes = _axes(axes)
+    low, lower, middle, upper, high = np.nanpercentile(values, [5, 25, 50, 75, 95], axis=(0, 2))
+    t = np.arange(len(middle))
+    axes.fill_between(t, low, high, color=BLUE, alpha=0.2, lw=0, label="90 % of the values")
+    axes.fill_between(t, lower, upper, color=BLUE, alpha=0.4, lw=0, label="50 %")
+    axes.plot(t, middle, color=BLUE, label="median")
+    name = _name(trace.cell, gate)
+    axes.set(xlabel="time step", ylabel=gate, title=f"{trace.name}: {gate} ({name})")
+    axes.legend(framealpha=0.8, fontsize="small")  # the bands leave it no room of its own
+    return axes
+
+
+def plot_saturation(trace, gate, axes=None, *, margin=0.05):
+    """How often each unit of a gate is saturated at each time step: units x time.
+
+    Args:
+        trace: one of `keras_gates.diagnostics.traces`.
+        gate: the name of a gate, or "candidate"; its activation must be bounded.
+        axes: of matplotlib; new ones by default.
+        margin: a value is saturated within this share of the range from a bound.
+
+    Returns:
+        The axes.
+    """
+    values = _valid(trace, _activated(trace, gate))
+    found = activations.profile(_activation(trace.cell, gate))
+    if not found.bounded:
+        raise ValueError(
+            f"`gate` must have a bounded activation, whose values can be saturated. Received: "
+            f"gate={gate!r}, with {found.name}"
+        )
+    axes = _axes(axes)
+    span = margin * (found.upper - found.lower)
+    saturated = (values <= found.lower + span) | (values >= found.upper - span)
+    saturated = np.where(np.isnan(values), np.nan, saturated)
+    with np.errstate(all="ignore"):
+        share = np.nanmean(saturated, axis=0).T
+    order = np.argsort(np.nanmean(share, axis=1))
+    image = axes.imshow(
+        share[order], aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1,
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.figure.colorbar(image, ax=axes, label="share of samples saturated")
+    axes.set(
+        xlabel="time step",
+        ylabel="unit, least saturated first",
+        title=f"{trace.name}: saturation of {gate}",
+    )
+    return axes
+
+
+def plot_gradient_norms(traces, axes=None):
+    """The norm of dL/dh_t over time, mean over the samples.
+
+    Args:
+        traces: from a label to a trace made with targets `y`, such as those of one layer with and
+            without clipping.
+        axes: of matplotlib; new ones by default.
+
+    Returns:
+        The axes.
+
+    Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
+    2013.
+    """
+    if not isinstance(traces, dict):
+        raise ValueError(
+            f"`traces` must be a dict from labels to traces. Received: {type(traces).__name__}"
+        )
+    axes = _axes(axes)
+    for (label, trace), (color, style) in zip(traces.items(), _styles(len(traces)), strict=True):
+        if trace.gradient is None:
+            raise ValueError(
+                f"`traces` must hold gradients, and {label!r} has none: give `y` to `traces`."
+            )
+        norms = np.linalg.norm(_valid(trace, trace.gradient), axis=2)
+        axes.plot(np.nanmean(norms, axis=0), color=color, ls=style, label=label)
+    axes.set(yscale="log", xlabel="time step", ylabel="mean norm of dL/dh", title="gradient norms")
+    axes.legend(frameon=False)
+    return axes
+
+
+def plot_states(trace, axes=None, *, sample=0, state="hidden", units=8):
+    """Trajectories of a state of some units, for one sample.
+
+    Args:
+        trace: one of `keras_gates.diagnostics.traces`.
+        axes: of matplotlib; new ones by default.
+        sample: the index of the sample.
+        state: "hidden", or another of the cell's states.
+        units: how many units, those that move most.
+
+    Returns:
+        The axes.
+    """
+    one_of("state", state, trace.states)
+    values = _valid(trace, trace.states[state])[sample]
+    axes = _axes(axes)
+    moving = np.argsort(-np.nanvar(values, axis=0))[:units]
+    styles = _styles(len(moving))
+    for unit, (color, style) in zip(moving, styles, strict=True):
+        axes.plot(values[:, unit], color=color, ls=style, lw=1, label=f"unit {unit}")
+    axes.set(xlabel="time step", ylabel=f"{state} state", title=f"{trace.name}: sample {sample}")
+    return axes
+
+
+def plot_verdicts(cell, gates, candidates, axes=None, *, outcomes=None):
+    """The verdict on every pair of activations: gates x candidates, S, C or U and a colour.
+
+    Args:
+        cell: "gru", "lstm", "simple", or a subclass of `GatedCell`.
+        gates: names of gate activations; None for a cell without gates.
+        candidates: names of candidate activations.
+        axes: of matplotlib; new ones by default.
+        outcomes: from (gate, candidate) to a short text to show below the letter, such as what
+            training came to.
+
+    Returns:
+        The axes.
+    """
+    axes = _axes(axes)
+    rows = [None] if gates is None else list(gates)
+    for row, gate in enumerate(rows):
+        for column, candidate in enumerate(candidates):
+            level = check_activations(cell, gate, candidate).level
+            axes.add_patch(_square(column, row, LEVEL_COLORS[level]))
+            text = level[0].upper()
+            if outcomes is not None:
+                text += f"\n{outcomes.get((gate, candidate), '')}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    axes.set(xlim=(-0.5, len(candidates) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(range(len(candidates)), candidates, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), ["no gates" if gate is None else gate for gate in rows])
+    title = cell if isinstance(cell, str) else cell.__name__
+    axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: sound, caution, unstable")
+    return axes
+
+
+def _axes(axes):
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "keras_gates[plots]"') from error
+    return plt.subplots(layout="constrained")[1] if axes is None else axes
+
+
+def _square(column, row, color):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, edgecolor="white", alpha=0.8)
+
+
+def _styles(count):
+    return [STYLES[i % len(STYLES)] for i in range(count)]
+
+
+def _activated(trace, name):
+    if name not in trace.activated:
+        raise ValueError(
+            f"`gate` must be one of {', '.join(map(repr, trace.activated))}. Received: "
+            f"gate={name!r}{close_matches(name, trace.activated)}"
+        )
+    return trace.activated[name]
+
+
+def _activation(cell, name):
+    return cell.gate_activations.get(name, cell.candidate_activation)
+
+
+def _name(cell, name):
+    return activations.profile(_activation(cell, name)).name
+
+
+def _valid(trace, values):
+    """The values with NaN at masked steps."""
+    return np.where(trace.valid[:, :, None], values, np.nan)

@@ -1,0 +1,115 @@
+"""The plots show what they say: their lines and images hold the figures of the traces."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND
+
+import keras_gates as kg
+from keras_gates import diagnostics
+
+plt = pytest.importorskip("matplotlib.pyplot")
+if BACKEND != "tensorflow":
+    pytest.skip("gradients are computed on TensorFlow", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def close():
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def trace():
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(2)
+    layer = kg.GatedRNN(5, gate_activation="hard_sigmoid", return_sequences=True)
+    model = keras.Sequential(
+        [keras.Input((None, 3)), keras.layers.Masking(), layer, keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    layer.set_weights([2 * rng.normal(size=w.shape) for w in layer.get_weights()])
+    x = rng.normal(size=(7, 9, 3)).astype("float32")
+    x[:3, 6:] = 0
+    (found,) = diagnostics.traces(model, x, rng.normal(size=(7, 9, 1)))
+    return found
+
+
+def test_activation_and_slope():
+    axes = diagnostics.plot_activation("hard_sigmoid", reach=5)
+    value, slope = axes.lines[:2]
+    x = value.get_xdata()
+    np.testing.assert_allclose(value.get_ydata(), np.clip(x / 6 + 0.5, 0, 1), atol=1e-6)
+    assert slope.get_ydata().max() == pytest.approx(1 / 6, abs=1e-3)
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+
+
+def test_gate_bands_are_percentiles_of_valid_values(trace):
+    axes = diagnostics.plot_gate(trace, "update")
+    median = axes.lines[0].get_ydata()
+    values = trace.activated["update"]
+    for t in range(9):
+        valid = values[3:, t] if t >= 6 else values[:, t]
+        assert median[t] == pytest.approx(np.median(valid), abs=1e-6)
+    assert "update (hard_sigmoid)" in axes.get_title()
+    assert diagnostics.plot_gate(trace, "candidate", axes) is axes
+
+
+def test_saturation_is_the_share_at_either_end(trace):
+    axes = diagnostics.plot_saturation(trace, "reset")
+    shown = axes.images[0].get_array()
+    values = trace.activated["reset"]
+    share = ((values <= 0.05) | (values >= 0.95))[3:].mean(axis=0).T  # unmasked samples
+    assert shown.shape == (5, 9)
+    assert 0 < shown.mean() < 1
+    for t in (6, 8):
+        np.testing.assert_allclose(np.sort(shown[:, t]), np.sort(share[:, t]))
+
+
+def test_gradient_norms(trace):
+    axes = diagnostics.plot_gradient_norms({"one": trace, "again": trace})
+    norms = np.linalg.norm(trace.gradient, axis=2)
+    shown = axes.lines[0].get_ydata()
+    np.testing.assert_allclose(shown[:6], norms[:, :6].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(shown[6:], norms[3:, 6:].mean(axis=0), rtol=1e-5)
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["one", "again"]
+
+
+def test_states(trace):
+    axes = diagnostics.plot_states(trace, sample=4, units=2)
+    assert len(axes.lines) == 2
+    moving = np.argsort(-trace.states["hidden"][4].var(axis=0))[:2]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), trace.states["hidden"][4][:, moving[0]])
+
+
+def test_verdicts():
+    outcomes = {("relu", "tanh"): "3d"}
+    axes = diagnostics.plot_verdicts("gru", ["sigmoid", "relu"], ["tanh"], outcomes=outcomes)
+    assert [t.get_text() for t in axes.texts] == ["S\n", "U\n3d"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["sigmoid", "relu"]
+    assert len({p.get_facecolor() for p in axes.patches}) == 2
+    simple = diagnostics.plot_verdicts("simple", None, ["tanh", "relu"])
+    assert [t.get_text() for t in simple.texts] == ["S", "U"]
+
+
+def test_bad_input(trace, monkeypatch):
+    with pytest.raises(ValueError, match="`gate` must be one of 'update', 'reset', 'candidate'"):
+        diagnostics.plot_gate(trace, "updat")
+    with pytest.raises(ValueError, match="`state` must be one of 'hidden'"):
+        diagnostics.plot_states(trace, state="cell")
+    with pytest.raises(ValueError, match="`traces` must be a dict"):
+        diagnostics.plot_gradient_norms(trace)
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4, candidate_activation="relu")])
+    (without,) = diagnostics.traces(model, np.zeros((2, 3, 3)))
+    with pytest.raises(ValueError, match="'a' has none: give `y`"):
+        diagnostics.plot_gradient_norms({"a": without})
+    with pytest.raises(ValueError, match="`gate` must have a bounded activation.*relu"):
+        diagnostics.plot_saturation(without, "candidate")
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r'pip install "keras_gates\[plots\]"'):
+        diagnostics.plot_activation("relu")
