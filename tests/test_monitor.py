@@ -85,7 +85,7 @@ class Spoil(keras.callbacks.Callback):
 def test_records_what_diagnose_finds(rng, tmp_path):
     x, y = data(rng)
     model = small_model(grad_clip_norm=0.01)
-    monitor = GateMonitor(x, y, csv=tmp_path / "figures.csv")
+    monitor = GateMonitor(x, y, every=1, csv=tmp_path / "figures.csv")
     begin = diagnose(model, x[::1][_kept()], y[_kept()], lyapunov=False).scalars()
     history = fit(model, x, y, monitor, epochs=3).history
     end = diagnose(model, x[_kept()], y[_kept()], lyapunov=False).scalars()
@@ -130,7 +130,7 @@ def test_training_is_the_same_with_it(rng):
         history = fit(model, x, {"a": y, "b": y}, *callbacks).history
         return model.get_weights(), history
 
-    monitor = GateMonitor(x, {"a": y, "b": y}, unit="step")
+    monitor = GateMonitor(x, {"a": y, "b": y}, every=1, unit="step")
     watched, history = trained(monitor)
     alone, expected = trained()
     for given, wanted in zip(watched, alone, strict=True):
@@ -158,7 +158,7 @@ def test_looks_when_it_should(rng, unit, every, expected):
 
 def test_goes_on_in_a_second_fit(rng, tmp_path):
     x, y = data(rng)
-    model, monitor = small_model(), GateMonitor(x, csv=tmp_path / "figures.csv")
+    model, monitor = small_model(), GateMonitor(x, every=1, csv=tmp_path / "figures.csv")
     fit(model, x, y, monitor, epochs=1)
     fit(model, x, y, monitor, epochs=2)
     assert monitor.history["epoch"] == [0, 1, 2, 3]
@@ -187,7 +187,7 @@ def test_stops_before_nan(rng, loss, targets, unit, said):
     nan = np.flatnonzero(~np.isfinite(alone.losses))
     keras.utils.set_random_seed(1)
     model, watched = growing(losses[loss]), Losses()
-    monitor = GateMonitor(x, y if targets else None, unit=unit, on_divergence="stop")
+    monitor = GateMonitor(x, y if targets else None, every=1, unit=unit, on_divergence="stop")
     with pytest.warns(UserWarning, match="Training diverged after .* It is stopped."):
         fit(model, x, y, watched, Grow(), monitor, epochs=30)
     assert len(watched.losses) < (nan[0] if len(nan) else 150)
@@ -209,7 +209,7 @@ def test_restores_the_weights_of_the_last_sound_look(rng):
         def on_epoch_end(self, epoch, logs=None):
             seen.append(self.model.get_weights())
 
-    monitor = GateMonitor(x, y, on_divergence="restore")
+    monitor = GateMonitor(x, y, every=1, on_divergence="restore")
     with pytest.warns(UserWarning, match="the last sound weights are restored"):
         fit(model, x, y, Remember(), monitor, Spoil(2), epochs=6)
     assert len(seen) == 3
@@ -220,7 +220,7 @@ def test_restores_the_weights_of_the_last_sound_look(rng):
 
 def test_warns_once_and_goes_on(rng):
     x, y = data(rng)
-    monitor, model = GateMonitor(x), small_model()
+    monitor, model = GateMonitor(x, every=1), small_model()
     with pytest.warns(UserWarning, match="diverged") as caught:
         fit(model, x, y, monitor, Spoil(1), epochs=4)
     assert sum("diverged" in str(each.message) for each in caught) == 1
@@ -229,7 +229,7 @@ def test_warns_once_and_goes_on(rng):
 
 
 def test_what_was_small_may_grow_again(rng):
-    monitor = GateMonitor(data(rng)[0], growth=100)
+    monitor = GateMonitor(data(rng)[0], every=1, growth=100)
     for value in (2.0, 1e-6, 0.5, 19.0):
         assert monitor._check({"loss": value}), value
     assert monitor._check({"negative": -3.0})
@@ -243,7 +243,7 @@ def test_what_was_small_may_grow_again(rng):
 def test_tensorboard(rng, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     x, y = data(rng)
-    monitor = GateMonitor(x, log_dir=tmp_path)
+    monitor = GateMonitor(x, every=1, log_dir=tmp_path)
     fit(small_model(), x, y, monitor)
     events = accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()
@@ -260,7 +260,7 @@ def test_tensorboard(rng, tmp_path):
 def test_the_loss_scale_of_float16_does_not_matter(rng):
     x, y = data(rng)
     keras.config.set_dtype_policy("mixed_float16")
-    monitor = GateMonitor(x, y)
+    monitor = GateMonitor(x, y, every=1)
     fit(small_model(), x, y, monitor)
     assert max(monitor.history["rnn/gradient/largest"]) < 10
     assert monitor.reason is None
@@ -269,7 +269,7 @@ def test_the_loss_scale_of_float16_does_not_matter(rng):
 def test_can_be_copied_before_training(rng, tmp_path):
     """As KerasTuner does for every trial."""
     x, y = data(rng)
-    monitor = GateMonitor(x, y, log_dir=tmp_path)
+    monitor = GateMonitor(x, y, every=1, log_dir=tmp_path)
     twin = copy.deepcopy(monitor)
     fit(small_model(), x, y, twin, epochs=1)
     assert twin.history
@@ -295,4 +295,13 @@ def test_errors(rng):
     dense = keras.Sequential([keras.Input((None, FEATURES)), keras.layers.Dense(1)])
     dense.compile("sgd", lambda y, p: ops.mean(p))
     with pytest.raises(ValueError, match="must have a recurrent layer"):
-        fit(dense, x, y, GateMonitor(x))
+        fit(dense, x, y, GateMonitor(x, every=1))
+
+
+@pytest.mark.parametrize(("cost", "epochs"), [(0.0, [0, 1]), (1e9, [0, 1, 2, 3])])
+def test_by_default_looks_stay_within_their_share_of_the_time(cost, epochs, rng, monkeypatch):
+    monkeypatch.setattr("keras_gates.diagnostics.monitor.COST", cost)
+    x, y = data(rng)
+    monitor = GateMonitor(x)
+    fit(small_model(), x, y, monitor, epochs=3)
+    assert monitor.history["epoch"] == epochs

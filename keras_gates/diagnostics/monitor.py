@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 import warnings
 
 import keras
@@ -15,27 +16,30 @@ from keras_gates.validation import one_of, positive_integer
 # What is small already may grow again without harm: a figure is compared with the smallest so
 # far, but with no less than this share of the first.
 FLOOR = 0.1
+# By default looks take no more than this share of the time of training.
+COST = 0.05
 
 
 class GateMonitor(keras.callbacks.Callback):
     """Records the figures of `diagnose` on a fixed sample, and sees divergence before NaN.
 
-    Before training and after every epoch (or step) it runs the model on the sample and appends
-    each figure to `history`. Training has diverged when the loss, the norm of a state or the norm
-    of a gradient is not finite, or is more than `growth` times the smallest so far (of figures
-    that have fallen, a tenth of the first counts instead). The loss that Keras reports is looked
-    at after every batch, whatever `unit` is.
+    Before training and after every epoch (or step), unless that would cost more than 5 % of the
+    time, it runs the model on the sample and appends each figure to `history`. Training has
+    diverged when the loss, the norm of a state or the norm of a gradient is not finite, or is more
+    than `growth` times the smallest so far (of figures that have fallen, a tenth of the first
+    counts instead). The loss that Keras reports is looked at after every batch, whatever `unit` is.
 
     The sample is run for inference, so that training goes on as it would without the monitor. A
-    look costs about two training steps, three where training is fused, so that it is less than
-    5% of an epoch of 60 batches; the first takes a second more. The optimizer's own state is not
-    restored.
+    look costs about two training steps, three where training is fused; the first, before training,
+    takes a second more, and does not count. The optimizer's own state is not restored.
 
     Args:
         x: inputs, as in `diagnose`. `samples` of them are kept, evenly spaced.
         y: their targets, for the figures of gradients; the model's loss on them is recorded too.
             On the TensorFlow backend.
-        every: look after every so many epochs or steps.
+        every: look after every so many epochs or steps. Default: after every one, passing over
+            some where looking has taken more than 5 % of the time. Give a number to have looks,
+            and so what "restore" restores, at the same epochs in every run.
         unit: "epoch" or "step" (a training batch; or what `steps_per_execution` makes of it).
         samples: the most samples that are kept.
         margin: see `diagnose`.
@@ -73,7 +77,7 @@ class GateMonitor(keras.callbacks.Callback):
         x,
         y=None,
         *,
-        every=1,
+        every=None,
         unit="epoch",
         samples=32,
         margin=0.05,
@@ -83,7 +87,7 @@ class GateMonitor(keras.callbacks.Callback):
         growth=1000.0,
     ):
         super().__init__()
-        self.every = positive_integer("every", every)
+        self.every = None if every is None else positive_integer("every", every)
         self.unit = one_of("unit", unit, ("epoch", "step"))
         self.margin = check_margin(margin)
         self.on_divergence = one_of("on_divergence", on_divergence, ("warn", "stop", "restore"))
@@ -123,6 +127,7 @@ class GateMonitor(keras.callbacks.Callback):
         self._epochs = 0  # of this call of `fit`
         if not self.history:
             self._look()
+        self._began, self._looking = time.perf_counter(), 0.0
 
     def on_train_batch_end(self, batch, logs=None):
         if self.reason is None:
@@ -153,7 +158,14 @@ class GateMonitor(keras.callbacks.Callback):
     def _finish(self):
         """Counts an epoch or step; the figures, if it is one to look at."""
         self._finished += 1
-        return None if self._finished % self.every else self._look()
+        now = time.perf_counter()
+        if self.every is None:
+            due = self._looking <= COST * (now - self._began)
+        else:
+            due = self._finished % self.every == 0
+        figures = self._look() if due else None
+        self._looking += time.perf_counter() - now
+        return figures
 
     def _look(self):
         """Records the figures of the model as it is now, and returns them."""
