@@ -39,7 +39,7 @@ CANDIDATES = [
 CELLS = ["gru", "lstm", "simple"]
 TASKS = ["adding", "digits"]
 OUTCOMES = ["diverged", "failed", "learned"]
-FIELDS = ["cell", "gate", "candidate", "task", "seed", "verdict", "outcome", "loss", "score"]
+FIELDS = ["cell", "gate", "candidate", "task", "seed", "outcome", "loss", "score"]
 UNITS, BATCH, RATE = 24, 64, 0.01
 STEPS = {"adding": 400, "digits": 250}
 LENGTH = 10  # of the sequences of the adding problem
@@ -106,7 +106,6 @@ def train(cell, gate, candidate, task, seeds):
 
     warnings.simplefilter("ignore", kg.UnstableActivationsWarning)
     (x, y), test = load(task)
-    verdict = kg.check_activations(cell, gate, candidate).level
     model, fresh, rows = make(task, cell, gate, candidate), None, []
     for seed in seeds:
         keras.utils.set_random_seed(seed)
@@ -125,7 +124,7 @@ def train(cell, gate, candidate, task, seeds):
             if not np.isfinite(loss):
                 break
         outcome, score = judged(model, task, loss, test)
-        rows.append([cell, gate or "", candidate, task, seed, verdict, outcome, loss, score])
+        rows.append([cell, gate or "", candidate, task, seed, outcome, loss, score])
     return rows
 
 
@@ -171,28 +170,27 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def worst(rows):
-    """From (cell, gate, candidate) to the worst outcome over tasks and seeds, and its verdict."""
-    found = {}
-    for row in rows:
-        key = (row["cell"], row["gate"], row["candidate"])
-        outcome = min(found.get(key, ("", "learned"))[1], row["outcome"], key=OUTCOMES.index)
-        found[key] = (row["verdict"], outcome)
-    return found
+def pair_of(row):
+    return row["cell"], row["gate"], row["candidate"]
 
 
 def report(rows):
     """Prints the confusion of verdict and outcome, of single trainings and of pairs."""
+    worst = {}
+    for row in rows:
+        before = worst.get(pair_of(row), "learned")
+        worst[pair_of(row)] = min(before, row["outcome"], key=OUTCOMES.index)
+    verdicts = {pair: kg.check_activations(*[p or None for p in pair]).level for pair in worst}
+    found = [(verdicts[pair], outcome) for pair, outcome in worst.items()]
     for title, outcomes in (
-        ("trainings", [(row["verdict"], row["outcome"]) for row in rows]),
-        ("pairs, by their worst training", list(worst(rows).values())),
+        ("trainings", [(verdicts[pair_of(row)], row["outcome"]) for row in rows]),
+        ("pairs, by their worst training", found),
     ):
         counts = collections.Counter(outcomes)
         print(f"\n{title:<32}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
         for verdict in LEVELS:
             numbers = [counts[verdict, outcome] for outcome in OUTCOMES]
             print(f"  {verdict:<30}" + "".join(f"{number:>10}" for number in numbers))
-    found = worst(rows).values()
     diverged = [verdict for verdict, outcome in found if outcome == "diverged"]
     sound = [outcome for verdict, outcome in found if verdict == "sound"]
     share = collections.namedtuple("Share", "part whole")

@@ -301,21 +301,13 @@ def _of_candidate(cell, p, carry, growth):
             if helps
             else "A smaller learning rate, if it diverges all the same."
         )
-        bound = "nothing bounds the state but"
-        if carried:
-            yield Reason(
-                "caution",
-                f"the candidate {p.name} is unbounded: {bound} the gates and recurrent weights "
-                "of norm at most 1",
-                advice,
-            )
-        else:
-            yield Reason(
-                "caution" if cell.clips else "unstable",
-                f"{p.name} is unbounded and no gate weighs old against new: {bound} recurrent "
-                "weights of norm at most 1, and training changes them",
-                advice,
-            )
+        also = "gates, and" if carried else "(no gate weighs old against new)"
+        yield Reason(
+            "caution",
+            f"the candidate {p.name} is unbounded: nothing bounds the state but {also} recurrent "
+            "weights of norm at most 1, and training changes them",
+            advice,
+        )
     if p.lower >= 0 or p.upper <= 0:
         way = "positive" if p.lower >= 0 else "negative"
         yield Reason(

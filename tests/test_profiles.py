@@ -131,9 +131,9 @@ UNSTABLE = [
     ("gru", "tanh", "tanh", "the gate update .tanh. can be negative, and h' = z . h"),
     ("lstm", {"forget": "tanh"}, "tanh", "the gate forget .tanh. can be negative"),
     ("lstm", "sigmoid", "relu", "the states can grow 2 times per step"),
-    ("simple", None, "relu", "no gate weighs old against new"),
 ]
 CAUTION = [
+    ("simple", None, "relu", "no gate weighs old against new"),
     ("gru", "sigmoid", "relu", "the candidate relu is unbounded"),
     ("gru", "sigmoid", "sigmoid", "never negative"),
     ("gru", "relu_gate", "tanh", "shut, without a slope, for 50% of its inputs"),
@@ -179,13 +179,16 @@ def test_a_bounded_output_activation_bounds_what_the_candidate_does_not():
 
 
 def test_clipping_and_identity_change_the_verdict_and_the_advice():
+    assert kg.check_activations("gru", "tanh").level == "unstable"
+    assert kg.check_activations("gru", "tanh", grad_clip_norm=1.0).level == "caution"
     plain = kg.check_activations("simple", candidate_activation="relu")
-    clipped = kg.check_activations(
+    helped = kg.check_activations(
         "simple", candidate_activation="relu", grad_clip_norm=1.0, recurrent_initializer="identity"
     )
-    assert (plain.level, clipped.level) == ("unstable", "caution")
-    assert "identity" in " ".join(plain.suggestions)
-    assert "identity" not in " ".join(clipped.suggestions)
+    for cure in ("grad_clip_norm", "identity"):
+        assert cure in " ".join(plain.suggestions)
+        assert cure not in " ".join(helped.suggestions)
+    assert "activation_l1" in " ".join(helped.suggestions)
 
 
 def test_carry_of_a_cell_of_ones_own():
