@@ -111,6 +111,12 @@ def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):
     assert (tmp_path / "benchmark.png").exists()
 
 
+def test_benchmark_measures_growth_with_time(monkeypatch):
+    benchmark = load("benchmark")
+    monkeypatch.setattr(benchmark, "SHAPES", [benchmark.Shape(1, 1600, 2, 2)])
+    assert benchmark.growth_with_time(rounds=1) > 0
+
+
 def test_benchmark_counts_the_matrix_products():
     """Two operations per weight, step and sample forward; gradients of both factors backward."""
     benchmark = load("benchmark")
