@@ -1,0 +1,196 @@
+"""Which activations will work in a cell: a verdict from the cell's own equations, before training.
+
+A cell is probed as it is written: its `update` is evaluated at many pre-activations and at large
+states. Two things come out. The *carry* is the factor that a state is multiplied by on its direct
+way to the next step, `z` in `h' = z * h + (1 - z) * n`; it is safe in [0, 1]. The *growth* is how
+much longer the states can become in one step at worst, when recurrent products pass them on at
+their own size.
+"""
+
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+
+from keras_gates import activations
+from keras_gates.cells import CELLS, GatedCell
+from keras_gates.eagerly import eagerly
+from keras_gates.validation import one_of
+from keras_gates.verdicts import probe, reasons
+from keras_gates.verdicts.reasons import LEVELS, Reason
+
+
+class UnstableActivationsWarning(UserWarning):
+    """A GatedRNN was made with activations that `check_activations` calls unstable.
+
+    The message has the reason and what helps. Only the cells of this package are judged unasked;
+    ask `check_activations` about one of your own. The warning can be silenced, or made an error:
+
+    >>> import warnings
+    >>> warnings.simplefilter("error", keras_gates.UnstableActivationsWarning)
+    >>> keras_gates.GatedRNN(8, gate_activation="relu")
+    Traceback (most recent call last):
+    ...
+    keras_gates.verdicts.UnstableActivationsWarning: These activations are unstable in GRUCell: ...
+    >>> warnings.simplefilter("default", keras_gates.UnstableActivationsWarning)
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What `check_activations` finds.
+
+    Attributes:
+        cell, gates, candidate, output: what was judged, by name; `gates` from gate to activation.
+        level: "sound", "caution" or "unstable".
+        reasons: the reasons, the weightiest first; none for a sound choice.
+        carry: from each state to the least and the largest factor on its direct way to the next
+            step; -inf or inf without bound, (0, 0) where there is no such way.
+        growth: by what factor the states can grow in one step at worst, with recurrent weights
+            that keep lengths; inf where it rises with the state.
+        spectral_radius: expected spectral radius of the Jacobian of the states with respect to
+            those one step earlier, at initialization and for N(0, 1) inputs. None if not asked for.
+    """
+
+    cell: str
+    gates: dict
+    candidate: str
+    output: str | None
+    level: str
+    reasons: tuple
+    carry: dict
+    growth: float
+    spectral_radius: float | None = None
+
+    @property
+    def suggestions(self):
+        """What helps, each once."""
+        return list(dict.fromkeys(reason.advice for reason in self.reasons))
+
+    def to_dict(self):
+        return {**dataclasses.asdict(self), "suggestions": self.suggestions}
+
+    def __str__(self):
+        gates = sorted(set(self.gates.values()))
+        gates = f"gates {', '.join(gates)}; " if gates else ""
+        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
+        lines = [f"{self.cell}: {gates}candidate {self.candidate}{output}: {self.level}"]
+        lines += [f"  {reason.level}: {reason.what}" for reason in self.reasons]
+        lines += [f"  what helps: {advice}" for advice in self.suggestions]
+        for state, (low, high) in self.carry.items():
+            if low or high:
+                lines.append(f"  the {state} state is carried on by factors in [{low:g}, {high:g}]")
+        lines.append(f"  worst-case growth of the state per step: {self.growth:.3g}")
+        if self.spectral_radius is not None:
+            lines.append(
+                "  expected spectral radius of the state Jacobian at initialization: "
+                f"{self.spectral_radius:.2f}"
+            )
+        return "\n".join(lines)
+
+
+def check_activations(
+    cell="gru",
+    gate_activation=None,
+    candidate_activation=None,
+    output_activation=None,
+    **options,
+):
+    """Whether a choice of activations will work in a cell, before any training.
+
+    Args:
+        cell: "gru", "lstm", "simple", or a subclass of `GatedCell`.
+        gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
+        **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
+            `activation_l1`, `recurrent_initializer`, `reset_after`.
+
+    Returns:
+        A `Verdict`: "sound", "caution" or "unstable", with reasons and with what helps.
+
+    Raises:
+        ValueError: an unknown cell or activation.
+
+    Example:
+
+    >>> verdict = keras_gates.check_activations("gru", "relu", "tanh")
+    >>> verdict.level
+    'unstable'
+    >>> verdict.reasons[0].what[:47]
+    'the gate update (relu) has no upper bound, and '
+
+    Sources: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
+    2013; Glorot, Bordes, Bengio, "Deep sparse rectifier neural networks", 2011 (relu with L1);
+    Le, Jaitly, Hinton, "A simple way to initialize recurrent networks of rectified linear units",
+    2015 (identity).
+    """
+    if isinstance(cell, str):
+        cell = CELLS[one_of("cell", cell, CELLS)]
+    if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
+        raise ValueError(
+            f"`cell` must be one of {', '.join(map(repr, CELLS))} or a subclass of GatedCell. "
+            f"Received: cell={cell!r}"
+        )
+    given = {
+        "gate_activation": gate_activation,
+        "candidate_activation": candidate_activation,
+        "output_activation": output_activation,
+    }
+    options.update({name: value for name, value in given.items() if value is not None})
+    options.setdefault("dtype", "float64" if keras.backend.backend() == "tensorflow" else "float32")
+    with eagerly():
+        verdict = judge(cell(1, **options))
+        return dataclasses.replace(
+            verdict, spectral_radius=probe.spectral_radius(cell(64, **options))
+        )
+
+
+def judge(cell):
+    """The verdict on an instance of a cell, built or not, without the spectral radius."""
+    gates = {name: _name(activation) for name, activation in cell.gate_activations.items()}
+    output = getattr(cell, "output_activation", None)
+    found = {
+        "cell": type(cell).__name__,
+        "gates": gates,
+        "candidate": _name(cell.candidate_activation),
+        "output": None if output is None else _name(output),
+    }
+    try:
+        profiles = {name: activations.profile(a) for name, a in cell.gate_activations.items()}
+        candidate = activations.profile(cell.candidate_activation)
+    except ValueError as error:
+        reason = Reason("caution", str(error), "Watch it: nothing is known of it beforehand.")
+        unknown = dict.fromkeys(cell.state_names, (-np.inf, np.inf))
+        return Verdict(**found, level="caution", reasons=(reason,), carry=unknown, growth=np.inf)
+    carry, carriers, growth = probe.probed(cell)
+    against = [
+        *reasons.of_carry(cell, profiles, carry, carriers),
+        *reasons.of_gates(profiles),
+        *reasons.of_candidate(cell, candidate, carry, growth),
+    ]
+    against.sort(key=lambda reason: -LEVELS.index(reason.level))
+    level = against[0].level if against else "sound"
+    return Verdict(**found, level=level, reasons=tuple(against), carry=carry, growth=growth)
+
+
+def warn_if_unstable(cell, stacklevel):
+    """Warns if the verdict on the activations of `cell` is "unstable".
+
+    A cell of one's own is not judged unasked: that evaluates its `update`.
+    """
+    if type(cell) not in CELLS.values():
+        return
+    with eagerly():
+        verdict = judge(cell)
+    if verdict.level == "unstable":
+        reason = verdict.reasons[0]
+        warnings.warn(
+            f"These activations are unstable in {verdict.cell}: {reason.what}. {reason.advice} "
+            "keras_gates.check_activations tells more.",
+            UnstableActivationsWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _name(activation):
+    return getattr(activation, "__name__", None) or type(activation).__name__

@@ -1,0 +1,164 @@
+"""What speaks against a choice of activations, from the profiles of each and the cell's probe."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+LEVELS = ("sound", "caution", "unstable")
+# A factor of the state counts as above 1 from here on.
+ABOVE_ONE = 1.05
+# A slope of the candidate below which gradients fade, and a share of gate inputs without a slope.
+FLAT, SHUT = 0.5, 0.25
+PAPERS = {
+    "relu": "Glorot, Bordes, Bengio, 2011",
+    "identity": "Le, Jaitly, Hinton, 2015",
+    "clipping": "Pascanu, Mikolov, Bengio, 2013",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """One reason of a verdict: how much it weighs, what is the matter, and what helps."""
+
+    level: str
+    what: str
+    advice: str
+
+
+def of_carry(cell, profiles, carry, carriers):
+    """Against the factors on the direct way of a state to the next step."""
+    for state, (low, high) in carry.items():
+        equation = _equation(cell, state)
+        equation = f", and {equation}" if equation else ""
+        if high > ABOVE_ONE:
+            who = _gates(carriers[state], profiles, lambda p: p.upper > 1)
+            yield Reason(
+                "unstable",
+                f"{who} {'has no upper bound' if np.isinf(high) else f'reaches {high:g}'}"
+                f"{equation}: the {state} state itself can grow by that factor at every step",
+                "Take a gate with values in [0, 1], such as sigmoid, hard_sigmoid or tanh_gate. "
+                "Clipping gradients does not help, because the state grows going forward.",
+            )
+        if low < 0:
+            who = _gates(carriers[state], profiles, lambda p: p.lower < 0)
+            what = (
+                f"{who} can be negative{equation}: the {state} state can change its sign at every "
+                "step, and is no longer a weighted mean of old and new"
+            )
+            if cell.clips:
+                yield Reason(
+                    "caution",
+                    what + "; clipping bounds the gradients of that, not the state",
+                    "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh.",
+                )
+            else:
+                yield Reason(
+                    "unstable",
+                    what,
+                    "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh; at the least, clip "
+                    f"gradients: grad_clip_norm ({PAPERS['clipping']}).",
+                )
+
+
+def of_gates(profiles):
+    """Against each gate by itself."""
+    for name, p in profiles.items():
+        if p.lower > 0.05 or p.upper < 0.95:
+            end = f"close: its values stay above {p.lower:g}"
+            if p.upper < 0.95:
+                end = f"open: its values stay below {p.upper:g}"
+            yield Reason(
+                "caution",
+                f"the gate {name} ({p.name}) cannot {end}",
+                "Take a gate that reaches 0 and 1.",
+            )
+        elif p.zero_share > SHUT:
+            yield Reason(
+                "caution",
+                f"the gate {name} ({p.name}) is shut, without a slope, for {p.zero_share:.0%} of "
+                "its inputs at the start, and what is shut does not learn",
+                "Start its bias above 0, or take sigmoid or hard_sigmoid.",
+            )
+        elif p.lower < 0 or p.upper > 1:
+            yield Reason(
+                "caution",
+                f"the gate {name} ({p.name}) has values in [{p.lower:g}, {p.upper:g}], and a gate "
+                "is a share between 0 and 1",
+                "Take a gate with values in [0, 1].",
+            )
+
+
+def of_candidate(cell, p, carry, growth):
+    """Against the candidate, whose profile is `p`."""
+    carried = any(high > 0 for _, high in carry.values())
+    if growth > ABOVE_ONE and all(high <= ABOVE_ONE for _, high in carry.values()):
+        yield Reason(
+            "unstable",
+            f"with the candidate {p.name} the states can grow {growth:.3g} times per step, even "
+            "while recurrent weights keep lengths",
+            "Take a bounded candidate (tanh, softsign), or in an LSTM a bounded output_activation.",
+        )
+    elif not p.bounded and p.far_slope > 0:
+        initializer = type(cell.recurrent_initializer).__name__
+        helps = [
+            *([] if cell.clips else [f"grad_clip_norm ({PAPERS['clipping']})"]),
+            *([] if cell.activation_l1 else [f"activation_l1 ({PAPERS['relu']})"]),
+            *(
+                []
+                if initializer.startswith("Identity")
+                else [f"recurrent_initializer='identity' ({PAPERS['identity']})"]
+            ),
+        ]
+        advice = (
+            f"What keeps it stable: {', '.join(helps)}; and a smaller learning rate."
+            if helps
+            else "A smaller learning rate, if it diverges all the same."
+        )
+        also = "gates, and" if carried else "(no gate weighs old against new)"
+        yield Reason(
+            "caution",
+            f"the candidate {p.name} is unbounded: nothing bounds the state but {also} recurrent "
+            "weights of norm at most 1, and training changes them",
+            advice,
+        )
+    if p.lower >= 0 or p.upper <= 0:
+        way = "positive" if p.lower >= 0 else "negative"
+        yield Reason(
+            "caution",
+            f"the candidate {p.name} is never {'negative' if way == 'positive' else 'positive'}: "
+            f"the state is always {way}, "
+            + ("and it can rise but not fall below" if carried else "away from")
+            + " zero",
+            f"A candidate on both sides of zero, such as tanh, or twice the units "
+            f"({PAPERS['relu']}).",
+        )
+    if p.value_at_zero == 0 and p.slope_at_zero > ABOVE_ONE:
+        yield Reason(
+            "caution",
+            f"the candidate {p.name} has slope {p.slope_at_zero:.3g} at 0: small states grow, and "
+            "the recurrence can become chaotic",
+            "Smaller recurrent weights, or a slope of at most 1 at 0.",
+        )
+    if p.max_slope < FLAT:
+        yield Reason(
+            "caution",
+            f"the slope of the candidate {p.name} is at most {p.max_slope:.3g}: gradients through "
+            "it fade by that factor at least",
+            "A candidate of slope 1 at 0: tanh, softsign.",
+        )
+
+
+def _gates(names, profiles, chosen):
+    names = [n for n in names if chosen(profiles[n])] or list(names)
+    shown = ", ".join(f"{n} ({profiles[n].name})" for n in names)
+    return f"the gate{'s' if len(names) > 1 else ''} {shown}"
+
+
+def _equation(cell, state):
+    """The line of the cell's docstring that says what becomes of a state, or ""."""
+    symbol = {"hidden": "h'", "cell": "c'"}.get(state)
+    if symbol is None or not type(cell).__doc__:
+        return ""
+    match = re.search(rf"^\s*({symbol} = .*?)(\s{{3,}}.*)?$", type(cell).__doc__, re.MULTILINE)
+    return match.group(1) if match else ""
