@@ -94,12 +94,14 @@ def test_verdicts():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sigmoid", "relu"]
     assert len({p.get_facecolor() for p in axes.patches}) == 2
     simple = diagnostics.plot_verdicts("simple", None, ["tanh", "relu"])
-    assert [t.get_text() for t in simple.texts] == ["S", "U"]
+    assert [t.get_text() for t in simple.texts] == ["S", "C"]
 
 
 def test_bad_input(trace, monkeypatch):
     with pytest.raises(ValueError, match="`gate` must be one of 'update', 'reset', 'candidate'"):
         diagnostics.plot_gate(trace, "updat")
+    with pytest.raises(TypeError, match="`trace` must be one of.*Received: Sequential"):
+        diagnostics.plot_gate(keras.Sequential(), "update")
     with pytest.raises(ValueError, match="`state` must be one of 'hidden'"):
         diagnostics.plot_states(trace, state="cell")
     with pytest.raises(ValueError, match="`traces` must be a dict"):

@@ -205,6 +205,68 @@ def test_carry_of_a_cell_of_ones_own():
     assert "h' = 1.5 * h" in verdict.reasons[0].what
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm", "simple"])
+def test_a_layer_as_activation(cell):
+    verdict = kg.check_activations(cell, candidate_activation=keras.layers.PReLU())
+    assert verdict.candidate == "PReLU"
+    assert verdict.level in ("caution", "unstable")
+    gates = None if cell == "simple" else keras.layers.Activation("hard_sigmoid")
+    assert kg.check_activations(cell, gates, "tanh").level == "sound"
+
+
+def test_oscillating_growth_is_growth():
+    found = profile(lambda x: x * keras.ops.sin(x))
+    assert (found.lower, found.upper) == (-math.inf, math.inf)
+    assert found.far_slope == pytest.approx(1, abs=0.1)
+    assert profile(lambda x: keras.ops.arcsinh(x)).upper == math.inf
+    verdict = kg.check_activations("gru", None, lambda x: x * keras.ops.sin(x))
+    assert verdict.level == "caution"
+
+
+@pytest.mark.parametrize("cell", ["gru", "simple"])
+def test_an_exponential_candidate_is_what_is_blamed(cell):
+    verdict = kg.check_activations(cell, candidate_activation="exponential")
+    assert verdict.level == "unstable"
+    assert verdict.reasons[0].what.startswith("with the candidate exponential the states can grow")
+
+
+def test_an_activation_without_a_value_is_unstable():
+    verdict = kg.check_activations("gru", None, lambda x: keras.ops.log(x))
+    assert verdict.level == "unstable"
+    assert "NaN for some finite inputs" in verdict.reasons[0].what
+
+
+def test_reasons_of_cells_of_ones_own():
+    class MGUCell(kg.GatedCell):
+        """h' = (1 - f) * h + f * n"""
+
+        blocks = ("forget", "candidate")
+        projected_blocks = ("forget",)
+
+        def update(self, x, u, states):
+            (h,) = states
+            f = self.gate("forget", x.forget + u.forget)
+            n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
+            return ((1 - f) * h + f * n,)
+
+    class Integrator(kg.SimpleRNNCell):
+        """h' = h + φ(x W + h U + b)"""
+
+        def update(self, x, u, states):
+            return (states[0] + self.candidate(x.candidate + u.candidate),)
+
+    relu = kg.check_activations(MGUCell, "relu", "tanh").reasons
+    factor = "the factor that carries the hidden state on, which the gate forget (relu) set"
+    assert relu[0].what.startswith(f"{factor} can be negative, and h' = (1 - f) * h + f * n")
+    assert "tanh" not in relu[0].advice
+    assert not any("candidate" in reason.what for reason in relu)
+    tanh = kg.check_activations(MGUCell, "tanh", "tanh").reasons
+    assert "set reaches 2" in tanh[0].what
+    assert kg.check_activations(MGUCell, "sigmoid", "tanh").level == "sound"
+    (adds_up,) = kg.check_activations(Integrator, candidate_activation="tanh").reasons
+    assert (adds_up.level, "nothing is forgotten" in adds_up.what) == ("caution", True)
+
+
 def test_the_spectral_radius_is_that_of_the_jacobian():
     """Of a linear recurrence it is the one of its recurrent matrix, whatever the inputs."""
     verdict = kg.check_activations(
@@ -223,12 +285,14 @@ def test_a_verdict_can_be_read_and_stored():
     verdict = kg.check_activations("gru", "relu", "tanh")
     text = str(verdict)
     assert text.startswith("GRUCell: gates relu; candidate tanh: unstable\n")
-    assert "what helps: Take a gate with values in [0, 1]" in text
+    assert "what helps: Let what carries the state on have values in [0, 1]" in text
     assert json.loads(json.dumps(verdict.to_dict()))["level"] == "unstable"
 
 
 def test_a_layer_with_an_unstable_pair_warns_once_with_reason_and_cure(recwarn, tmp_path):
-    with pytest.warns(kg.UnstableActivationsWarning, match="no upper bound.*Take a gate") as caught:
+    with pytest.warns(
+        kg.UnstableActivationsWarning, match="no upper bound.*values in .0, 1."
+    ) as caught:
         layer = kg.GatedRNN(4, gate_activation="relu")
     assert len(caught) == 1
     assert caught[0].filename == __file__

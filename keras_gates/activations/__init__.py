@@ -20,10 +20,11 @@ from keras_gates.activations.functions import (
     tanh_gate,
 )
 from keras_gates.activations.lookup import get, is_serialized, names, serialize
-from keras_gates.activations.profiles import ANALYTIC, Profile, measure, profile, values
+from keras_gates.activations.profiles import ANALYTIC, NotANumber, Profile, measure, profile, values
 
 __all__ = [
     "ANALYTIC",
+    "NotANumber",
     "Profile",
     "fast_gate",
     "get",

@@ -12,8 +12,10 @@ from keras_gates.eagerly import eagerly
 
 # Slopes are differences over cells of this width, which put every usual kink on a node.
 STEP, REACH = 1 / 256, 32.0
-# Where a bounded activation has come to its bounds, and an unbounded one has not.
-FAR = np.array([1e2, 1e3, 1e4, 1e6, 1e8])
+# Where a bounded activation has come to its bounds, and an unbounded one has not: some inputs at
+# each of several scales, which differ in phase.
+SCALES = np.array([1e2, 1e4, 1e6, 1e8])
+FAR = np.outer(SCALES, 1 + 0.37 * np.arange(16)).ravel()
 # A gate counts as saturated within this share of its range from either end.
 MARGIN = 0.05
 
@@ -108,6 +110,10 @@ def profile(activation):
 _measured = weakref.WeakKeyDictionary()
 
 
+class NotANumber(ValueError):
+    """An activation is NaN where it should have a value."""
+
+
 def measure(activation):
     """The profile of an activation, measured by evaluating it; see `profile`."""
     name = getattr(activation, "__name__", None) or type(activation).__name__
@@ -117,12 +123,11 @@ def measure(activation):
     y, y_middle = values(activation, nodes), values(activation, middles)
     high, low = values(activation, FAR), values(activation, -FAR)
     if np.isnan(np.concatenate([y, y_middle])).any():
-        raise ValueError(f"The activation {name} is NaN for some finite inputs.")
+        raise NotANumber(f"the activation {name} is NaN for some finite inputs")
     slopes = np.diff(y) / STEP
     every = np.concatenate([y, y_middle, high, low])
-    growing = [_grows(high), _grows(low)]
-    upper = math.inf if any(g > 0 for g in growing) else _snapped(np.nanmax(every))
-    lower = -math.inf if any(g < 0 for g in growing) else _snapped(np.nanmin(every))
+    upper = math.inf if _grows(high) or _grows(low) else _snapped(np.nanmax(every))
+    lower = -math.inf if _grows(-high) or _grows(-low) else _snapped(np.nanmin(every))
     far = max(_far_slope(high), _far_slope(low))
     steepest = np.abs(slopes).max()
     steep = middles[np.abs(slopes) >= steepest * (1 - 1e-4) - 1e-9]
@@ -185,19 +190,20 @@ def values(activation, x):
 
 
 def _grows(values):
-    """1 or -1 where the values far out rise or fall without bound, else 0."""
-    if not np.isfinite(values[-1]):
-        return 0 if np.isnan(values[-1]) else int(np.sign(values[-1]))
-    steps = np.diff(values)
-    if abs(steps[-1]) <= 1e-3 or not (np.sign(steps) == np.sign(steps[-1])).all():
-        return 0
-    return int(np.sign(steps[-1]))
+    """Whether the values far out rise without bound."""
+    if np.isposinf(values).any():
+        return True
+    with np.errstate(all="ignore"):
+        highest = np.nanmax(values.reshape(len(SCALES), -1), axis=1)
+        steps = np.diff(highest)
+    return bool((steps > 0).all() and steps[-1] > 0.1 * (1 + abs(highest[-2])))
 
 
 def _far_slope(values):
-    if not np.isfinite(values[-1]):
+    last = values.reshape(len(SCALES), -1)[-1]
+    if not np.isfinite(last).all():
         return math.inf
-    return round(float(abs(values[-1] - values[-2]) / (FAR[-1] - FAR[-2])), 6)
+    return round(float(np.abs(last / FAR[-len(last) :]).max()), 6)
 
 
 def _snapped(value):

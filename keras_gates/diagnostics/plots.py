@@ -8,6 +8,7 @@ pictures can be read in print and by the colour-blind. matplotlib is needed:
 import numpy as np
 
 from keras_gates import activations
+from keras_gates.diagnostics.trace import Trace
 from keras_gates.validation import close_matches, one_of
 from keras_gates.verdicts import LEVELS, check_activations
 
@@ -131,6 +132,7 @@ def plot_gradient_norms(traces, axes=None):
         )
     axes = _axes(axes)
     for (label, trace), (color, style) in zip(traces.items(), _styles(len(traces)), strict=True):
+        _check(trace)
         if trace.gradient is None:
             raise ValueError(
                 f"`traces` must hold gradients, and {label!r} has none: give `y` to `traces`."
@@ -155,6 +157,7 @@ def plot_states(trace, axes=None, *, sample=0, state="hidden", units=8):
     Returns:
         The axes.
     """
+    _check(trace)
     one_of("state", state, trace.states)
     values = _valid(trace, trace.states[state])[sample]
     axes = _axes(axes)
@@ -217,12 +220,21 @@ def _styles(count):
 
 
 def _activated(trace, name):
+    _check(trace)
     if name not in trace.activated:
         raise ValueError(
             f"`gate` must be one of {', '.join(map(repr, trace.activated))}. Received: "
             f"gate={name!r}{close_matches(name, trace.activated)}"
         )
     return trace.activated[name]
+
+
+def _check(trace):
+    if not isinstance(trace, Trace):
+        raise TypeError(
+            "`trace` must be one of those in the list of keras_gates.diagnostics.traces(model, x). "
+            f"Received: {type(trace).__name__}"
+        )
 
 
 def _activation(cell, name):

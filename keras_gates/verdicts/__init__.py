@@ -12,6 +12,7 @@ import warnings
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_gates import activations
 from keras_gates.cells import CELLS, GatedCell
@@ -128,8 +129,8 @@ def check_activations(
         cell = CELLS[one_of("cell", cell, CELLS)]
     if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
         raise ValueError(
-            f"`cell` must be one of {', '.join(map(repr, CELLS))} or a subclass of GatedCell. "
-            f"Received: cell={cell!r}"
+            f"`cell` must be one of {', '.join(map(repr, CELLS))} or a subclass of GatedCell (not "
+            f"an instance: its arguments go into check_activations). Received: cell={cell!r}"
         )
     given = {
         "gate_activation": gate_activation,
@@ -137,8 +138,13 @@ def check_activations(
         "output_activation": output_activation,
     }
     options.update({name: value for name, value in given.items() if value is not None})
-    options.setdefault("dtype", "float64" if keras.backend.backend() == "tensorflow" else "float32")
-    with eagerly():
+    # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
+    layers = any(isinstance(f, keras.Layer) for f in tree.flatten([*given.values()]))
+    exact = keras.backend.backend() == "tensorflow" and not layers
+    options.setdefault("dtype", "float64" if exact else "float32")
+    with eagerly(), warnings.catch_warnings():
+        # Nothing is saved here.
+        warnings.filterwarnings("ignore", ".*works for training, but a model with it")
         verdict = judge(cell(1, **options))
         return dataclasses.replace(
             verdict, spectral_radius=probe.spectral_radius(cell(64, **options))
@@ -160,8 +166,10 @@ def judge(cell):
         candidate = activations.profile(cell.candidate_activation)
     except ValueError as error:
         reason = Reason("caution", str(error), "Watch it: nothing is known of it beforehand.")
+        if isinstance(error, activations.NotANumber):
+            reason = Reason("unstable", str(error), "Take an activation that always has a value.")
         unknown = dict.fromkeys(cell.state_names, (-np.inf, np.inf))
-        return Verdict(**found, level="caution", reasons=(reason,), carry=unknown, growth=np.inf)
+        return Verdict(**found, level=reason.level, reasons=(reason,), carry=unknown, growth=np.inf)
     carry, carriers, growth = probe.probed(cell)
     against = [
         *reasons.of_carry(cell, profiles, carry, carriers),

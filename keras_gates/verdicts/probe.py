@@ -131,14 +131,18 @@ class Probe:
                 found.append(self.update(x, u, states)[index])
         finally:
             self.gain = 1.0
-        return (found[0] - found[1]) / 2
+        with np.errstate(all="ignore"):
+            return (found[0] - found[1]) / 2
 
     @staticmethod
     def _range(found):
-        near, far = (np.where(np.isnan(f), np.inf, f) for f in found)
+        # NaN is where another term of the equation has no value; it says nothing of the factor.
+        near, far = (f[~np.isnan(f)] for f in found)
         low, high = float(near.min()), float(near.max())
-        low = -np.inf if far.min() < low - UNBOUNDED else min(low, float(far.min()))
-        high = np.inf if far.max() > high + UNBOUNDED else max(high, float(far.max()))
+        beyond = far if len(far) else near
+        low = -np.inf if beyond.min() < low - UNBOUNDED else min(low, float(beyond.min()))
+        high = np.inf if beyond.max() > high + UNBOUNDED else max(high, float(beyond.max()))
+        low, high = (-np.inf if low < -LARGE else low), (np.inf if high > LARGE else high)
         return (round(low, 3) + 0.0, round(high, 3) + 0.0)
 
     def _tensor(self, array):

@@ -31,34 +31,42 @@ def of_carry(cell, profiles, carry, carriers):
     for state, (low, high) in carry.items():
         equation = _equation(cell, state)
         equation = f", and {equation}" if equation else ""
+        factor = f"the factor that carries the {state} state on"
+        if carriers[state]:
+            factor += f", which {_gates(carriers[state], profiles)} set"
         if high > ABOVE_ONE:
-            who = _gates(carriers[state], profiles, lambda p: p.upper > 1)
+            who = _gates([g for g in carriers[state] if profiles[g].upper > 1], profiles) or factor
             yield Reason(
                 "unstable",
                 f"{who} {'has no upper bound' if np.isinf(high) else f'reaches {high:g}'}"
                 f"{equation}: the {state} state itself can grow by that factor at every step",
-                "Take a gate with values in [0, 1], such as sigmoid, hard_sigmoid or tanh_gate. "
-                "Clipping gradients does not help, because the state grows going forward.",
+                "Let what carries the state on have values in [0, 1], as sigmoid, hard_sigmoid and "
+                "tanh_gate have. Clipping gradients does not help, because the state grows going "
+                "forward.",
+            )
+        elif low > 2 - ABOVE_ONE:
+            yield Reason(
+                "caution",
+                f"{factor} is never below {low:g}{equation}: nothing is forgotten, and what is "
+                "added at every step adds up",
+                "Let a gate with values in [0, 1] carry the state on.",
             )
         if low < 0:
-            who = _gates(carriers[state], profiles, lambda p: p.lower < 0)
+            negative = [g for g in carriers[state] if profiles[g].lower < 0]
             what = (
-                f"{who} can be negative{equation}: the {state} state can change its sign at every "
-                "step, and is no longer a weighted mean of old and new"
+                f"{_gates(negative, profiles) or factor} can be negative{equation}: the {state} "
+                "state can change its sign at every step, and is no longer a weighted mean of old "
+                "and new"
             )
+            cure = "Take a gate with values in [0, 1], such as sigmoid or hard_sigmoid"
+            if any(profiles[g].name == "tanh" for g in negative):
+                cure = "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh"
             if cell.clips:
-                yield Reason(
-                    "caution",
-                    what + "; clipping bounds the gradients of that, not the state",
-                    "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh.",
-                )
+                what += "; clipping bounds the gradients of that, not the state"
+                yield Reason("caution", what, f"{cure}.")
             else:
-                yield Reason(
-                    "unstable",
-                    what,
-                    "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh; at the least, clip "
-                    f"gradients: grad_clip_norm ({PAPERS['clipping']}).",
-                )
+                clip = f"at the least, clip gradients: grad_clip_norm ({PAPERS['clipping']})"
+                yield Reason("unstable", what, f"{cure}; {clip}.")
 
 
 def of_gates(profiles):
@@ -92,12 +100,14 @@ def of_gates(profiles):
 def of_candidate(cell, p, carry, growth):
     """Against the candidate, whose profile is `p`."""
     carried = any(high > 0 for _, high in carry.values())
-    if growth > ABOVE_ONE and all(high <= ABOVE_ONE for _, high in carry.values()):
+    carried_well = all(low >= 0 and high <= ABOVE_ONE for low, high in carry.values())
+    if growth > ABOVE_ONE and carried_well:
         yield Reason(
             "unstable",
             f"with the candidate {p.name} the states can grow {growth:.3g} times per step, even "
             "while recurrent weights keep lengths",
-            "Take a bounded candidate (tanh, softsign), or in an LSTM a bounded output_activation.",
+            "Take bounded activations: a candidate such as tanh or softsign, gates in [0, 1], or "
+            "in an LSTM a bounded output_activation.",
         )
     elif not p.bounded and p.far_slope > 0:
         initializer = type(cell.recurrent_initializer).__name__
@@ -149,10 +159,9 @@ def of_candidate(cell, p, carry, growth):
         )
 
 
-def _gates(names, profiles, chosen):
-    names = [n for n in names if chosen(profiles[n])] or list(names)
+def _gates(names, profiles):
     shown = ", ".join(f"{n} ({profiles[n].name})" for n in names)
-    return f"the gate{'s' if len(names) > 1 else ''} {shown}"
+    return f"the gate{'s' if len(names) > 1 else ''} {shown}" if names else ""
 
 
 def _equation(cell, state):
