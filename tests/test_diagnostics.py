@@ -14,7 +14,15 @@ from helpers import BATCH, CASES, FEATURES, MASK, TIME, UNITS
 from keras import ops
 
 import keras_gates as kg
-from keras_gates.diagnostics import Diagnosis, diagnose, findings, locate_nonfinite, lyapunov, trace
+from keras_gates.diagnostics import (
+    Diagnosis,
+    diagnose,
+    figures,
+    findings,
+    locate_nonfinite,
+    lyapunov,
+    trace,
+)
 
 TENSORFLOW = helpers.BACKEND == "tensorflow"
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
@@ -894,3 +902,12 @@ class TestLocate:
         found = locate_nonfinite(model, x, -np.ones((3, 1)))
         assert (found.where, found.quantity) == ("backward", "gradient of kernel")
         assert "rnn" in found.layer
+
+
+def test_shares_are_of_values_that_are_numbers():
+    values = np.array([[np.nan, 0.01], [np.nan, 0.5]])
+    found = figures.gate(values, (0.0, 1.0), 0.05)
+    assert (found.saturated_low, found.saturated_high) == (0.5, 0.0)
+    found = figures.gate(np.full((2, 2), np.nan), (0.0, 1.0), 0.05)
+    assert np.isnan([found.saturated_low, found.saturated_high]).all()
+    assert np.isnan(figures.candidate(np.full((2, 2), np.nan)).sparsity)

@@ -190,7 +190,9 @@ def candidate(values):
     dead = []
     if len(values) > 1:
         dead = np.flatnonzero(values.max(axis=0) == values.min(axis=0)).tolist()
-    return CandidateFigures(*_distribution(values), sparsity=_share(values == 0), dead_units=dead)
+    return CandidateFigures(
+        *_distribution(values), sparsity=_share(values == 0, values), dead_units=dead
+    )
 
 
 def state(values, valid, bounds, margin):
@@ -202,7 +204,7 @@ def state(values, valid, bounds, margin):
         norm=_mean(norms[valid]),
         norm_per_step=mean_per_step(norms, valid),
         largest=float(np.abs(here).max()) if here.size else math.nan,
-        sparsity=_share(here == 0),
+        sparsity=_share(here == 0, here),
         at_bound=None if low is None or high is None else low + high,
     )
 
@@ -218,7 +220,7 @@ def gradient(values, valid, cell):
             acts = norms > cell.grad_clip_norm
         else:
             acts = (np.abs(values) > cell.grad_clip_value).any(axis=-1)
-        clipped = _share(acts[valid])
+        clipped = _share(acts[valid], norms[valid])
     return GradientFigures(
         norm_per_step=per_step,
         largest=float(norms[valid].max()) if valid.any() else math.nan,
@@ -235,8 +237,8 @@ def within_margin(values, bounds, margin):
     lower, upper = bounds
     near = margin * (upper - lower) if math.isfinite(upper - lower) else margin
     return (
-        _share(values <= lower + near) if math.isfinite(lower) else None,
-        _share(values >= upper - near) if math.isfinite(upper) else None,
+        _share(values <= lower + near, values) if math.isfinite(lower) else None,
+        _share(values >= upper - near, values) if math.isfinite(upper) else None,
     )
 
 
@@ -292,8 +294,10 @@ def _distribution(values):
     return float(values.mean(dtype="float64")), *map(float, percentiles)
 
 
-def _share(condition):
-    return float(condition.mean()) if condition.size else math.nan
+def _share(condition, values):
+    """The share of the values that meet a condition, of those that are not NaN; NaN without any."""
+    known = condition[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _mean(values):
