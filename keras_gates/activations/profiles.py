@@ -131,7 +131,8 @@ def measure(activation):
     far = max(_far_slope(high), _far_slope(low))
     steepest = np.abs(slopes).max()
     steep = middles[np.abs(slopes) >= steepest * (1 - 1e-4) - 1e-9]
-    nearest = steep[np.lexsort((-steep, np.abs(steep)))[0]]  # of two as near, the positive one
+    # Of two as near, the positive one.
+    nearest = steep[np.lexsort((-steep, np.round(np.abs(steep), 2)))[0]]
     # Curvature that still grows at the end of what was looked at, as that of exp, has no bound.
     runs_away = math.isinf(far) and abs(nearest) > REACH / 2
     value_at_zero = float(y[count])
