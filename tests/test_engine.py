@@ -100,7 +100,8 @@ def test_activations_with_weights_get_their_gradients(rng):
     }
     fused = kg.GatedRNN(UNITS, dtype="float64", backprop="fused", **prelu)
     fused.build((None, None, FEATURES))
-    fused.set_weights([0.5 * rng.normal(size=w.shape) for w in fused.get_weights()])
+    # Small: these activations are unbounded, and a state that explodes blows up rounding too.
+    fused.set_weights([0.15 * rng.normal(size=w.shape) for w in fused.get_weights()])
     x = rng.normal(size=(BATCH, TIME, FEATURES))
     given = outputs_and_gradients(fused, x)
     fused.backprop = "autodiff"
