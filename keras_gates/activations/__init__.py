@@ -19,7 +19,7 @@ from keras_gates.activations.functions import (
     softsign_gate,
     tanh_gate,
 )
-from keras_gates.activations.lookup import get, is_serialized, names, serialize
+from keras_gates.activations.lookup import get, is_serialized, name_of, names, serialize
 from keras_gates.activations.profiles import ANALYTIC, NotANumber, Profile, measure, profile, values
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "is_serialized",
     "measure",
     "min_gru_g",
+    "name_of",
     "names",
     "penalized_tanh",
     "profile",

@@ -84,6 +84,11 @@ def is_serialized(identifier):
     return isinstance(identifier, dict) and "class_name" in identifier
 
 
+def name_of(activation):
+    """A name to show: of a function its own, of a layer or another object that of its class."""
+    return getattr(activation, "__name__", None) or type(activation).__name__
+
+
 def _by_name(name):
     if name in _own_names():
         return getattr(functions, name)

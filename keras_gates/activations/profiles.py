@@ -116,7 +116,7 @@ class NotANumber(ValueError):
 
 def measure(activation):
     """The profile of an activation, measured by evaluating it; see `profile`."""
-    name = getattr(activation, "__name__", None) or type(activation).__name__
+    name = lookup.name_of(activation)
     count = round(REACH / STEP)
     nodes = STEP * np.arange(-count, count + 1)
     middles = nodes[:-1] + STEP / 2
@@ -160,7 +160,7 @@ def measure(activation):
 def values(activation, x):
     """An elementwise activation at the numbers `x`, in float64."""
     x = np.asarray(x, "float64")
-    name = getattr(activation, "__name__", None) or type(activation).__name__
+    name = lookup.name_of(activation)
     units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
     if isinstance(activation, keras.Layer):
         dtype = activation.compute_dtype
@@ -219,18 +219,12 @@ def _normal_mass(nodes):
     return np.diff(ndtr(nodes))
 
 
-def _known(name, lower, upper, max_slope, at, slope, value, far, odd, monotone, zeros, width):
-    return Profile(
-        name, lower, upper, max_slope, at, slope, value, far, odd, monotone, zeros, width
-    )
-
-
 _INF = math.inf
 _RELU_ZEROS, _HARD_ZEROS, _KERAS2_ZEROS = 0.5, 0.0013499, 0.0062097  # N(0,1) below 0, -3, -2.5
 # Columns: range, largest |slope| and where, slope and value at 0, |slope| far out, odd, monotone,
 # share of zeros, width. At 95 % of the range: sigmoid(ln 19), tanh(atanh 0.9), softsign(9).
 ANALYTIC = {
-    row[0]: _known(*row)
+    row[0]: Profile(*row)
     for row in [
         ("sigmoid", 0, 1, 1 / 4, 0, 1 / 4, 1 / 2, 0, False, True, 0, 2 * math.log(19)),
         ("tanh_gate", 0, 1, 1 / 2, 0, 1 / 2, 1 / 2, 0, False, True, 0, math.log(19)),

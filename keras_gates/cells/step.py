@@ -33,7 +33,7 @@ class Step:
     def projected_state(self, hidden):
         """`h U_k (+ c_k)` of every projected block k, by name."""
         cell = self.cell
-        blocks = cell.blocks if cell.projected_blocks is None else cell.projected_blocks
+        blocks = projected_blocks(cell)
         if not blocks:
             return named((), ())
         kernel, bias = cell.recurrent_kernel, self.recurrent_bias
@@ -97,6 +97,11 @@ class Step:
             product = ops.matmul(value if masks is None else value * masks, kernel)
         product = product if bias is None else product + bias
         return named(blocks, ops.split(self.clip("preactivation", product), len(blocks), axis=-1))
+
+
+def projected_blocks(cell):
+    """Names of the blocks that `h U_k` is computed for: by default all."""
+    return tuple(cell.blocks if cell.projected_blocks is None else cell.projected_blocks)
 
 
 def named(blocks, values):

@@ -7,6 +7,18 @@ import numpy as np
 from keras import tree
 
 
+def checked(model, x, y, purpose):
+    """`x` and `y` (or None) as arrays that fit the model and each other; else an error."""
+    check_model(model)
+    x = arrays("x", x)
+    check_shapes(model, x)
+    if y is not None:
+        y = arrays("y", y)
+        check_same_length(x, y)
+        check_compiled(model, purpose)
+    return x, y
+
+
 def check_model(model):
     """A TypeError or ValueError unless `model` is a built Keras model."""
     if not isinstance(model, keras.Model):

@@ -93,13 +93,7 @@ def traces(model, x, y=None, *, batch_size=32):
 def _started(model, x, y, batch_size, lyapunov):
     """The `Tracer` and the runs of all batches, of checked arguments."""
     batch_size = positive_integer("batch_size", batch_size)
-    data.check_model(model)
-    x = data.arrays("x", x)
-    data.check_shapes(model, x)
-    if y is not None:
-        y = data.arrays("y", y)
-        data.check_same_length(x, y)
-        data.check_compiled(model, "gradients are asked for")
+    x, y = data.checked(model, x, y, "gradients are asked for")
     tracer = trace.Tracer(model, gradients=y is not None, tangents=bool(lyapunov))
     return tracer, trace.runs(tracer, x, y, batch_size)
 

@@ -97,13 +97,7 @@ def locate_nonfinite(model, x, y=None, *, batch_size=32):
     is nan. ...
     """
     batch_size = positive_integer("batch_size", batch_size)
-    data.check_model(model)
-    x = data.arrays("x", x)
-    data.check_shapes(model, x)
-    if y is not None:
-        y = data.arrays("y", y)
-        data.check_same_length(x, y)
-        data.check_compiled(model, "the backward pass is looked at")
+    x, y = data.checked(model, x, y, "the backward pass is looked at")
     found = _in_data("x", x) or _in_data("y", y) or _in_weights(model)
     if found:
         return found

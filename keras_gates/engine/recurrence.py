@@ -15,7 +15,7 @@ from keras import ops
 # Not public; a layer's own `__call__` casts its weights with it.
 from keras.src.backend.common.variables import AutocastScope
 
-from keras_gates.cells.step import Step, named
+from keras_gates.cells.step import Step, named, projected_blocks
 
 # Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block.
 Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent"])
@@ -37,8 +37,7 @@ class Recurrence:
         self.cell = cell
         self.variables = list(cell.weights)
         self.recurrent_kernel = [v is cell.recurrent_kernel for v in self.variables].index(True)
-        blocks = cell.blocks if cell.projected_blocks is None else cell.projected_blocks
-        self.projected = tuple(blocks)
+        self.projected = projected_blocks(cell)
 
     def values(self):
         """The present values of `variables`, in their own dtypes."""

@@ -153,13 +153,15 @@ def check_activations(
 
 def judge(cell):
     """The verdict on an instance of a cell, built or not, without the spectral radius."""
-    gates = {name: _name(activation) for name, activation in cell.gate_activations.items()}
+    gates = {
+        name: activations.name_of(activation) for name, activation in cell.gate_activations.items()
+    }
     output = getattr(cell, "output_activation", None)
     found = {
         "cell": type(cell).__name__,
         "gates": gates,
-        "candidate": _name(cell.candidate_activation),
-        "output": None if output is None else _name(output),
+        "candidate": activations.name_of(cell.candidate_activation),
+        "output": None if output is None else activations.name_of(output),
     }
     try:
         profiles = {name: activations.profile(a) for name, a in cell.gate_activations.items()}
@@ -198,7 +200,3 @@ def warn_if_unstable(cell, stacklevel):
             UnstableActivationsWarning,
             stacklevel=stacklevel + 1,
         )
-
-
-def _name(activation):
-    return getattr(activation, "__name__", None) or type(activation).__name__

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_gates.cells import CELLS
-from keras_gates.cells.step import named
+from keras_gates.cells.step import named, projected_blocks
 
 # Pre-activations at which the equations are tried, up to where sigmoid is 0 or 1 to 8 digits.
 NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
@@ -45,8 +45,7 @@ class Probe:
 
     def __init__(self, cell):
         self.cell = cell
-        names = cell.blocks if cell.projected_blocks is None else cell.projected_blocks
-        self.projected = tuple(names)
+        self.projected = projected_blocks(cell)
         self.gain = 1.0  # of a recurrent product inside the equations
 
     def activate(self, name, activation, preactivation):
