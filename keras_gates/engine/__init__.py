@@ -1,8 +1,8 @@
 """How a cell runs over time.
 
-`path` says whether a layer's sequences go through the fused engine of the backend, and why; `run`
-sends them through it. Everything else goes through the loop of `keras.layers.RNN` and the backend's
-own automatic differentiation.
+`obstacle` and `obstacle_here` say why a layer's sequences do not go through the fused engine of the
+backend; `run` sends them through it. Everything else goes through the loop of `keras.layers.RNN`
+and the backend's own automatic differentiation.
 """
 
 import importlib
@@ -35,25 +35,36 @@ def obstacle(layer):
 
 def obstacle_here(layer, sequences, training):
     """Why the layer does not take the fused path in what is being computed now, or None."""
-    if is_exporting():
+    automatic = layer.backprop != "fused"
+    tensorflow = keras.backend.backend() == "tensorflow"
+    if automatic and (eager := _eager_obstacle(sequences, tensorflow)):
+        return eager
+    if is_exporting():  # looks through the call stack, so it comes after what is quick
         return "an exported model consists of plain operations"
-    if layer.backprop == "fused":
-        return None
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if not isinstance(sequences, jax.core.Tracer):
-            return "outside jit and grad every call would be compiled"
+    if not (automatic and tensorflow):
         return None
     import tensorflow as tf
 
-    if tf.executing_eagerly():
-        return "outside a graph (fit, predict, tf.function) every new shape would be compiled"
     if tf.config.list_physical_devices("GPU"):
         return "the kernels are made for CPUs, and TensorFlow has a GPU here"
     from keras_gates.engine.tensorflow import warmup
 
     return warmup.obstacle(layer, sequences, training)
+
+
+def _eager_obstacle(sequences, tensorflow):
+    """Why nothing is compiled for this call alone, or None inside a graph."""
+    if tensorflow:
+        import tensorflow as tf
+
+        if tf.executing_eagerly():
+            return "outside a graph (fit, predict, tf.function) every new shape would be compiled"
+        return None
+    import jax
+
+    if not isinstance(sequences, jax.core.Tracer):
+        return "outside jit and grad every call would be compiled"
+    return None
 
 
 def new(cell):
