@@ -181,6 +181,30 @@ def test_mistakes_in_a_cell_of_ones_own():
         checks.check_cell(NoSuchGate)
 
 
+def test_a_block_that_is_not_projected():
+    class NotProjected(kg.GatedCell):
+        blocks = ("forget", "candidate")
+        projected_blocks = ("forget",)
+
+        def update(self, x, u, states):
+            return (self.candidate(x.candidate + u.candidate),)
+
+    class NoSuchBlock(NotProjected):
+        def update(self, x, u, states):
+            return (self.candidate(self.recurrent("candidat", states[0])),)
+
+    x = np.zeros((2, 5, 3), "float32")
+    said = "no projection of a block 'candidate' here, only of forget.*`projected_blocks`"
+    with pytest.raises(AttributeError, match=said):
+        kg.GatedRNN(4, cell=NotProjected)(x)
+    with pytest.raises(AttributeError, match=said):
+        kg.check_activations(NotProjected)
+    with pytest.raises(
+        ValueError, match="`block` must be one of 'forget', 'candidate'.*'candidat'"
+    ):
+        kg.GatedRNN(4, cell=NoSuchBlock)(x)
+
+
 def test_a_cell_that_applies_no_candidate_activation():
     class Linear(kg.GatedCell):
         def update(self, x, u, states):

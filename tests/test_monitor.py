@@ -188,16 +188,15 @@ def test_stops_before_nan(rng, loss, targets, unit, said):
     keras.utils.set_random_seed(1)
     model, watched = growing(losses[loss]), Losses()
     monitor = GateMonitor(x, y if targets else None, every=1, unit=unit, on_divergence="stop")
-    with pytest.warns(UserWarning, match="Training diverged after .* It is stopped."):
+    with pytest.warns(UserWarning, match="Training diverged in .* It is stopped."):
         fit(model, x, y, watched, Grow(), monitor, epochs=30)
     assert len(watched.losses) < (nan[0] if len(nan) else 150)
     assert np.isfinite(watched.losses).all()
     assert np.isfinite(model(x)).all()
     assert said in monitor.reason
     assert "times what it was" in monitor.reason
-    assert monitor.diverged_at == (
-        len(watched.losses) - 1 if "loss" in said else len(watched.losses)
-    ) // (1 if unit == "step" else 5)
+    assert monitor.diverged_at == math.ceil(len(watched.losses) / (1 if unit == "step" else 5))
+    assert f"in {unit} {monitor.diverged_at}:" in monitor.reason
 
 
 def test_restores_the_weights_of_the_last_sound_look(rng):
@@ -218,6 +217,58 @@ def test_restores_the_weights_of_the_last_sound_look(rng):
     assert "is nan" in monitor.reason
 
 
+def test_says_in_which_epoch_training_diverged(rng):
+    x, y = data(rng)
+    monitor = GateMonitor(x, y, every=1)
+    with pytest.warns(UserWarning, match="Training diverged in epoch 1: the training loss is nan"):
+        fit(small_model(), x, y, monitor, Spoil(0), epochs=1)
+    assert monitor.diverged_at == 1
+    model = small_model()
+    model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
+    monitor = GateMonitor(x, y, on_divergence="restore")
+    with pytest.warns(UserWarning, match="Training diverged before it began: .* It is stopped.$"):
+        fit(model, x, y, monitor)
+    assert monitor.diverged_at == 0
+    assert monitor.history["epoch"] == [0]
+
+
+def test_training_can_go_on_after_a_restore(rng):
+    """Without its own state restored, Adam would put NaN into all weights at the next step."""
+    x, y = data(rng)
+    model = small_model()
+    model.compile("adam", "mse")
+    seen = []
+
+    def state():
+        return [np.array(v) for v in [*model.weights, *model.optimizer.variables]]
+
+    class Remember(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(state())
+
+    def diverges(epoch, at):
+        with pytest.warns(UserWarning, match=f"in epoch {at}: .* with the optimizer's state"):
+            fit(model, x, y, Remember(), monitor, Spoil(epoch), epochs=4)
+        assert monitor.diverged_at == at
+
+    monitor = GateMonitor(x, y, every=1, on_divergence="restore")
+    diverges(0, at=1)
+    assert monitor.history["epoch"] == [0]
+    for variable in model.optimizer.variables[2:]:  # after the count of steps, and the rate
+        assert not np.any(np.array(variable)), variable.path
+    diverges(2, at=4)
+    assert monitor.history["epoch"] == [0, 2, 3]
+    for given, wanted in zip(state(), seen[2], strict=True):
+        assert np.array_equal(given, wanted)
+    model.optimizer.learning_rate = 1e-4
+    diverges(0, at=5)
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)
+    fit(model, x, y, monitor, epochs=2)
+    assert monitor.reason is monitor.diverged_at is None
+    assert monitor.history["epoch"] == [0, 2, 3, 6, 7]
+    assert np.isfinite(state()[0]).all()
+
+
 def test_warns_once_and_goes_on(rng):
     x, y = data(rng)
     monitor, model = GateMonitor(x, every=1), small_model()
@@ -231,13 +282,13 @@ def test_warns_once_and_goes_on(rng):
 def test_what_was_small_may_grow_again(rng):
     monitor = GateMonitor(data(rng)[0], every=1, growth=100)
     for value in (2.0, 1e-6, 0.5, 19.0):
-        assert monitor._check({"loss": value}), value
-    assert monitor._check({"negative": -3.0})
-    assert monitor._check({"negative": 5.0})
+        assert monitor._check({"loss": value}, 1), value
+    assert monitor._check({"negative": -3.0}, 1)
+    assert monitor._check({"negative": 5.0}, 1)
     assert monitor.reason is None
     monitor.set_model(small_model())
     with pytest.warns(UserWarning, match="the loss is 21, 105 times"):
-        assert not monitor._check({"loss": 21.0})
+        assert not monitor._check({"loss": 21.0}, 1)
 
 
 def test_tensorboard(rng, tmp_path):

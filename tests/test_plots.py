@@ -1,5 +1,6 @@
 """The plots show what they say: their lines and images hold the figures of the traces."""
 
+import dataclasses
 import sys
 
 import keras
@@ -95,6 +96,26 @@ def test_verdicts():
     assert len({p.get_facecolor() for p in axes.patches}) == 2
     simple = diagnostics.plot_verdicts("simple", None, ["tanh", "relu"])
     assert [t.get_text() for t in simple.texts] == ["S", "C"]
+
+
+def test_verdicts_compute_nothing_that_is_not_shown(monkeypatch):
+    monkeypatch.setattr("keras_gates.verdicts.probe.spectral_radius", None)
+    axes = diagnostics.plot_verdicts(kg.LSTMCell, ["sigmoid"], ["tanh"])
+    assert axes.get_title().startswith("LSTMCell")
+    with pytest.raises(ValueError, match="`cell` must be one of.*'gruu'.*'gru'"):
+        diagnostics.plot_verdicts("gruu", ["sigmoid"], ["tanh"])
+
+
+def test_time_of_a_layer_that_reads_backwards_is_said_so(trace):
+    backwards = dataclasses.replace(trace, backwards=True)
+    for plot in (
+        lambda t: diagnostics.plot_gate(t, "update"),
+        lambda t: diagnostics.plot_saturation(t, "update"),
+        diagnostics.plot_states,
+        lambda t: diagnostics.plot_gradient_norms({"one": trace, "other": t}),
+    ):
+        assert plot(trace).get_xlabel() == "time step"
+        assert plot(backwards).get_xlabel() == "time step, in reading order"
 
 
 def test_bad_input(trace, monkeypatch):

@@ -112,6 +112,20 @@ def test_what_is_not_elementwise_has_no_profile(name):
         profile(name)
 
 
+def test_an_error_of_the_function_itself_is_shown():
+    def looked_up(x):
+        raise KeyError("no such table")
+
+    with pytest.raises(
+        ValueError, match="(?s)Received: looked_up, which raised KeyError.*no such table"
+    ) as caught:
+        profile(looked_up)
+    assert isinstance(caught.value.__cause__, KeyError)
+    said = r"Received: <lambda>, with values of shape \(\d+,\) for \(\d+, 2\)"
+    with pytest.raises(ValueError, match=said):
+        profile(lambda x: x[:, 0])
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="Unknown name: activation='tanhgate'.*'tanh_gate'"):
         profile("tanhgate")
@@ -212,6 +226,73 @@ def test_a_layer_as_activation(cell):
     assert verdict.level in ("caution", "unstable")
     gates = None if cell == "simple" else keras.layers.Activation("hard_sigmoid")
     assert kg.check_activations(cell, gates, "tanh").level == "sound"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Lambda(lambda a: keras.ops.tanh(a)),
+        lambda: keras.layers.Activation(lambda a: keras.ops.tanh(a)),
+    ],
+)
+def test_a_layer_that_keras_cannot_copy(layer):
+    layer = layer()
+    assert profile(layer).upper == 1
+    assert kg.check_activations("gru", None, layer).level == "sound"
+    assert kg.check_activations("lstm", None, "relu", layer).growth == 1
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "simple"])
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+def test_judging_leaves_a_layer_as_activation_as_it_is(cell):
+    slope = keras.layers.PReLU()
+    given = {"candidate_activation": slope}
+    if cell == "lstm":
+        given["output_activation"] = keras.layers.PReLU()
+    if cell != "simple":
+        given["gate_activation"] = {"input" if cell == "lstm" else "reset": keras.layers.PReLU()}
+    kg.check_activations(cell, **given)
+    layer = kg.GatedRNN(4, cell=cell, **given)
+    used = layer.cell.activations_in_use()
+    assert not any(each.built for each in used if isinstance(each, keras.Layer))
+    layer.build((None, 5, 3))
+    assert all(each.alpha.shape == (4,) for each in used if isinstance(each, keras.Layer))
+    # Built, it is judged by the weights of its first unit.
+    slope.set_weights([np.array([-1.0, 0, 0, 0])])
+    for verdict in (kg.check_activations(layer.cell), kg.check_activations(cell, **given)):
+        assert any("candidate PReLU is never negative" in r.what for r in verdict.reasons)
+    assert slope in layer.cell.activations_in_use()
+    assert slope.alpha.shape == (4,)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "mixed_bfloat16"])
+@pytest.mark.filterwarnings(
+    "ignore::keras_gates.UnstableActivationsWarning", "error::RuntimeWarning"
+)
+def test_a_verdict_is_the_same_in_half_precision(dtype, monkeypatch):
+    for candidate in ("relu", keras.layers.LeakyReLU(0.1)):
+        monkeypatch.setattr("keras_gates.verdicts.probe._found", {})
+        layer = kg.GatedRNN(4, cell="lstm", candidate_activation=candidate, dtype=dtype)
+        verdict = kg.check_activations(layer.cell)
+        assert (verdict.growth, verdict.carry["cell"]) == (2, (0, 1))
+
+
+def test_an_instance_of_a_cell_is_judged_as_it_is():
+    choice = ("tanh_gate", "relu")
+    layer = kg.GatedRNN(
+        7, gate_activation=choice[0], candidate_activation=choice[1], grad_clip_norm=1.0
+    )
+    verdict = kg.check_activations(layer.cell)
+    expected = kg.check_activations("gru", *choice, grad_clip_norm=1.0)
+    assert verdict == dataclasses.replace(expected, spectral_radius=None)
+    assert "spectral radius" in str(expected)
+    assert "spectral radius" not in str(verdict)
+    with pytest.raises(
+        ValueError, match="is an instance already.*beside it: gate_activation. Give"
+    ):
+        kg.check_activations(layer.cell, "relu")
+    with pytest.raises(ValueError, match="`cell` must be one of.*GatedRNN.*give layer.cell"):
+        kg.check_activations(layer)
 
 
 def test_oscillating_growth_is_growth():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 import weakref
 
 import keras
@@ -86,7 +87,8 @@ def profile(activation):
         A `Profile`.
 
     Raises:
-        ValueError: an unknown name, or a function that is not elementwise, like softmax.
+        ValueError: an unknown name, or a function that is not elementwise, like softmax, or that
+            itself raises an error, which is shown.
 
     Example:
 
@@ -161,33 +163,53 @@ def values(activation, x):
     """An elementwise activation at the numbers `x`, in float64."""
     x = np.asarray(x, "float64")
     name = lookup.name_of(activation)
+    expected = (
+        "A profile is one of an elementwise activation, whose every value depends on its own input "
+        f"alone. Received: {name}"
+    )
     units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
     if isinstance(activation, keras.Layer):
-        dtype = activation.compute_dtype
-        if activation.built:
-            units = max([units, *[weight.shape[-1] for weight in activation.weights]])
-        else:
-            activation = type(activation).from_config(activation.get_config())
+        activation, width = runnable(activation)
+        units, dtype = max(units, width), activation.compute_dtype
 
     def at(x, others):
         given = np.repeat(others[:, None], units, axis=1)
         given[:, 0] = x
         with eagerly():
-            y = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(given, dtype)))
-        return np.asarray(y, "float64").reshape(given.shape)[:, 0]
+            inputs = keras.ops.convert_to_tensor(given, dtype)
+            try:
+                y = keras.ops.convert_to_numpy(activation(inputs))
+            except Exception as failure:
+                raise ValueError(
+                    f"{expected}, which raised {type(failure).__name__} for inputs of shape "
+                    f"{given.shape}: {failure}"
+                ) from failure
+        if y.shape != given.shape:
+            raise ValueError(f"{expected}, with values of shape {y.shape} for {given.shape}")
+        return np.asarray(y, "float64")[:, 0]
 
-    error = ValueError(
-        "A profile is one of an elementwise activation, whose every value depends on its own input "
-        f"alone. Received: {name}"
-    )
     with np.errstate(all="ignore"):
-        try:
-            y, again = at(x, x[::-1]), at(x[::2], np.zeros_like(x[::2]))
-        except Exception as failure:
-            raise error from failure
+        y, again = at(x, x[::-1]), at(x[::2], np.zeros_like(x[::2]))
     if not np.allclose(y[::2], again, equal_nan=True):
-        raise error
+        raise ValueError(expected)
     return y
+
+
+def runnable(layer):
+    """A layer to call, and how many units it takes: of one that is not built yet a copy, one."""
+    if not layer.built:
+        return fresh(layer), 1
+    return layer, max([1, *[weight.shape[-1] for weight in layer.weights]])
+
+
+def fresh(layer):
+    """A copy of a layer, not built; itself, if Keras cannot copy what is inside, as a lambda."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what cannot be saved
+            return type(layer).from_config(layer.get_config())
+    except (TypeError, ValueError):
+        return layer
 
 
 def _grows(values):
@@ -195,7 +217,7 @@ def _grows(values):
     if np.isposinf(values).any():
         return True
     with np.errstate(all="ignore"):
-        highest = np.nanmax(values.reshape(len(SCALES), -1), axis=1)
+        highest = np.fmax.reduce(values.reshape(len(SCALES), -1), axis=1)
         steps = np.diff(highest)
     return bool((steps > 0).all() and steps[-1] > 0.1 * (1 + abs(highest[-2])))
 

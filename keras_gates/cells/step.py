@@ -1,10 +1,12 @@
 """One time step of a cell: what its equations are given, and what is noted of them."""
 
 import collections
+import functools
 
 from keras import ops
 
 from keras_gates.gradients import clip_gradient, clipped
+from keras_gates.validation import one_of
 
 
 class Step:
@@ -59,7 +61,7 @@ class Step:
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` of one block k."""
         cell = self.cell
-        index = cell.blocks.index(block)
+        index = cell.blocks.index(one_of("block", block, cell.blocks))
         columns = slice(index * cell.units, (index + 1) * cell.units)
         if self.recurrent_masks is not None:
             value = value * self.recurrent_masks[index]
@@ -106,4 +108,20 @@ def projected_blocks(cell):
 
 def named(blocks, values):
     """A named tuple of one value per block."""
-    return collections.namedtuple("Blocks", blocks)(*values)
+    return _tuple_of(tuple(blocks))(*values)
+
+
+@functools.cache
+def _tuple_of(blocks):
+    class Blocks(collections.namedtuple("Blocks", blocks)):
+        __slots__ = ()
+
+        def __getattr__(self, name):  # asked for what is not there alone
+            raise AttributeError(
+                f"there is no projection of a block {name!r} here, only of "
+                f"{', '.join(blocks) or 'none'}. x has one for each of the cell's `blocks`, u for "
+                "each of its `projected_blocks`: name the block there, or call "
+                f"self.recurrent({name!r}, value)."
+            )
+
+    return Blocks

@@ -1,5 +1,6 @@
 """The data that a model is looked at with: checked, and cut into batches."""
 
+import functools
 import itertools
 
 import keras
@@ -47,19 +48,7 @@ def arrays(argument, values):
     """`values`, one array or a list or dict of them, as NumPy arrays; none of them empty."""
     if isinstance(values, (list, tuple)) and not any(hasattr(v, "shape") for v in values):
         values = np.asarray(values)
-    values = tree.map_structure(_array, values)
-    for value in tree.flatten(values):
-        if value.ndim == 0 or value.dtype == object:
-            raise ValueError(
-                f"`{argument}` must be an array, or a list or dict of arrays, with the samples "
-                f"along the first axis. Received: {argument} of shape {value.shape} and dtype "
-                f"{value.dtype}"
-            )
-        if not value.size:
-            raise ValueError(
-                f"`{argument}` must hold at least one sample and one time step. Received: "
-                f"{argument} of shape {value.shape}"
-            )
+    values = tree.map_structure(functools.partial(_array, argument), values)
     if len({len(value) for value in tree.flatten(values)}) != 1:
         shapes = [value.shape for value in tree.flatten(values)]
         raise ValueError(
@@ -117,8 +106,22 @@ def slices(count, batch_size):
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _array(value):
-    return value if isinstance(value, np.ndarray) else np.asarray(value)
+def _array(argument, value):
+    # A dataset has none, and may have a length and items, all of which NumPy would read.
+    array = np.asarray(value) if hasattr(value, "__array__") else None
+    if array is None or array.ndim == 0 or array.dtype == object:
+        received = "" if array is None else f", shape {array.shape} and dtype {array.dtype}"
+        raise ValueError(
+            f"`{argument}` must be an array, or a list or dict of arrays, with the samples along "
+            "the first axis; of a dataset take one batch: x, y = next(iter(dataset)). Received: "
+            f"{argument} of type {type(value).__name__}{received}"
+        )
+    if not array.size:
+        raise ValueError(
+            f"`{argument}` must hold at least one sample and one time step. Received: {argument} "
+            f"of shape {array.shape}"
+        )
+    return array
 
 
 def _fits(shape, expected):

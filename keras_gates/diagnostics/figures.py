@@ -99,12 +99,14 @@ class GradientFigures:
 class LayerDiagnosis:
     """The figures of one recurrent layer, or of one cell of a stack.
 
-    Steps are counted in the order in which the layer reads: with `go_backwards` the first is the
+    Steps are in the order in which the layer reads them: where it reads backwards, the first is the
     last one of the sequence.
 
     Attributes:
         name: of the layer in the model.
         cell: name of the cell's class.
+        backwards: whether the layer reads the sequence backwards (`go_backwards`, or the backward
+            layer of a Bidirectional).
         units, samples, steps: sizes.
         pairs: number of valid (sample, step) pairs.
         nonfinite: number of values that are not finite, of gates, candidate and states.
@@ -118,6 +120,7 @@ class LayerDiagnosis:
 
     name: str
     cell: str
+    backwards: bool
     units: int
     samples: int
     steps: int
@@ -160,6 +163,7 @@ def of_trace(trace, margin):
         return LayerDiagnosis(
             name=trace.name,
             cell=type(cell).__name__,
+            backwards=trace.backwards,
             units=cell.units,
             samples=valid.shape[0],
             steps=valid.shape[1],

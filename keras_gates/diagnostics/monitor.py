@@ -32,7 +32,7 @@ class GateMonitor(keras.callbacks.Callback):
 
     The sample is run for inference, so that training goes on as it would without the monitor. A
     look costs about two training steps, three where training is fused; the first, before training,
-    takes a second more, and does not count. The optimizer's own state is not restored.
+    takes a second more, and does not count.
 
     Args:
         x: inputs, as in `diagnose`. `samples` of them are kept, evenly spaced.
@@ -46,20 +46,25 @@ class GateMonitor(keras.callbacks.Callback):
         margin: see `diagnose`.
         log_dir: folder for TensorBoard scalars, written by `tf.summary`. Default: none.
         csv: path of a file with a line per look. It is replaced. Default: none.
-        on_divergence: "warn", once; "stop" training as well; or "restore", which stops it too,
-            and gives the model the weights that it had when it was last looked at and sound.
+        on_divergence: "warn", once; "stop" training as well; or "restore", which stops it too, and
+            gives the model the weights that it had when it was last looked at and sound, and its
+            optimizer the state that it had then, but for the learning rate. Another `fit` can go
+            on from there. A copy of both is kept in memory.
         growth: factor, above 1.
 
     Attributes:
         history: a dict of equally long lists: "epoch" or "step" (how many of them had been
-            finished; 0 is before training), "sample/loss" with `y`, and the figures by names such
-            as "gated_rnn/update/mean", "gated_rnn/update/saturated_high",
-            "gated_rnn/hidden/norm", "gated_rnn/gradient/log_slope", "gated_rnn/clipped". With
-            unit="epoch" they are in the history that `fit` returns as well, NaN where an epoch
-            was passed over.
+            finished, through all calls of `fit`; 0 is before training), "sample/loss" with `y`,
+            and the figures by names such as "gated_rnn/update/mean",
+            "gated_rnn/update/saturated_high", "gated_rnn/hidden/norm",
+            "gated_rnn/gradient/log_slope", "gated_rnn/clipped". With unit="epoch" they are in the
+            history that `fit` returns as well, NaN where an epoch was passed over. The last entry
+            after "restore" is what showed the divergence; or, if that was the loss of a batch, the
+            last one before it.
         diagnosis: the `Diagnosis` of the last look, with the figures per time step and findings.
-        reason: why training diverged, in words; None if it did not.
-        diverged_at: the epoch or step (as in `history`) at which that was seen; or None.
+        reason: why training diverged in the last `fit`, in words; None if it did not.
+        diverged_at: the epoch or step in which it did, counted from 1 through all calls of `fit`;
+            0, if the model was broken before training; None, if it did not.
 
     Raises:
         ValueError: an argument out of its range; when training begins, what `diagnose` raises.
@@ -110,7 +115,8 @@ class GateMonitor(keras.callbacks.Callback):
         self.log_dir, self.csv = log_dir, csv
         self.history, self.diagnosis = {}, None
         self.reason = self.diverged_at = None
-        self._tracer = self._writer = self._sound_weights = None
+        self._tracer = self._writer = None
+        self._sound = []  # pairs of a variable and its value when all was well
         self._first, self._smallest = {}, {}
         self._finished = 0  # epochs or steps
         if log_dir is not None:
@@ -125,14 +131,20 @@ class GateMonitor(keras.callbacks.Callback):
             if self.y is not None:
                 data.check_compiled(self.model, "gradients are recorded")
             self._tracer = trace.Tracer(self.model, gradients=self.y is not None).compile()
+            self._sound = []
         self._epochs = 0  # of this call of `fit`
+        self.reason = self.diverged_at = None
+        optimizer = getattr(self.model, "optimizer", None)
+        if self.on_divergence == "restore" and not getattr(optimizer, "built", True):
+            # Keras would do it in the first step, after the first look.
+            optimizer.build(self.model.trainable_variables)
         if not self.history:
             self._look()
         self._began, self._looking = time.perf_counter(), 0.0
 
     def on_train_batch_end(self, batch, logs=None):
         if self.reason is None:
-            self._check({"training loss": (logs or {}).get("loss")})
+            self._check({"training loss": (logs or {}).get("loss")}, self._finished + 1)
         if self.unit == "step":
             self._finish()
 
@@ -164,6 +176,8 @@ class GateMonitor(keras.callbacks.Callback):
             due = self._looking <= COST * (now - self._began)
         else:
             due = self._finished % self.every == 0
+        if self.reason is not None and self.on_divergence == "restore":
+            due = False  # the weights are those of a look before
         figures = self._look() if due else None
         self._looking += time.perf_counter() - now
         return figures
@@ -185,8 +199,9 @@ class GateMonitor(keras.callbacks.Callback):
             if layer.gradient:
                 watched[f"gradient norm of {layer.name!r}"] = layer.gradient.largest
         self._record(figures)
-        if self._check(watched) and self.on_divergence == "restore":
-            self._sound_weights = [ops.copy(w.value) for w in self.model.weights]
+        if self._check(watched, self._finished) and self.on_divergence == "restore":
+            kept = [*self.model.weights, *_state(getattr(self.model, "optimizer", None))]
+            self._sound = [(variable, ops.copy(variable.value)) for variable in kept]
         return figures
 
     def _record(self, figures):
@@ -212,14 +227,17 @@ class GateMonitor(keras.callbacks.Callback):
 
     # ------------------------------------------------------------------ divergence
 
-    def _check(self, watched):
-        """Whether all is well with the figures, by name; if not, does what is to be done."""
+    def _check(self, watched, now):
+        """Whether all is well with the figures, by name; if not, does what is to be done.
+
+        `now` is the epoch or step that they are of, counted from 1; 0 is before training.
+        """
         for name, value in watched.items():
             if value is None:
                 continue
             value = float(value)
             if not math.isfinite(value):
-                return self._diverged(f"the {name} is {value}")
+                return self._diverged(now, f"the {name} is {value}")
             if value < 0:  # a loss that has no zero to be compared with
                 continue
             reference = max(
@@ -228,25 +246,34 @@ class GateMonitor(keras.callbacks.Callback):
             self._smallest[name] = min(self._smallest.get(name, value), value)
             if value > self.growth * reference > 0:
                 return self._diverged(
-                    f"the {name} is {value:.3g}, {value / reference:.3g} times what it was"
+                    now, f"the {name} is {value:.3g}, {value / reference:.3g} times what it was"
                 )
         return True
 
-    def _diverged(self, what):
+    def _diverged(self, now, what):
         if self.reason is not None:
             return False
-        self.diverged_at = self._finished
-        self.reason = f"Training diverged after {self._finished} {self.unit}s: {what}."
+        self.diverged_at = now
+        when = f"in {self.unit} {now}" if now else "before it began"
+        self.reason = f"Training diverged {when}: {what}."
         done = ""
         if self.on_divergence != "warn":
             self.model.stop_training = True
             done = " It is stopped."
-        if self.on_divergence == "restore" and self._sound_weights is not None:
-            for variable, value in zip(self.model.weights, self._sound_weights, strict=True):
+        if self.on_divergence == "restore" and self._sound:
+            for variable, value in self._sound:
                 variable.assign(value)
-            done = " It is stopped, and the last sound weights are restored."
+            done = (
+                " It is stopped, and the last sound weights are restored, with the optimizer's "
+                "state."
+            )
         warnings.warn(self.reason + done, stacklevel=2)
         return False
+
+
+def _state(optimizer):
+    """The variables of an optimizer; not the learning rate, which is lowered for another `fit`."""
+    return [v for v in getattr(optimizer, "variables", []) if v.name != "learning_rate"]
 
 
 def _summary():

@@ -1,16 +1,17 @@
 """Pictures of activations, verdicts and of what a model computes. Each takes and returns `axes`.
 
 The colours are those of Okabe and Ito, and line styles and letters say the same, so that the
-pictures can be read in print and by the colour-blind. matplotlib is needed:
+pictures can be read in print and by the colour-blind. Time runs in the order in which a layer
+reads; where that is backwards, the axis says so. matplotlib is needed:
 `pip install "keras_gates[plots]"`.
 """
 
 import numpy as np
 
-from keras_gates import activations
+from keras_gates import activations, verdicts
 from keras_gates.diagnostics.trace import Trace
 from keras_gates.validation import close_matches, one_of
-from keras_gates.verdicts import LEVELS, check_activations
+from keras_gates.verdicts import LEVELS
 
 BLUE, ORANGE, GREEN, RED, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000",
@@ -68,7 +69,7 @@ def plot_gate(trace, gate, axes=None):
     axes.fill_between(t, lower, upper, color=BLUE, alpha=0.4, lw=0, label="50 %")
     axes.plot(t, middle, color=BLUE, label="median")
     name = _name(trace.cell, gate)
-    axes.set(xlabel="time step", ylabel=gate, title=f"{trace.name}: {gate} ({name})")
+    axes.set(xlabel=_time(trace), ylabel=gate, title=f"{trace.name}: {gate} ({name})")
     axes.legend(framealpha=0.8, fontsize="small")  # the bands leave it no room of its own
     return axes
 
@@ -105,7 +106,7 @@ def plot_saturation(trace, gate, axes=None, *, margin=0.05):
     )  # fmt: skip
     axes.figure.colorbar(image, ax=axes, label="share of samples saturated")
     axes.set(
-        xlabel="time step",
+        xlabel=_time(trace),
         ylabel="unit, least saturated first",
         title=f"{trace.name}: saturation of {gate}",
     )
@@ -139,7 +140,10 @@ def plot_gradient_norms(traces, axes=None):
             )
         norms = np.linalg.norm(_valid(trace, trace.gradient), axis=2)
         axes.plot(np.nanmean(norms, axis=0), color=color, ls=style, label=label)
-    axes.set(yscale="log", xlabel="time step", ylabel="mean norm of dL/dh", title="gradient norms")
+    axes.set(
+        yscale="log", xlabel=_time(*traces.values()), ylabel="mean norm of dL/dh",
+        title="gradient norms",
+    )  # fmt: skip
     axes.legend(frameon=False)
     return axes
 
@@ -165,7 +169,7 @@ def plot_states(trace, axes=None, *, sample=0, state="hidden", units=8):
     styles = _styles(len(moving))
     for unit, (color, style) in zip(moving, styles, strict=True):
         axes.plot(values[:, unit], color=color, ls=style, lw=1, label=f"unit {unit}")
-    axes.set(xlabel="time step", ylabel=f"{state} state", title=f"{trace.name}: sample {sample}")
+    axes.set(xlabel=_time(trace), ylabel=f"{state} state", title=f"{trace.name}: sample {sample}")
     return axes
 
 
@@ -187,7 +191,8 @@ def plot_verdicts(cell, gates, candidates, axes=None, *, outcomes=None):
     rows = [None] if gates is None else list(gates)
     for row, gate in enumerate(rows):
         for column, candidate in enumerate(candidates):
-            level = check_activations(cell, gate, candidate).level
+            given = {"gate_activation": gate, "candidate_activation": candidate}
+            level = verdicts.judge(verdicts.make(cell, 1, given)).level
             axes.add_patch(_square(column, row, LEVEL_COLORS[level]))
             text = level[0].upper()
             if outcomes is not None:
@@ -235,6 +240,11 @@ def _check(trace):
             "`trace` must be one of those in the list of keras_gates.diagnostics.traces(model, x). "
             f"Received: {type(trace).__name__}"
         )
+
+
+def _time(*traces):
+    """The label of the time axis."""
+    return "time step, in reading order" if any(t.backwards for t in traces) else "time step"
 
 
 def _activation(cell, name):

@@ -74,6 +74,10 @@ def _layer(layer):
         f"{layer.name}: {layer.cell}, {layer.units} units; {layer.samples} samples of up to "
         f"{layer.steps} steps, {layer.pairs} valid pairs"
     ]
+    if layer.backwards:
+        lines.append(
+            "  reads the sequence backwards: steps in the order in which the layer reads them"
+        )
     spread = ("mean", "5%", "50%", "95%")
     if layer.gates:
         rows = [

@@ -27,14 +27,15 @@ EAGER_STEPS = 50
 class Trace:
     """What one cell computed, over samples and time, as NumPy arrays.
 
-    The time axis is in the order in which the layer reads: for `go_backwards` its first step is
-    the last one of the sequence.
+    Steps are in the order in which the layer reads them: where it reads backwards, the first is
+    the last one of the sequence. `print` shows what there is, not the arrays.
 
     Attributes:
         name: of the layer; a further call of the same layer adds "#2", a cell of a stack its
             index.
         cell: the GatedCell.
-        backwards: whether time is reversed.
+        backwards: whether the layer reads the sequence backwards (`go_backwards`, or the backward
+            layer of a Bidirectional).
         valid: (samples, time), False at masked steps.
         activated: from a gate or "candidate" to its values, (samples, time, units), in the order
             in which the equations compute them.
@@ -59,6 +60,17 @@ class Trace:
     @property
     def candidate(self):
         return self.activated.get(CANDIDATE)
+
+    def __repr__(self):
+        samples, steps = self.valid.shape
+        found = [*self.activated, *[f"{name} state" for name in self.states]]
+        if self.gradient is not None:
+            found.append("gradient")
+        backwards = ", read backwards" if self.backwards else ""
+        return (
+            f"<Trace of {self.name!r}: {type(self.cell).__name__}, {samples} samples x {steps} "
+            f"steps x {self.cell.units} units{backwards}: {', '.join(found)}>"
+        )
 
 
 class Run:

@@ -15,6 +15,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates import activations
+from keras_gates.activations.profiles import fresh
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.eagerly import eagerly
 from keras_gates.validation import one_of
@@ -51,7 +52,8 @@ class Verdict:
         growth: by what factor the states can grow in one step at worst, with recurrent weights
             that keep lengths; inf where it rises with the state.
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
-            those one step earlier, at initialization and for N(0, 1) inputs. None if not asked for.
+            those one step earlier, at initialization and for N(0, 1) inputs. None where an
+            instance of a cell was judged, whose weights may be trained already.
     """
 
     cell: str
@@ -91,6 +93,7 @@ class Verdict:
         return "\n".join(lines)
 
 
+@eagerly()
 def check_activations(
     cell="gru",
     gate_activation=None,
@@ -101,7 +104,8 @@ def check_activations(
     """Whether a choice of activations will work in a cell, before any training.
 
     Args:
-        cell: "gru", "lstm", "simple", or a subclass of `GatedCell`.
+        cell: "gru", "lstm", "simple", a subclass of `GatedCell`, or an instance of one, such as
+            `layer.cell`. An instance has its activations and options already; give none beside it.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
             `activation_l1`, `recurrent_initializer`, `reset_after`.
@@ -110,7 +114,7 @@ def check_activations(
         A `Verdict`: "sound", "caution" or "unstable", with reasons and with what helps.
 
     Raises:
-        ValueError: an unknown cell or activation.
+        ValueError: an unknown cell or activation; anything beside an instance of a cell.
 
     Example:
 
@@ -125,32 +129,46 @@ def check_activations(
     Le, Jaitly, Hinton, "A simple way to initialize recurrent networks of rectified linear units",
     2015 (identity).
     """
-    if isinstance(cell, str):
-        cell = CELLS[one_of("cell", cell, CELLS)]
-    if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
-        raise ValueError(
-            f"`cell` must be one of {', '.join(map(repr, CELLS))} or a subclass of GatedCell (not "
-            f"an instance: its arguments go into check_activations). Received: cell={cell!r}"
-        )
     given = {
         "gate_activation": gate_activation,
         "candidate_activation": candidate_activation,
         "output_activation": output_activation,
     }
     options.update({name: value for name, value in given.items() if value is not None})
-    # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
-    layers = any(isinstance(f, keras.Layer) for f in tree.flatten([*given.values()]))
-    exact = keras.backend.backend() == "tensorflow" and not layers
-    options.setdefault("dtype", "float64" if exact else "float32")
-    with eagerly(), warnings.catch_warnings():
-        # Nothing is saved here.
-        warnings.filterwarnings("ignore", ".*works for training, but a model with it")
-        verdict = judge(cell(1, **options))
-        return dataclasses.replace(
-            verdict, spectral_radius=probe.spectral_radius(cell(64, **options))
+    if isinstance(cell, GatedCell):
+        if options:
+            raise ValueError(
+                "`cell` is an instance already, so its activations and options are its own. "
+                f"Received beside it: {', '.join(options)}. Give them to {type(cell).__name__}"
+                "(...), or its class to check_activations."
+            )
+        return judge(cell)
+    verdict = judge(make(cell, 1, options))
+    # Layers as activations may be built already, with other units.
+    options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
+    radius = probe.spectral_radius(make(cell, 64, options))
+    return dataclasses.replace(verdict, spectral_radius=radius)
+
+
+def make(cell, units, options):
+    """An instance of a cell, by its name or class, in the dtype that is best to judge it in."""
+    if isinstance(cell, str):
+        cell = CELLS[one_of("cell", cell, CELLS)]
+    if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
+        hint = ". Of a layer give layer.cell" if isinstance(cell, keras.layers.RNN) else ""
+        raise ValueError(
+            f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
+            f"instance of one. Received: cell={cell!r}{hint}"
         )
+    # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
+    layers = any(isinstance(option, keras.Layer) for option in tree.flatten([*options.values()]))
+    exact = keras.backend.backend() == "tensorflow" and not layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nothing is saved here
+        return cell(units, **{"dtype": "float64" if exact else "float32", **options})
 
 
+@eagerly()
 def judge(cell):
     """The verdict on an instance of a cell, built or not, without the spectral radius."""
     gates = {
@@ -190,8 +208,7 @@ def warn_if_unstable(cell, stacklevel):
     """
     if type(cell) not in CELLS.values():
         return
-    with eagerly():
-        verdict = judge(cell)
+    verdict = judge(cell)
     if verdict.level == "unstable":
         reason = verdict.reasons[0]
         warnings.warn(

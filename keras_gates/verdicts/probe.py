@@ -6,8 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gates.activations.profiles import runnable
 from keras_gates.cells import CELLS
 from keras_gates.cells.step import named, projected_blocks
+from keras_gates.gradients import at_least_float32
 
 # Pre-activations at which the equations are tried, up to where sigmoid is 0 or 1 to 8 digits.
 NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
@@ -46,10 +48,14 @@ class Probe:
     def __init__(self, cell):
         self.cell = cell
         self.projected = projected_blocks(cell)
+        # In half precision what is large would be infinite.
+        self.dtype = at_least_float32(cell.compute_dtype)
         self.gain = 1.0  # of a recurrent product inside the equations
+        layers = [a for a in cell.activations_in_use() if isinstance(a, keras.Layer)]
+        self.of_one_unit = {id(layer): _of_one_unit(layer) for layer in layers}
 
     def activate(self, name, activation, preactivation):
-        return activation(preactivation)
+        return self.of_one_unit.get(id(activation), activation)(preactivation)
 
     def recurrent(self, block, value):
         return self.gain * value
@@ -62,11 +68,15 @@ class Probe:
         cell = self.cell
         tensors = [[self._tensor(a) for a in arrays] for arrays in (x, u, states)]
         cell.step = self
+        # An output activation is none of a step's: it is the cell that has it.
+        own = {n: layer for n, layer in vars(cell).items() if id(layer) in self.of_one_unit}
+        vars(cell).update({n: self.of_one_unit[id(layer)] for n, layer in own.items()})
         try:
             new = cell.update(
                 named(cell.blocks, tensors[0]), named(self.projected, tensors[1]), tensors[2]
             )
         finally:
+            vars(cell).update(own)
             cell.step = None
         return [np.asarray(ops.convert_to_numpy(s), "float64")[:, 0] for s in new]
 
@@ -145,7 +155,13 @@ class Probe:
         return (round(low, 3) + 0.0, round(high, 3) + 0.0)
 
     def _tensor(self, array):
-        return ops.convert_to_tensor(np.asarray(array)[:, None], self.cell.compute_dtype)
+        return ops.convert_to_tensor(np.asarray(array)[:, None], self.dtype)
+
+
+def _of_one_unit(layer):
+    """A layer's first unit as a function of (n, 1); a layer that is not built stays so."""
+    layer, width = runnable(layer)
+    return lambda x: ops.cast(layer(ops.repeat(x, width, axis=1))[:, :1], x.dtype)
 
 
 def _combinations(values, count):

@@ -115,8 +115,8 @@ def of_candidate(cell, p, carry, growth):
             *([] if cell.clips else [f"grad_clip_norm ({PAPERS['clipping']})"]),
             *([] if cell.activation_l1 else [f"activation_l1 ({PAPERS['relu']})"]),
             *(
-                []
-                if initializer.startswith("Identity")
+                []  # in a cell with gates Keras' Identity fills the first gate's block of U
+                if cell.gate_activations or initializer.startswith("Identity")
                 else [f"recurrent_initializer='identity' ({PAPERS['identity']})"]
             ),
         ]

@@ -1,0 +1,237 @@
+"""Planted faults are found; the report as text and as data; errors."""
+
+import json
+import math
+import sys
+import types
+
+import helpers
+import keras
+import numpy as np
+import pytest
+from diagnosed import TENSORFLOW, model_of, needs_gradients, sequences
+from helpers import BATCH, FEATURES, TIME, UNITS
+
+import keras_gates as kg
+from keras_gates.diagnostics import Diagnosis, GateMonitor, diagnose, findings, locate_nonfinite
+
+pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+
+
+def planted(rng, **changes):
+    """What a GRU is found to be when its weights are planted: from a part to (bias, scale)."""
+    options = {k: changes.pop(k) for k in [*changes] if k in kg.GRUCell.options()}
+    layer = helpers.built(rng, dtype="float32", cell="gru", scale=0.3, **options)
+    kernel, recurrent, bias = layer.get_weights()
+    for part, (value, scale) in changes.items():
+        columns = slice(*(UNITS * (layer.cell.blocks.index(part) + i) for i in (0, 1)))
+        bias[0, columns] += value
+        kernel[:, columns] *= scale
+        recurrent[:, columns] *= scale
+    layer.set_weights([kernel, recurrent, bias])
+    return diagnose(model_of(layer), sequences(rng, time=24))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"update": (6, 0.1)}, "update gate is saturated at its high end"),
+        ({"reset": (-6, 0.1)}, "reset gate is saturated at its low end"),
+        ({"gate_activation": {"reset": "tanh"}}, "reset gate is negative"),
+        ({"gate_activation": {"reset": "relu"}, "reset": (2, 1)}, "reset gate exceeds 1"),
+        ({"update": (0, 0.01)}, "neither near 0 nor near 1: update"),
+        ({"candidate_activation": "relu", "candidate": (-0.9, 1)}, "candidate's values are zero"),
+        ({"candidate": (6, 0.1), "update": (-6, 0.1)}, "the hidden state is at its bound"),
+        (
+            {"gate_activation": {"update": "relu"}, "update": (1.3, 0.0)},
+            "hidden state grows with time",
+        ),
+        ({"gate_activation": {"update": "relu"}, "update": (1.5, 0.0)}, "a difference doubles"),
+        ({"update": (-6, 0.1), "candidate": (0, 0.1)}, "Lyapunov exponent is -"),
+    ],
+)
+def test_planted_faults_are_found(rng, changes, said):
+    plain = [finding.what for finding in planted(rng).findings]
+    found = planted(rng, **changes).findings
+    assert any(said in finding.what for finding in found), "\n".join(map(str, found))
+    if said not in ("neither near 0 nor near 1: update", "Lyapunov exponent is -"):
+        assert not any(said in what for what in plain)
+
+
+@needs_gradients
+@pytest.mark.parametrize(
+    ("eigenvalue", "said"),
+    [(0.5, "vanishes: by a factor of 0.5"), (2.0, "explodes: by a factor of 2")],
+)
+def test_vanishing_and_exploding_gradients_are_found(rng, eigenvalue, said):
+    layer = kg.GatedRNN(UNITS, cell="simple", candidate_activation="linear")
+    layer.build((None, None, FEATURES))
+    kernel, _, bias = layer.get_weights()
+    layer.set_weights([kernel, eigenvalue * np.eye(UNITS), bias])
+    x = sequences(rng, time=30)
+    result = diagnose(model_of(layer), x, np.zeros((BATCH, UNITS)))
+    assert math.exp(result.layers[0].gradient.log_slope) == pytest.approx(eigenvalue, rel=1e-3)
+    assert any(said in finding.what for finding in result.findings), result
+
+
+@needs_gradients
+def test_a_gradient_that_is_uneven_from_above_is_no_finding(rng):
+    """The layer behind forgets, so that the first steps of the backward direction get little."""
+    inner = kg.GatedRNN(UNITS, cell="simple", return_sequences=True, go_backwards=True, name="back")
+    below = keras.layers.Lambda(lambda h: h[:, ::-1])
+    model = model_of(inner, below, keras.layers.SimpleRNN(UNITS, name="top"))
+    for name in ("back", "top"):
+        cell = model.get_layer(name).cell
+        cell.recurrent_kernel.assign(0.5 * np.eye(UNITS))
+    x = sequences(rng, time=24)
+    result = diagnose(model, x, np.zeros((BATCH, UNITS)))
+    assert result.layers[0].gradient.log_slope > 0.5
+    said = [(f.layer, f.what) for f in result.findings if "gradient" in f.what]
+    assert [layer for layer, what in said if "vanishes" in what] == ["top"]
+    assert not any("explodes" in what for _, what in said)
+
+
+def test_findings_are_sorted_and_name_the_layer(rng):
+    layer = helpers.built(rng, dtype="float32", cell="gru", name="broken")
+    weights = layer.get_weights()
+    weights[2][0, 0] = np.nan
+    layer.set_weights(weights)
+    result = diagnose(model_of(layer), sequences(rng))
+    severities = [findings.SEVERITIES.index(finding.severity) for finding in result.findings]
+    assert severities == sorted(severities)
+    assert result.findings[0].severity == "error"
+    assert "locate_nonfinite" in result.findings[0].advice
+    assert {finding.layer for finding in result.findings} == {"broken"}
+    assert result.layers[0].nonfinite > 0
+
+
+def test_what_cannot_be_looked_into_is_said(rng):
+    class Own(keras.layers.Layer):
+        state_size = output_size = 2
+
+        def call(self, inputs, states):
+            return inputs[:, :2], states
+
+    model = keras.Sequential(
+        [
+            keras.Input((None, FEATURES)),
+            keras.layers.RNN(Own(), return_sequences=True, name="own"),
+            kg.GatedRNN(3),
+        ]
+    )
+    result = diagnose(model, sequences(rng))
+    assert len(result.layers) == 1
+    assert any(f.layer == "own" and "its cell Own" in f.what for f in result.findings)
+    with pytest.raises(ValueError, match="must have a recurrent layer.*'own' is left out.*Own"):
+        diagnose(keras.Sequential([keras.Input((None, FEATURES)), model.layers[0]]), sequences(rng))
+
+
+def test_report_as_text_and_as_data(rng):
+    layer = helpers.built(rng, dtype="float32", cell="lstm", name="memory")
+    y = np.zeros((BATCH, UNITS)) if TENSORFLOW else None
+    result = diagnose(model_of(layer), sequences(rng), y)
+    text = str(result)
+    for word in ("memory", "LSTMCell", "forget", "candidate", "hidden", "cell", "Lyapunov"):
+        assert word in text
+    assert f"{result.layers[0].gates['forget'].mean:.3g}" in text
+    assert text.index("Lyapunov") < text.index("Findings")
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert plain["layers"][0]["gates"]["forget"]["p50"] == result.layers[0].gates["forget"].p50
+    assert len(plain["layers"][0]["states"]["cell"]["norm_per_step"]) == TIME
+    assert (plain["layers"][0]["gradient"] is None) == (y is None)
+
+
+def test_the_report_says_which_layer_reads_backwards(rng):
+    result = diagnose(
+        model_of(keras.layers.Bidirectional(keras.layers.GRU(UNITS))),
+        sequences(rng),
+        lyapunov=False,
+    )
+    forward, backward = result.layers
+    assert (forward.backwards, backward.backwards) == (False, True)
+    before, after = str(result).split(f"\n{backward.name}: ")
+    said = "reads the sequence backwards: steps in the order in which the layer reads them"
+    assert said in after
+    assert said not in before
+
+
+def test_data_of_a_diagnosis_that_is_not_finite_are_still_json():
+    result = Diagnosis("m", 0.05, [], [])
+    result.layers = [float("nan"), [float("inf")]]
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["layers"] == [None, [None]]
+
+
+def test_dataframe(rng, monkeypatch):
+    result = diagnose(model_of(helpers.built(rng, dtype="float32", cell="gru")), sequences(rng))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        result.to_dataframe()
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=list))
+    rows = result.to_dataframe()
+    name = result.layers[0].name
+    assert {
+        "layer": name,
+        "part": "update",
+        "figure": "mean",
+        "value": result.scalars()[f"{name}/update/mean"],
+    } in rows
+    assert len(rows) == len(result.scalars())
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_errors_name_the_argument(rng):
+    x, y = sequences(rng), np.zeros((BATCH, UNITS))
+    model = model_of(helpers.built(rng, dtype="float32", cell="gru"))
+    for changes, error, said in [
+        ({"model": "gru"}, TypeError, "`model` must be a Keras model. Received: model='gru'"),
+        ({"model": keras.Sequential([kg.GatedRNN(3)])}, ValueError, "`model` must be built"),
+        ({"x": x[:0]}, ValueError, "`x` must hold at least one sample.*\\(0, 9, 3\\)"),
+        ({"x": x[:, :0]}, ValueError, "at least one sample and one time step"),
+        ({"x": x[..., :2]}, ValueError, "`x` must fit.*\\(None, None, 3\\).*\\(6, 9, 2\\)"),
+        (
+            {"x": np.array([None, 3])},
+            ValueError,
+            "`x` must be an array.*ndarray, shape \\(2,\\) and dtype object",
+        ),
+        ({"x": x[0]}, ValueError, "`x` must fit.*Received: x of shape \\(9, 3\\)"),
+        ({"margin": 0.5}, ValueError, "`margin`.*margin=0.5"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"y": y[:4]}, ValueError, "`y` must have as many samples as `x`, 6. Received: 4"),
+    ]:
+        given = {"model": model, "x": x, **changes}
+        with pytest.raises(error, match=said):
+            diagnose(given.pop("model"), given.pop("x"), **given)
+    plain = keras.Sequential([keras.Input((None, FEATURES)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="`model` must have a recurrent layer: .*has none"):
+        diagnose(plain, x)
+    uncompiled = keras.Sequential([keras.Input((None, FEATURES)), kg.GatedRNN(UNITS)])
+    for look in (diagnose, locate_nonfinite):
+        with pytest.raises(ValueError, match="`y` was given.*is not compiled"):
+            look(uncompiled, x, y)
+
+
+def test_a_dataset_is_refused_with_what_to_do(rng):
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            raise AssertionError("was read")
+
+    model = model_of(helpers.built(rng, dtype="float32", cell="gru"))
+    x, y = sequences(rng), np.zeros((BATCH, UNITS))
+    given = [Batches(), iter([(x, y)])]
+    if TENSORFLOW:
+        import tensorflow as tf
+
+        given.append(tf.data.Dataset.from_tensor_slices((x, y)).batch(3))
+    for dataset in given:
+        said = f"x, y = next.iter.dataset.*Received: x of type {type(dataset).__name__}$"
+        with pytest.raises(ValueError, match=f"`x` must be an array.*{said}"):
+            diagnose(model, dataset)
+        with pytest.raises(ValueError, match=f"`x` must be an array.*{said}"):
+            GateMonitor(dataset)
+    x, y = next(iter(given[-1]))
+    assert diagnose(model, x, y if TENSORFLOW else None).layers[0].samples == len(x)

@@ -1,0 +1,165 @@
+"""A value that is not finite is found where it was planted."""
+
+import math
+
+import helpers
+import keras
+import numpy as np
+import pytest
+from diagnosed import TENSORFLOW, dense, model_of, needs_gradients, sequences
+from helpers import BATCH, FEATURES, TIME, UNITS
+from keras import ops
+
+import keras_gates as kg
+from keras_gates.diagnostics import locate_nonfinite
+
+pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+
+
+def spiked(a):
+    """tanh, but NaN beyond 50."""
+    return ops.where(a > 50, ops.full_like(a, np.nan), ops.tanh(a))
+
+
+def rooted(a):
+    """Finite for a >= 0, but its derivative at 0 is not."""
+    return ops.sqrt(ops.relu(a))
+
+
+@pytest.mark.filterwarnings("ignore:.*works for training.*")
+class TestLocate:
+    def layer(self, rng, **options):
+        return helpers.built(rng, dtype="float32", scale=0.5, name="rnn", **options)
+
+    def test_nothing(self, rng):
+        model = model_of(self.layer(rng, cell="lstm", return_sequences=True), dense(rng))
+        y = np.zeros((BATCH, TIME, 2)) if TENSORFLOW else None
+        found = locate_nonfinite(model, sequences(rng), y)
+        assert not found
+        assert str(found) == "Everything is finite."
+
+    def test_in_the_data(self, rng):
+        model = model_of(self.layer(rng, cell="gru"), dense(rng))
+        x, y = sequences(rng), np.zeros((BATCH, 2))
+        x[4, 7, 1] = -np.inf
+        found = locate_nonfinite(model, x)
+        assert (found.where, found.sample, found.time_step, found.value) == ("x", 4, 7, -np.inf)
+        y[2, 0] = np.nan
+        found = locate_nonfinite(model, sequences(rng), y)
+        assert (found.where, found.sample) == ("y", 2)
+
+    def test_in_the_weights(self, rng):
+        layer = self.layer(rng, cell="gru")
+        model = model_of(layer, dense(rng))
+        recurrent = np.array(layer.cell.recurrent_kernel)
+        recurrent[2, 3] = np.nan
+        layer.cell.recurrent_kernel.assign(recurrent)
+        found = locate_nonfinite(model, sequences(rng))
+        assert (found.where, found.quantity) == ("weights", "recurrent_kernel")
+        assert "rnn" in found.layer
+        assert math.isnan(found.value)
+        assert "recurrent_kernel of layer" in str(found)
+
+    @pytest.mark.parametrize("backwards", [False, True])
+    @pytest.mark.parametrize("batch_size", [32, 2])
+    def test_in_a_gate_at_one_step(self, rng, backwards, batch_size):
+        layer = self.layer(
+            rng, cell="lstm", gate_activation={"forget": spiked}, go_backwards=backwards
+        )
+        kernel = layer.get_weights()[0]
+        x = sequences(rng)
+        x[3, 5] = 1e3 * kernel[:, UNITS]  # along one column of the forget gate
+        below = kg.GatedRNN(FEATURES, cell="simple", return_sequences=True)
+        below.build(x.shape)
+        below.set_weights([np.eye(FEATURES), np.zeros((FEATURES, FEATURES)), np.zeros(FEATURES)])
+        below.cell.candidate_activation = keras.activations.linear
+        model = model_of(below, layer)
+        found = locate_nonfinite(model, x, batch_size=batch_size)
+        assert (found.where, found.layer) == ("forward", "rnn")
+        assert (found.quantity, found.time_step, found.sample) == ("gate forget", 5, 3)
+        assert math.isnan(found.value)
+        assert "gate forget of layer 'rnn' at time step 5 in sample 3 is nan" in str(found)
+
+    def test_overflow_at_the_step_where_it_happens(self, rng):
+        """h doubles from 2**100 at the first step: 2**127 is the last that float32 holds."""
+        layer = kg.GatedRNN(1, cell="simple", candidate_activation="linear", name="rnn")
+        layer.build((None, None, 1))
+        layer.set_weights([np.ones((1, 1)), 2 * np.ones((1, 1)), np.zeros(1)])
+        model = keras.Sequential([keras.Input((None, 1)), layer])
+        x = np.zeros((3, 40, 1), "float32")
+        x[1, 0] = 2.0**100
+        found = locate_nonfinite(model, x)
+        assert (found.quantity, found.time_step, found.sample) == ("candidate", 28, 1)
+        assert found.value == np.inf
+
+    def test_masked_steps_are_passed_over(self, rng):
+        layer = self.layer(rng, cell="gru", gate_activation={"update": spiked})
+        x = sequences(rng)
+        x[2, 4] = 1e3 * layer.get_weights()[0][:, 0]
+        mask = np.ones((BATCH, TIME), bool)
+        mask[2, 4] = False
+        inputs = [keras.Input((None, FEATURES)), keras.Input((None,), dtype="bool")]
+        model = keras.Model(inputs, layer(inputs[0], mask=inputs[1]))
+        assert not locate_nonfinite(model, [x, mask])
+        found = locate_nonfinite(model, [x, np.ones_like(mask)])
+        assert (found.quantity, found.time_step, found.sample) == ("gate update", 4, 2)
+
+    def test_in_a_layer_that_is_not_recurrent(self, rng):
+        model = keras.Sequential(
+            [
+                keras.Input((None, FEATURES)),
+                keras.layers.Lambda(ops.log, name="log"),
+                kg.GatedRNN(3),
+            ]
+        )
+        x = np.abs(sequences(rng)) + 0.1
+        assert not locate_nonfinite(model, x)
+        x[1, 6, 2] = 0
+        found = locate_nonfinite(model, x)
+        assert (found.where, found.layer, found.quantity) == ("forward", "log", "output")
+        assert (found.sample, found.time_step, found.value) == (1, 6, -np.inf)
+
+    @needs_gradients
+    def test_in_the_loss(self, rng):
+        layer = self.layer(rng, cell="gru")
+        model = model_of(layer, loss=lambda y, p: ops.log(ops.sum(p - p)))
+        found = locate_nonfinite(model, sequences(rng), np.zeros((BATCH, UNITS)))
+        assert (found.where, found.value) == ("loss", -np.inf)
+
+    @needs_gradients
+    @pytest.mark.parametrize("backwards", [False, True])
+    def test_in_the_backward_pass(self, rng, backwards):
+        """sqrt at 0 has no finite derivative: at step 4 of sample 2 alone its argument is 0."""
+        layer = kg.GatedRNN(
+            1,
+            cell="simple",
+            candidate_activation=rooted,
+            go_backwards=backwards,
+            return_sequences=True,
+            name="rnn",
+        )
+        layer.build((None, None, 1))
+        layer.set_weights([np.ones((1, 1)), np.zeros((1, 1)), np.zeros(1)])
+        model = keras.Sequential([keras.Input((None, 1)), layer])
+        model.compile("sgd", "mse")
+        x = rng.uniform(0.5, 1, size=(3, 9, 1))
+        x[2, 4] = 0
+        found = locate_nonfinite(model, x, -np.ones((3, 9, 1)))
+        assert (found.where, found.layer) == ("backward", "rnn")
+        assert found.quantity == "gradient of the hidden state"
+        # What the equations of step 4 make of it arrives at the step that is read before.
+        assert (found.time_step, found.sample) == (5 if backwards else 3, 2)
+
+    @needs_gradients
+    def test_in_the_gradient_of_a_weight_alone(self, rng):
+        """At the first step nothing before it can show what its equations do."""
+        layer = kg.GatedRNN(1, cell="simple", candidate_activation=rooted, name="rnn")
+        layer.build((None, None, 1))
+        layer.set_weights([np.ones((1, 1)), np.ones((1, 1)), np.zeros(1)])
+        model = keras.Sequential([keras.Input((None, 1)), layer])
+        model.compile("sgd", "mse")
+        x = rng.uniform(0.5, 1, size=(3, 4, 1))
+        x[2, 0] = 0
+        found = locate_nonfinite(model, x, -np.ones((3, 1)))
+        assert (found.where, found.quantity) == ("backward", "gradient of kernel")
+        assert "rnn" in found.layer
