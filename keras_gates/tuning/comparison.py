@@ -1,0 +1,204 @@
+"""Is the best trial better than the default pair of activations, or is that the noise of seeds?"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import stats
+
+from keras_gates.tuning.pairs import (
+    ABSENT,
+    CANDIDATE,
+    DEFAULTS,
+    GATE,
+    activations_of,
+    is_default,
+    pair_of,
+)
+from keras_gates.tuning.records import FINISHED
+from keras_gates.tuning.text import number
+
+EPOCHS = "tuner/epochs"  # how long Hyperband trains a trial
+CONFIDENCE, POWER, MOST_SEEDS = 0.95, 0.8, 1000
+
+
+@dataclasses.dataclass
+class Comparison:
+    """The best finished trial against the best finished one with the default pair.
+
+    The noise is the standard deviation over the seeds of one trial, pooled over all finished
+    trials. It is the noise of training alone: that the data could have been others is not in it.
+    Trials count as independent, though they share their seeds, which errs on the side of caution.
+    The interval is a t-interval of the difference, with Bonferroni's correction for having picked
+    the best of all finished trials (Dunn, "Multiple comparisons among means", 1961).
+
+    Attributes:
+        verdict: "beats", "within noise", "one seed" (nothing is known of the noise), "fewer
+            epochs" (Hyperband stopped the default pair earlier), "default is best", "no default"
+            or "nothing finished".
+        sentence: the verdict in words.
+        best, default: ids of the trials; None where there is none.
+        difference: by how much the best is better in the objective: positive for "min", too.
+        low, high: the 95 % interval of the difference; None where the noise is not known.
+        noise, degrees_of_freedom: the pooled standard deviation (None if not known).
+        trials: how many trials have finished.
+        seeds_needed: about how many new seeds each of the two trials would need to tell a
+            difference of this size, if it is real, with a power of 80 %; None where that is not
+            the question, or for more than 1000.
+    """
+
+    verdict: str
+    sentence: str = ""
+    best: str | None = None
+    default: str | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    noise: float | None = None
+    degrees_of_freedom: int = 0
+    trials: int = 0
+    seeds_needed: int | None = None
+
+    def margin(self, seeds, others):
+        """Half the width of the corrected 95 % interval of the difference of two trials, trained
+        with so many seeds; None where the noise is not known."""
+        if self.noise is None:
+            return None
+        tail = (1 - CONFIDENCE) / 2 / max(self.trials - 1, 1)
+        quantile = stats.t.isf(tail, self.degrees_of_freedom)
+        return float(quantile * self.noise * math.sqrt(1 / seeds + 1 / others))
+
+
+def ranked(search):
+    """The finished trials of a `records.Search` that have a finite score, the best first."""
+    scored = [
+        trial
+        for trial in search.trials
+        if trial.outcome == FINISHED and trial.scores and math.isfinite(trial.score)
+    ]
+    return sorted(scored, key=lambda trial: trial.score, reverse=search.direction == "max")
+
+
+def compare(search):
+    """The `Comparison` of a `records.Search`."""
+    trials = ranked(search)
+    noise, freedom = _pooled(trials)
+    known = {"noise": noise, "degrees_of_freedom": freedom, "trials": len(trials)}
+    if not trials:
+        return Comparison("nothing finished", "No trial has finished: there is nothing to compare.")
+    best = trials[0]
+    known["best"] = best.trial_id
+    default = next((trial for trial in trials if is_default(trial.values)), None)
+    if default is None:
+        return Comparison("no default", _no_default(search), **known)
+    known["default"] = default.trial_id
+    if default is best:
+        sentence = (
+            f"The default pair (trial {best.trial_id}: {pair_of(best.values)}) is itself the best "
+            f"of {_trials(len(trials))}: no other was better in {search.objective}."
+        )
+        return Comparison("default is best", sentence, **known)
+    found = Comparison("", difference=abs(best.score - default.score), **known)
+    if noise is not None:
+        margin = found.margin(len(best.scores), len(default.scores))
+        found.low, found.high = found.difference - margin, found.difference + margin
+    found.verdict = _verdict(found, best, default)
+    if found.verdict == "within noise":
+        found.seeds_needed = _seeds_needed(found.difference, noise)
+    found.sentence = _sentence(found, search, best, default)
+    return found
+
+
+def _verdict(found, best, default):
+    if default.values.get(EPOCHS, 0) < best.values.get(EPOCHS, 0):
+        return "fewer epochs"
+    if found.noise is None:
+        return "one seed"
+    return "beats" if found.low > 0 else "within noise"
+
+
+def _sentence(found, search, best, default):
+    names = (
+        f"the best trial ({best.trial_id}: {pair_of(best.values)})",
+        f"the default pair ({default.trial_id}: {pair_of(default.values)})",
+    )
+    ahead = f"by {found.difference:.4g} in {search.objective}"
+    if found.noise is not None:
+        ahead += (
+            f" (95 % interval {found.low:.4g} to {found.high:.4g}, corrected for having picked the "
+            f"best of {_trials(found.trials)}; standard deviation over seeds {found.noise:.4g})"
+        )
+    if found.verdict == "fewer epochs":
+        text = (
+            f"{names[0]} is ahead of {names[1]} {ahead}, but was trained up to epoch "
+            f"{best.values[EPOCHS]}, the default pair only up to {default.values.get(EPOCHS, 0)}: "
+            "that says nothing about the pair. Train the default pair as long."
+        )
+    elif found.verdict == "one seed":
+        text = (
+            f"{names[0]} is ahead of {names[1]} {ahead}, but every trial was trained with one seed "
+            "only, so that nothing can be said about the noise: run it with several."
+        )
+    elif found.verdict == "beats":
+        text = f"{names[0]} beats {names[1]} beyond the noise, {ahead}."
+    else:
+        text = f"{names[0]} is ahead of {names[1]} {ahead}: that is within the noise."
+        if found.difference > 0:
+            seeds = found.seeds_needed or f"more than {MOST_SEEDS}"
+            text += (
+                f" Run it with more seeds: to tell a difference of this size, if it is real, takes "
+                f"about {seeds} new ones for each of the two."
+            )
+    return text[0].upper() + text[1:] + _differences(best.values, default.values)
+
+
+def _differences(best, default):
+    """In what else two trials differ: then the activations alone do not explain the scores."""
+    names = [
+        name
+        for name in {**best, **default}
+        if not name.startswith("tuner/")
+        and name.rpartition("/")[2] not in DEFAULTS
+        and best.get(name, ABSENT) != default.get(name, ABSENT)
+    ]
+    if not names:
+        return ""
+    listed = ", ".join(
+        f"{name} ({number(best.get(name, ABSENT))}, not {number(default.get(name, ABSENT))})"
+        for name in names
+    )
+    return f" The two differ in more than the pair, which need not be the cause: {listed}."
+
+
+def _no_default(search):
+    if not any(any(activations_of(trial.values)[1:]) for trial in search.trials):
+        return f"The activations are no choice of this search: no trial has {GATE} or {CANDIDATE}."
+    tried = [trial for trial in search.trials if is_default(trial.values)]
+    if not tried:
+        what = "No trial has the default pair (sigmoid + tanh): put it among the choices."
+    else:
+        listed = ", ".join(f"{trial.trial_id} ({trial.outcome})" for trial in tried)
+        what = f"No trial with the default pair (sigmoid + tanh) has finished: {listed}."
+    return f"{what} Whether the best is better than it cannot be said."
+
+
+def _pooled(trials):
+    """The standard deviation over the seeds, pooled over trials, and its degrees of freedom."""
+    freedom = sum(len(trial.scores) - 1 for trial in trials)
+    if freedom == 0:
+        return None, 0
+    squares = sum((len(t.scores) - 1) * t.spread**2 for t in trials if t.spread is not None)
+    return math.sqrt(squares / freedom), freedom
+
+
+def _seeds_needed(difference, noise):
+    """The sample size of a two-sided t-test of two means, with the usual approximation."""
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    freedom = 2 * (seeds - 1)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) + stats.t.ppf(POWER, freedom)
+    enough = difference >= quantile * noise * np.sqrt(2 / seeds)
+    return int(seeds[np.argmax(enough)]) if enough.any() else None
+
+
+def _trials(count):
+    return f"{count} finished trial{'s' * (count != 1)}"

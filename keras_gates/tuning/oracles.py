@@ -1,0 +1,255 @@
+"""KerasTuner's oracles, for searches in which trials fail, processes die and choices are unordered.
+
+An oracle proposes the trials, hears how they ended and keeps the state of the search on disk. Those
+here differ from KerasTuner's in what a failure does: it never ends the search or leads it on.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import os
+import pathlib
+
+import keras_tuner
+import numpy as np
+from keras_tuner.engine.hyperparameters import Choice
+from keras_tuner.engine.trial import Trial
+
+from keras_gates.tuning import records, roles
+
+COMPLETED, FAILED = "COMPLETED", "FAILED"
+# The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
+INTERMEDIATE = "intermediate"
+
+
+class RobustOracle:
+    """What the oracles here have in common; comes before one of KerasTuner's among the bases.
+
+    - Any number of failing trials leaves the search going.
+    - 0 is a seed.
+    - What is on disk is always whole. A search that was killed goes on with every ended trial
+      counted once; a chief that was killed leaves the running trials to its workers.
+    - Only trials that were completed are ever among the best.
+    """
+
+    def __init__(self, *args, seed=None, max_consecutive_failed_trials=None, **kwargs):
+        super().__init__(
+            *args,
+            seed=seed,
+            max_consecutive_failed_trials=max_consecutive_failed_trials,
+            **kwargs,
+        )
+        if seed is not None:
+            self.seed = self._seed_state = seed  # KerasTuner takes 0 for no seed
+        # Of the trainings: every trial gets the same seeds, in every process.
+        self.first_seed = 0 if seed is None else seed
+        # In a small space the last choices are found late.
+        self._max_collisions = 1000
+        # [max_trials] if the last that asked for a trial heard that there will be none.
+        self._stopped = None
+
+    # ------------------------------------------------------------------ how trials begin and end
+
+    @keras_tuner.synchronized
+    def create_trial(self, tuner_id):
+        trial = super().create_trial(tuner_id)
+        stopped = [self.max_trials] if trial.status == "STOPPED" else None
+        if stopped != self._stopped:
+            self._stopped = stopped
+            self.save()
+        return trial
+
+    @keras_tuner.synchronized
+    def update_trial(self, trial_id, metrics, step=0):
+        """Takes the result of a trial, instead of what a run that was cut short had reported."""
+        trial = self.trials[trial_id]
+        trial.metrics = type(trial.metrics)()
+        return super().update_trial(trial_id, metrics, step=step)
+
+    def score_trial(self, trial):
+        super().score_trial(trial)
+        if not math.isfinite(trial.score):
+            trial.score = math.nan  # which KerasTuner knows to be a failure
+
+    @keras_tuner.synchronized
+    def end_trial(self, trial):
+        # A worker that outlived its chief may report twice.
+        if trial.trial_id not in self.end_order + self._retry_queue:
+            super().end_trial(trial)
+
+    def get_best_trials(self, num_trials=1):
+        """The best of the completed trials; fewer than `num_trials` if there are no more."""
+        found = super().get_best_trials(num_trials)
+        return [trial for trial in found if trial.status == COMPLETED]
+
+    @contextlib.contextmanager
+    def _failures_count_as_worst(self):
+        """Within, a failed trial looks like a completed one with the worst score so far."""
+        trials = self.trials
+        scores = [t.score for t in trials.values() if t.status == COMPLETED]
+        worst = max if self.objective.direction == "min" else min
+
+        def seen(trial):
+            if trial.status != FAILED:
+                return trial
+            trial = copy.copy(trial)
+            trial.status, trial.score = COMPLETED, worst(scores, default=0.0)
+            return trial
+
+        self.trials = {trial_id: seen(trial) for trial_id, trial in trials.items()}
+        try:
+            yield
+        finally:
+            self.trials = trials
+
+    # ------------------------------------------------------------------ on disk
+
+    def get_state(self):
+        return {**super().get_state(), "stopped": self._stopped}
+
+    def set_state(self, state):
+        super().set_state(state)
+        self._stopped = state.get("stopped")
+
+    def is_over(self):
+        """Whether no trial is left to hand out or running, as the disk says to every process."""
+        if self.ongoing_trials:
+            return False
+        try:
+            state = json.loads(pathlib.Path(self._get_oracle_fname()).read_text())
+        except FileNotFoundError:
+            return False
+        left = {*state["ongoing_trials"].values(), *state["retry_queue"]}
+        return state.get("stopped") == [self.max_trials] and left <= set(state["end_order"])
+
+    def save(self):
+        records.write_json(self._get_oracle_fname(), self.get_state())
+
+    def _save_trial(self, trial):
+        path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / records.TRIAL
+        records.write_json(path, trial.get_state())
+
+    def reload(self):
+        """Goes on from what is on disk, wherever the process was killed."""
+        state = json.loads(pathlib.Path(self._get_oracle_fname()).read_text())
+        for path in sorted(pathlib.Path(self._project_dir).glob(f"trial_*/{records.TRIAL}")):
+            trial = Trial.load(str(path))
+            if trial.trial_id in state["start_order"]:
+                self.trials[trial.trial_id] = trial
+            else:
+                os.remove(path)  # it was never handed out
+        self.set_state(state)
+        for tuner_id, trial in list(self.ongoing_trials.items()):
+            if trial.trial_id in self.end_order:
+                del self.ongoing_trials[tuner_id]  # KerasTuner saves before it does that
+            elif trial.status in (COMPLETED, FAILED):
+                self.end_trial(trial)  # its own file knew, and this one did not yet
+        for tuner_id in [name for name in self.ongoing_trials if not roles.comes_back(name)]:
+            self._retry_queue.append(self.ongoing_trials.pop(tuner_id).trial_id)
+
+
+class RandomSearchOracle(RobustOracle, keras_tuner.oracles.RandomSearchOracle):
+    """Draws every choice by chance, and none twice."""
+
+
+class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
+    """Takes all combinations of the active choices, in order, beginning with the defaults.
+
+    KerasTuner's own forgets where it was when it is resumed, and mixes up hyperparameters of one
+    name under several conditions.
+    """
+
+    def populate_space(self, trial_id):
+        for values in _combinations(self.hyperparameters):
+            if not self._duplicate(values):
+                return {"status": "RUNNING", "values": values}
+        # What is running may bring hyperparameters that nobody knew of.
+        return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+
+
+class BayesianOptimizationOracle(RobustOracle, keras_tuner.oracles.BayesianOptimizationOracle):
+    """A Gaussian process of the score, in which unordered choices are equally far apart.
+
+    KerasTuner's own takes the values of a choice for points along a line. Failed trials count with
+    the worst score so far, so that the search keeps away from where they are.
+
+    Source: Garrido-Merchán, Hernández-Lobato, "Dealing with categorical and integer-valued
+    variables in Bayesian optimization with Gaussian processes", 2020.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._random_state = np.random.RandomState(self.seed)
+        self.gpr = self._make_gpr()
+
+    def populate_space(self, trial_id):
+        with self._failures_count_as_worst():
+            proposed = super().populate_space(trial_id)
+        if proposed["values"] is not None and self._duplicate(proposed["values"]):
+            return self._random_populate_space()  # the same seeds would give the same score
+        return proposed
+
+    def _make_gpr(self):
+        return _Unordered(super()._make_gpr(), self._with_one_input_per_value)
+
+    def _with_one_input_per_value(self, x):
+        """KerasTuner's vectors (points, hyperparameters), with one column per value of a choice."""
+        columns = []
+        for hp, column in zip(self._nonfixed_space(), np.transpose(x), strict=True):
+            if isinstance(hp, Choice) and not hp.ordered:
+                index = [hp.values.index(hp.prob_to_value(prob)) for prob in column]
+                columns.extend(np.eye(len(hp.values))[index].T)
+            else:
+                columns.append(column)
+        return np.transpose(columns)
+
+
+class _Unordered:
+    """A regressor whose inputs are changed before it sees them."""
+
+    def __init__(self, regressor, change):
+        self.regressor, self.change = regressor, change
+
+    def fit(self, x, y):
+        self.regressor.fit(self.change(x), y)
+        return self
+
+    def predict(self, x, **options):
+        return self.regressor.predict(self.change(x), **options)
+
+
+class HyperbandOracle(RobustOracle, keras_tuner.oracles.HyperbandOracle):
+    """Many short trainings, of which the best go on for longer.
+
+    A failed trial counts among those that do not go on. In KerasTuner's own nothing goes on where
+    more have failed than were to be left behind.
+    """
+
+    def populate_space(self, trial_id):
+        with self._failures_count_as_worst():
+            return super().populate_space(trial_id)
+
+
+def _combinations(hyperparameters):
+    """All values that a space can take, active ones alone; the default of each comes first."""
+
+    def choices(hp):
+        return [hp.default, *(value for value in hp.values if value != hp.default)]
+
+    def extended(space, drawn):
+        if not space:
+            yield dict(drawn.values)
+            return
+        hp, later = space[0], space[1:]
+        here = keras_tuner.HyperParameters()
+        here.merge([*drawn.space, hp])
+        here.values = drawn.values
+        if not here.is_active(hp):
+            yield from extended(later, here)
+            return
+        for value in choices(hp):
+            here.values = {**drawn.values, hp.name: value}
+            yield from extended(later, here)
+
+    return extended(hyperparameters.space, keras_tuner.HyperParameters())

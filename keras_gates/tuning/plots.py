@@ -1,0 +1,227 @@
+"""Pictures of a search. Each takes a `SearchReport`, and takes and returns `axes`.
+
+matplotlib is needed: `pip install "keras_gates[plots]"`.
+"""
+
+import warnings
+
+import numpy as np
+
+from keras_gates.diagnostics.plots import BLUE, RED, _axes
+from keras_gates.tuning.design import is_slope, sorted_levels
+from keras_gates.tuning.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE, activations_of, pair_of
+from keras_gates.tuning.records import DIVERGED
+from keras_gates.tuning.report import SearchReport
+from keras_gates.tuning.text import number
+from keras_gates.validation import one_of
+
+BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
+
+
+def plot_scores(report, axes=None, *, cell=None):
+    """The mean score of every pair of activations: gates x candidates.
+
+    Each square tells the mean over the finished trials with that pair, whatever their other
+    choices, and how many they are. Pairs of which some training diverged are hatched, and tell in
+    how many of the trials that ended. Grey: no trial has a score. Brighter is better.
+
+    Args:
+        report: of `search_report`.
+        axes: of matplotlib; new ones by default.
+        cell: of which cell; needed if the search has several. One axes shows one.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no ended trial has a choice of activations; an unknown cell.
+    """
+    rows = [row for row in _ended(report) if any(activations_of(row)[1:])]
+    if not rows:
+        raise ValueError(
+            f"`report` must hold an ended trial with a {GATE} or a {CANDIDATE}. Received: a report "
+            f"with the choices {report.choices} and the outcomes {report.counts}"
+        )
+    cells = list(dict.fromkeys(activations_of(row)[0] for row in rows))
+    cell = one_of("cell", cell, cells) if cell is not None or len(cells) > 1 else cells[0]
+    of_pair = {}
+    for row in rows:
+        its_cell, *pair = activations_of(row)
+        if its_cell == cell:
+            of_pair.setdefault(tuple(pair), []).append(row)
+    gates = _default_first((gate for gate, _ in of_pair), DEFAULTS[GATE])
+    candidates = _default_first((candidate for _, candidate in of_pair), DEFAULTS[CANDIDATE])
+
+    axes = _axes(axes)
+    means = np.full((len(gates), len(candidates)), np.nan)
+    for (gate, candidate), found in of_pair.items():
+        i, j = gates.index(gate), candidates.index(candidate)
+        scores = [row["score"] for row in found if row["rank"]]
+        diverged = sum(bool(row["diverged"]) for row in found)
+        if scores:
+            means[i, j] = np.mean(scores)
+        else:
+            axes.add_patch(_square(j, i, facecolor="lightgrey"))
+        if diverged:
+            axes.add_patch(_square(j, i, fill=False, hatch="//", edgecolor=RED, linewidth=0))
+        words = [f"{means[i, j]:.3g}\nn = {len(scores)}"] if scores else ["no score"]
+        words += [f"{diverged} of {len(found)} diverged"] if diverged else []
+        axes.text(j, i, "\n".join(words), ha="center", va="center", fontsize=7, bbox=BOX)
+    image = axes.imshow(means, aspect="auto", cmap=_colors(report))
+    axes.figure.colorbar(image, ax=axes, label=f"mean {report.objective}")
+    axes.set_xticks(range(len(candidates)), _names(candidates), rotation=45, ha="right")
+    axes.set_yticks(range(len(gates)), _names(gates))
+    title = "best activations" if cell is None else cell
+    axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: {report.objective}")
+    return axes
+
+
+def plot_parallel(report, axes=None):
+    """All trials in parallel coordinates: an axis for every choice that varies, and the score.
+
+    A line is a finished trial; brighter is better, and the best is at the top of the last axis.
+    Dotted lines in red are trials that diverged; others are not shown. "-": not there.
+
+    Args:
+        report: of `search_report`.
+        axes: of matplotlib; new ones by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no trial has finished or diverged, or no choice varies.
+
+    Source: Inselberg, "The plane with parallel coordinates", 1985.
+    """
+    rows = [row for row in _ended(report) if row["rank"] or row["outcome"] == DIVERGED]
+    values = {name: [row.get(name, ABSENT) for row in rows] for name in report.choices}
+    values = {name: column for name, column in values.items() if len(set(column)) > 1}
+    if not values:
+        raise ValueError(
+            "`report` must hold finished or diverged trials that differ in a choice. Received: a "
+            f"report with the outcomes {report.counts}"
+        )
+    axes = _axes(axes)
+    import matplotlib as mpl
+
+    scores = np.array([np.nan if row["score"] is None else row["score"] for row in rows])
+    low, high = (np.nanmin(scores), np.nanmax(scores)) if len(scores[scores == scores]) else (0, 1)
+    colors = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), _colors(report))
+    height = (scores - low) / ((high - low) or 1)
+    height = height if report.direction == "max" else 1 - height
+    columns = [*(_heights(axes, i, column) for i, column in enumerate(values.values())), height]
+    for k in reversed(range(len(rows))):  # the best on top
+        y = [column[k] for column in columns]
+        if rows[k]["rank"]:
+            axes.plot(y, color=colors.to_rgba(scores[k]), lw=2.5 if rows[k]["rank"] == 1 else 1)
+        else:
+            axes.plot(y, color=RED, ls=":", lw=1.5, zorder=2.5)
+    for x in range(len(columns)):
+        axes.axvline(x, color="black", lw=0.6)
+    axes.set_xticks(range(len(columns)), [*values, report.objective], rotation=30, ha="right")
+    axes.set(yticks=[], xlim=(-0.5, len(columns) - 0.7), ylim=(-0.05, 1.05))
+    axes.set(title=f"{len(rows)} trials; dotted: diverged")
+    axes.figure.colorbar(colors, ax=axes, label=report.objective)
+    return axes
+
+
+def plot_learning_curves(report, axes=None):
+    """The objective over the epochs: the best trial, and the best one with the default pair.
+
+    Lines are means over the seeds, bands go from the least to the greatest. Where a training was
+    over earlier than others, the means go on without it.
+
+    Args:
+        report: of `search_report`.
+        axes: of matplotlib; new ones by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no trial has finished, or none has kept the objective's history.
+    """
+    _check(report)
+    if not any(any(curves) for curves in report.curves.values()):
+        raise ValueError(
+            f"`report` must hold a finished trial with a history of {report.objective}. Received: "
+            f"a report with the outcomes {report.counts}"
+        )
+    axes = _axes(axes)
+    rows = {row["trial"]: row for row in report.trials}
+    comparison = report.comparison
+    for role, trial, color, style in (
+        ("best", comparison.best, BLUE, "-"),
+        ("default pair", comparison.default, RED, "--"),
+    ):
+        if trial is None or (role != "best" and trial == comparison.best):
+            continue
+        curves = report.curves[trial]
+        values = np.full((len(curves), max(map(len, curves))), np.nan)
+        for k, curve in enumerate(curves):
+            values[k, : len(curve)] = curve
+        epochs = np.arange(1, values.shape[1] + 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(All-NaN|Mean of empty)", RuntimeWarning)
+            mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
+        label = f"{role}: {pair_of(rows[trial])} (trial {trial}, seeds: {len(curves)})"
+        axes.plot(epochs, mean, color=color, ls=style, label=label)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
+    axes.set(xlabel="epoch", ylabel=report.objective, title="learning curves")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(framealpha=0.8, fontsize="small")
+    return axes
+
+
+def _heights(axes, x, column):
+    """Where on the axis at x the values of a choice are, from 0 to 1; and their names there."""
+    places = {}
+    present = [value for value in column if value != ABSENT]
+    if is_slope(column):
+        scale = np.log10 if min(present) > 0 else np.asarray
+        low, high = scale(min(present)), scale(max(present))
+        # What is not there has a place of its own below.
+        bottom = 0.15 if len(present) < len(column) else 0.0
+        places = {v: bottom + (1 - bottom) * (scale(v) - low) / (high - low) for v in present}
+        marks = {min(present): bottom, max(present): 1.0}
+        if bottom:
+            places[ABSENT] = marks[ABSENT] = 0.0
+    else:
+        levels = sorted_levels(column)
+        places = marks = dict(zip(levels, np.linspace(0, 1, len(levels)), strict=True))
+    for value, y in marks.items():
+        axes.text(x, y, number(value), ha="center", va="center", fontsize=7, bbox=BOX, zorder=3)
+    return [places[value] for value in column]
+
+
+def _check(report):
+    if not isinstance(report, SearchReport):
+        raise TypeError(
+            "`report` must be what keras_gates.tuning.search_report(tuner) returns. Received: "
+            f"{type(report).__name__}"
+        )
+
+
+def _ended(report):
+    _check(report)
+    return [row for row in report.trials if row["outcome"] != "running"]
+
+
+def _default_first(names, default):
+    return sorted(set(names), key=lambda name: (name != default, name or ""))
+
+
+def _names(found):
+    return [ABSENT if name is None else name for name in found]
+
+
+def _colors(report):
+    """Brighter is better."""
+    return "cividis" if report.direction == "max" else "cividis_r"
+
+
+def _square(column, row, **style):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, **style)

@@ -1,0 +1,185 @@
+"""What a search leaves on disk for each trial, and what is read from it again.
+
+KerasTuner keeps one score per trial. A report needs more: every repetition of the training, with
+its history, and why it ended. `executions.json` in the folder of a trial holds that. Every file is
+written aside and moved into place, so that a process killed at any moment leaves a whole one.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
+EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
+
+
+@dataclasses.dataclass
+class Execution:
+    """One training of one trial.
+
+    Attributes:
+        seed: what `keras.utils.set_random_seed` was given before the model was built.
+        outcome: "finished"; "diverged" (something not finite), "raised" (an error) or "pruned" (by
+            the oracle).
+        epoch: how many epochs had been begun when it ended.
+        reason: why it did not finish, in words; None if it did.
+        score: the objective at its best epoch; None unless it finished.
+        best_epoch: that epoch, counted from 1; None unless it finished.
+        history: from the name of a figure to its values, one per finished epoch.
+        seconds: wall time of building and training.
+        parameters: how many numbers the model learns or keeps; None if it was never built.
+        sparsity: share of exact zeros in the hidden states of the recurrent layers on data, after
+            training; None where it is not known.
+    """
+
+    seed: int
+    outcome: str
+    epoch: int
+    reason: str | None = None
+    score: float | None = None
+    best_epoch: int | None = None
+    history: dict = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    parameters: int | None = None
+    sparsity: float | None = None
+
+    def at_best(self):
+        """All figures at the best epoch."""
+        first = self.epoch + 1 - max(map(len, self.history.values()), default=0)
+        if self.best_epoch is None:
+            return {}
+        return {name: values[self.best_epoch - first] for name, values in self.history.items()}
+
+
+@dataclasses.dataclass
+class Trial:
+    """One choice of hyperparameters, with all its executions.
+
+    Attributes:
+        trial_id: KerasTuner's id.
+        values: from the name of a hyperparameter to its value; the active ones alone.
+        status: KerasTuner's: "COMPLETED", "FAILED", "RUNNING", ...
+        executions: a list of `Execution`, in the order of their seeds.
+    """
+
+    trial_id: str
+    values: dict
+    status: str
+    executions: list
+
+    @property
+    def outcome(self):
+        """ "finished" if every execution did; else what the first one that did not came to.
+        "running" while KerasTuner has not ended the trial."""
+        if self.status not in ("COMPLETED", "FAILED"):
+            return "running"
+        failed = [e.outcome for e in self.executions if e.outcome != FINISHED]
+        if failed:
+            return failed[0]
+        return FINISHED if self.status == "COMPLETED" else RAISED
+
+    @property
+    def scores(self):
+        """The scores of the executions that finished."""
+        return [e.score for e in self.executions if e.outcome == FINISHED]
+
+    @property
+    def score(self):
+        """The mean over the executions; None unless every one finished."""
+        return _mean(self.scores) if self.outcome == FINISHED else None
+
+    @property
+    def spread(self):
+        """The standard deviation over the executions (n - 1); None for fewer than two."""
+        scores = self.scores
+        if self.outcome != FINISHED or len(scores) < 2:
+            return None
+        mean = _mean(scores)
+        return math.sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
+
+    @property
+    def diverged(self):
+        """The share of executions that diverged; None if there are none."""
+        if not self.executions:
+            return None
+        return _mean([e.outcome == DIVERGED for e in self.executions])
+
+    @property
+    def seconds(self):
+        return sum(e.seconds for e in self.executions)
+
+    @property
+    def reason(self):
+        """Why the trial did not finish, with the seed; None if it did."""
+        for execution in self.executions:
+            if execution.outcome != FINISHED:
+                return f"{execution.reason} (seed {execution.seed})"
+        return None
+
+
+@dataclasses.dataclass
+class Search:
+    """All that a folder of a search says.
+
+    Attributes:
+        objective, direction: what is optimized, and "min" or "max".
+        trials: a list of `Trial`, in the order in which they began.
+    """
+
+    objective: str
+    direction: str
+    trials: list
+
+
+def write_json(path, content):
+    """Writes JSON so that `path` holds the old content or the new, never a part of one."""
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w") as file:
+        json.dump(content, file)
+    os.replace(aside, path)
+
+
+def read_executions(folder):
+    """The executions that the folder of a trial holds."""
+    path = pathlib.Path(folder) / EXECUTIONS
+    if not path.exists():
+        return []
+    return [Execution(**execution) for execution in json.loads(path.read_text())]
+
+
+def write_executions(folder, executions):
+    write_json(pathlib.Path(folder) / EXECUTIONS, [dataclasses.asdict(e) for e in executions])
+
+
+def read_search(folder):
+    """The `Search` in a project folder, running or over.
+
+    Raises:
+        ValueError: there is no search in the folder.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / SEARCH).exists():
+        raise ValueError(
+            f"`{folder}` holds no search: there is no {SEARCH}. Expected the folder that a tuner "
+            "of keras_gates.tuning works in, directory/project_name."
+        )
+    search = json.loads((folder / SEARCH).read_text())
+    trials = []
+    for path in sorted(folder.glob(f"trial_*/{TRIAL}")):
+        state = json.loads(path.read_text())
+        trials.append(
+            Trial(
+                trial_id=state["trial_id"],
+                values=state["hyperparameters"]["values"],
+                status=state["status"],
+                executions=read_executions(path.parent),
+            )
+        )
+    return Search(search["objective"], search["direction"], trials)
+
+
+def _mean(values):
+    return sum(values) / len(values)

@@ -1,0 +1,270 @@
+"""The choice of activations as a part of a search space.
+
+What cannot work is never drawn: the verdict on every pair of a gate and a candidate is known before
+any training, and a pair that is unstable in a cell is no part of the space. What helps only some
+candidates (clipping, an L1 penalty, identity recurrent weights) is a choice for those alone.
+
+No two hyperparameters have one name, because KerasTuner loses the value of one that is declared
+under several conditions. Where what there is to choose from depends on another choice, names have
+a prefix instead: "gru/candidate_activation", "lstm/candidate_activation".
+"""
+
+import contextlib
+
+import keras
+
+from keras_gates import activations
+from keras_gates.cells import CELLS, GatedCell
+from keras_gates.cells.arguments import refuse_unknown
+from keras_gates.cells.base import CLIP_PLACES
+from keras_gates.tuning.plans import plan_for
+from keras_gates.validation import close_matches
+
+# Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
+GATES = ("sigmoid", "hard_sigmoid", "tanh_gate", "softsign_gate")
+CANDIDATES = ("tanh", "softsign", "hard_tanh", "elu", "relu", "leaky_relu")
+# For gradients of a mean loss, which have a factor of 1 / batch size in them.
+CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
+L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
+INITIALIZERS = ("orthogonal", "identity")
+
+
+def activation_space(
+    hp,
+    cell="gru",
+    gates=GATES,
+    candidates=CANDIDATES,
+    *,
+    unstable=False,
+    units=None,
+    double_one_sided=False,
+    **options,
+):
+    """Chooses, in KerasTuner's `build(hp)`, activations of a `GatedRNN` and what goes with them.
+
+    Pairs of a gate and a candidate that `check_activations` calls unstable in the cell are not
+    drawn. The sound ones come first, and the very first pair is the default. The hyperparameters:
+
+    - `cell`, `candidate_activation`, and in cells with gates `gate_activation`, for all gates.
+    - `clipping`: "none", "state" or "preactivation", and unless it is "none" `grad_clip_norm`, from
+      0.03 to 1. For unbounded candidates; for all candidates in a cell without gates, where nothing
+      else holds gradients together; for those in unstable pairs. Not under float16.
+    - `activation_l1`: from 0 to 1e-3. For candidates that are unbounded, or zero for some inputs.
+    - `recurrent_initializer`: "orthogonal" or "identity". For relu and its like, never negative
+      and unbounded above, in a cell without gates.
+
+    Names have a prefix where what there is to choose from depends on another choice, as in
+    "lstm/candidate_activation" with several cells. A choice of one is fixed, and still noted with
+    every trial. Layers that are given the same result share the choice; for one per layer call this
+    within `hp.name_scope("layer_1")` and so on.
+
+    Args:
+        hp: KerasTuner's `HyperParameters`.
+        cell: "gru", "lstm", "simple", a subclass of `GatedCell`, or a list of these to choose from.
+        gates, candidates: names of activations to choose from, or one name. A function of your own
+            goes by the name it is registered under, "my_package>my_gate", and is shown as
+            "my_package.my_gate".
+        unstable: whether to draw unstable pairs as well.
+        units: a number of units to pass on. Default: none is.
+        double_one_sided: whether to pass on twice as many where the candidate has values on one
+            side of zero only.
+        **options: further arguments of the cell, passed on. An argument that is given is no choice
+            any more: `grad_clip_norm=None` means no clipping, `activation_l1=0.0` no penalty. Pairs
+            are judged with them: gates that can be negative are allowed with a bound on gradients,
+            unbounded candidates in an LSTM with a bounded `output_activation`. An argument that
+            only some of several cells have is passed on to those. (Arguments of the layer, such as
+            `return_sequences`, are given to `GatedRNN` itself.)
+
+    Returns:
+        Keyword arguments for `GatedRNN`, as a dict.
+
+    Raises:
+        ValueError: an unknown cell or activation; nothing but unstable pairs; `double_one_sided`
+            without `units`; a hyperparameter that has other values in this space already.
+        TypeError: an argument that no cell has.
+
+    Example:
+
+    >>> import keras_tuner
+    >>> from keras_gates.tuning.space import activation_space
+    >>> def build(hp):
+    ...     model = keras.Sequential([
+    ...         keras.Input((None, 12), name="frames"),
+    ...         keras_gates.GatedRNN(hp.Choice("units", [32, 64]), **activation_space(hp)),
+    ...         keras.layers.Dense(9, activation="softmax"),
+    ...     ])
+    ...     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    ...     return model
+    >>> hp = keras_tuner.HyperParameters()
+    >>> model = build(hp)
+    >>> hp.values
+    {'units': 32, 'cell': 'gru', 'candidate_activation': 'tanh', 'gate_activation': 'sigmoid'}
+
+    Sources: Glorot, Bordes, Bengio, "Deep sparse rectifier neural networks", 2011 (L1, twice the
+    units); Le, Jaitly, Hinton, "A simple way to initialize recurrent networks of rectified linear
+    units", 2015 (identity); Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
+    neural networks", 2013 (clipping).
+    """
+    gates, candidates = _names("gates", gates), _names("candidates", candidates)
+    if double_one_sided and units is None:
+        raise ValueError(
+            "`double_one_sided` needs the number to be doubled: give `units` as well. Received: "
+            f"double_one_sided={double_one_sided!r}, units=None"
+        )
+    cells = _cells(cell)
+    options = _options(cells, options)
+    plans = {
+        name: plan_for(name, _class(given), gates, candidates, unstable, options[name])
+        for name, given in cells.items()
+    }
+    name = choice(hp, "cell", tuple(cells))
+    drawn = {}
+    for each in dict.fromkeys(plans.values()):
+        alike = [name for name in cells if plans[name] == each]
+        with _named_where(hp, "cell", alike, cells):
+            drawn.update(_drawn(hp, each, fixed=options[alike[0]]))
+    if name is None:  # the caller is under a condition that is not met
+        return {}
+    if units is not None:
+        doubled = double_one_sided and _one_sided(drawn["candidate_activation"])
+        drawn["units"] = 2 * units if doubled else units
+    return {"cell": cells[name], **drawn, **options[name]}
+
+
+def choice(hp, name, values):
+    """One of `values`, the first of them by default. None where `hp` is under an unmet condition.
+
+    Numbers are ordered by size, which oracles make use of. A single value is noted with each trial.
+    """
+    shown = [_shown(value) for value in values]
+    if len(shown) == 1:
+        value = hp.Fixed(name, shown[0])
+    elif isinstance(shown[0], bool):
+        value = hp.Boolean(name, default=shown[0])
+    else:
+        ordered = shown if isinstance(shown[0], str) else sorted(shown)
+        value = hp.Choice(name, ordered, default=shown[0])
+    if value is None:
+        return None
+    if value not in shown:
+        raise ValueError(
+            f"The hyperparameter {name!r} has other values in this search space already: it is "
+            f"{value!r}, and expected was one of {', '.join(map(repr, shown))}. Declare the two "
+            "in an `hp.name_scope` each, or begin a new search."
+        )
+    return values[shown.index(value)]
+
+
+def _shown(value):
+    """What stands for a value in the search: "package.name" for a registered function, because
+    KerasTuner would put the function itself in the place of "package>name"."""
+    return value.replace(">", ".") if isinstance(value, str) else value
+
+
+def _drawn(hp, plan, fixed):
+    """The choices of a plan that are active, as arguments of a GatedRNN."""
+    every = plan.candidates
+    found = [("candidate_activation", choice(hp, "candidate_activation", every))]
+    for some, gates in plan.groups:
+        if gates:
+            with _named_where(hp, "candidate_activation", some, every):
+                found.append(("gate_activation", choice(hp, "gate_activation", gates)))
+    bound_given = fixed.keys() & {"grad_clip_norm", "grad_clip_value", "grad_clip_at"}
+    scaled = keras.config.dtype_policy().compute_dtype == "float16"  # cells refuse a bound then
+    if plan.clipped and not (bound_given or scaled):
+        with _where(hp, "candidate_activation", plan.clipped, every):
+            place = choice(hp, "clipping", ("none", *CLIP_PLACES))
+            with _where(hp, "clipping", CLIP_PLACES, ("none", *CLIP_PLACES)):
+                norm = choice(hp, "grad_clip_norm", CLIP_NORMS)
+        if norm is not None:
+            found += [("grad_clip_norm", norm), ("grad_clip_at", place)]
+    for argument, values, some in (
+        ("activation_l1", L1_STRENGTHS, plan.penalized),
+        ("recurrent_initializer", INITIALIZERS, plan.identity),
+    ):
+        if some and argument not in fixed:
+            with _where(hp, "candidate_activation", some, every):
+                found.append((argument, choice(hp, argument, values)))
+    return {argument: value for argument, value in found if value is not None}
+
+
+def _where(hp, parent, some, every):
+    """The scope of what there is for some of all the values of a choice."""
+    if len(some) == len(every):
+        return contextlib.nullcontext()
+    return hp.conditional_scope(parent, [_shown(value) for value in some])
+
+
+@contextlib.contextmanager
+def _named_where(hp, parent, some, every):
+    """The same, for what goes by one name for all of them: it gets names of its own."""
+    with _where(hp, parent, some, every):
+        apart = len(some) < len(every)
+        with hp.name_scope("+".join(map(_shown, some))) if apart else contextlib.nullcontext():
+            yield
+
+
+def _one_sided(candidate):
+    profile = activations.profile(candidate)
+    return profile.lower >= 0 or profile.upper <= 0
+
+
+def _names(argument, given):
+    """Names of activations, each once, that all have a profile."""
+    names = (given,) if isinstance(given, str) else given
+    expected = f"`{argument}` must be the name of an elementwise activation, or a list of names"
+    if not isinstance(names, (list, tuple)) or not names:
+        raise ValueError(f"{expected}. Received: {argument}={given!r}")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{expected}, because KerasTuner keeps choices as text. A function that is "
+                "registered (@keras.saving.register_keras_serializable) has a name, "
+                f"'package>name'. Received: {argument}={given!r}"
+            )
+        try:
+            activations.profile(name)
+        except ValueError as error:
+            hint = close_matches(name, activations.names())
+            raise ValueError(f"{expected}. Received: {name!r}{hint}") from error
+    return tuple(dict.fromkeys(names))
+
+
+def _cells(given):
+    """From the name of each cell to what `GatedRNN(cell=...)` takes."""
+    cells = {}
+    for cell in given if isinstance(given, (list, tuple)) else [given]:
+        if isinstance(cell, str) and cell in CELLS:
+            cells[cell] = cell
+        elif isinstance(cell, type) and issubclass(cell, GatedCell):
+            cells[cell.__name__] = cell
+        else:
+            hint = close_matches(cell, CELLS) if isinstance(cell, str) else ""
+            raise ValueError(
+                f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, or "
+                f"a list of these. Received: {cell!r}{hint}"
+            )
+    if not cells:
+        raise ValueError(f"`cell` must name at least one cell. Received: cell={given!r}")
+    return cells
+
+
+def _class(cell):
+    return CELLS[cell] if isinstance(cell, str) else cell
+
+
+def _options(cells, given):
+    """From the name of each cell to those of the given arguments that it takes."""
+    for argument, instead in (("gate_activation", "gates"), ("candidate_activation", "candidates")):
+        if argument in given:
+            raise TypeError(
+                f"activation_space takes no argument `{argument}`, because that is what it "
+                f"chooses: give the names to choose from as `{instead}`"
+            )
+    taken = {name: _class(cell).options() - {"units"} for name, cell in cells.items()}
+    own = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
+    refuse_unknown("activation_space", given, set().union(*taken.values()), CELLS.values(), own)
+    return {
+        name: {argument: value for argument, value in given.items() if argument in taken[name]}
+        for name in cells
+    }

@@ -1,0 +1,131 @@
+"""The report of a search as text."""
+
+from keras_gates.tuning.pairs import ABSENT
+from keras_gates.tuning.records import OUTCOMES
+
+MOST = 10  # trials in print
+FIGURES = ("rank", "trial", "score", "spread", "seeds", "sparsity", "parameters", "seconds")
+
+
+def markdown(names, rows):
+    """A table in Markdown: a column for each name, a line for each dict."""
+    lines = [names, ["---"] * len(names)]
+    lines += [[_cell(row.get(name)) for name in names] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def report(found):
+    """A `SearchReport` as it is printed."""
+    counts = {**dict.fromkeys([*OUTCOMES, "running"], 0), **found.counts}
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    lines = [
+        f"Search for the {found.direction}imum of {found.objective}, "
+        f"{len(found.trials)} trials: {listed}",
+        "",
+        found.comparison.sentence,
+    ]
+    if found.best:
+        lines += [_cost(found), "", *_best(found)]
+    failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
+    if failed:
+        lines += ["", "Without a score"]
+        lines += _aligned([(row["trial"], row["outcome"], _words(row, found)) for row in failed])
+    if found.effects.levels:
+        lines += ["", *_effects(found)]
+    return "\n".join(lines)
+
+
+def _best(found):
+    """The best trials, with what they differ in."""
+    best = [row for row in found.trials if row["rank"]]
+    differ = _differing(found)
+    table = [[*FIGURES, *differ]]
+    for row in best[:MOST]:
+        figures = [number(row[name]) for name in FIGURES]
+        table.append([*figures, *(number(row.get(name, ABSENT)) for name in differ)])
+    lines = ["Best trials", *_aligned(table)]
+    if len(best) > MOST:
+        lines.append(f"  and {len(best) - MOST} more; all are in `trials`, to_csv, to_markdown")
+    return lines
+
+
+def _words(row, found):
+    """Why a trial has no score, and what was chosen in it."""
+    chosen = ", ".join(f"{name}={number(row[name])}" for name in _differing(found) if name in row)
+    return f"{' '.join(row['reason'].split())} [{chosen}]"
+
+
+def _effects(found):
+    effects = found.effects
+    what = [
+        f"Main effects on {found.objective}, from {effects.trials} finished trials",
+        "  How much better than the mean over the levels (positive is better; for numbers of many "
+        "values the slope), all else equal,",
+        f"  with 95 % t-intervals (degrees of freedom: {effects.degrees_of_freedom}). An interval "
+        "with 0 in it proves nothing.",
+    ]
+    if effects.note:
+        what.append(f"  {effects.note}")
+    table = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
+    best_first = sorted(
+        effects.levels, key=lambda e: float("inf") if e.effect is None else -e.effect
+    )
+    for name in dict.fromkeys(effect.choice for effect in effects.levels):
+        for e in best_first:
+            if e.choice == name:
+                interval = "" if e.low is None else f"{e.low:+.3g} to {e.high:+.3g}"
+                effect = ABSENT if e.effect is None else f"{e.effect:+.3g}"
+                diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
+                middle = interval if e.reason is None else f"({e.reason})"
+                table.append((name, number(e.level), effect, middle, str(e.finished), diverged))
+    return [*what, *_aligned(table)]
+
+
+def _cost(found):
+    """Whether time matters: that of the best, of the default pair, and of others as good."""
+    by_id = {row["trial"]: row for row in found.trials}
+    best, default = found.best, by_id.get(found.comparison.default)
+    text = f"Time: the best took {_each(best):.3g} s per training"
+    if default is not None and default is not best and _each(default) > 0:
+        text += f", {_each(best) / _each(default):.2g} times that of the default pair"
+    alike = [row for row in found.trials if row["rank"] and _within(found, row, best)]
+    if not alike:
+        return f"{text}."
+    quick = min(alike, key=_each)
+    if _each(quick) < 0.8 * _each(best):
+        return f"{text}; trial {quick['trial']}, within the noise of it, took {_each(quick):.3g} s."
+    return f"{text}; no trial within the noise of it was much quicker."
+
+
+def _each(row):
+    return row["seconds"] / row["seeds"]
+
+
+def _within(found, row, best):
+    margin = found.comparison.margin(row["seeds"], best["seeds"])
+    return margin is not None and abs(row["score"] - best["score"]) <= margin
+
+
+def _differing(found):
+    """The choices in which the trials are not all alike."""
+    return [
+        name for name in found.choices if len({row.get(name, ABSENT) for row in found.trials}) > 1
+    ]
+
+
+def number(value):
+    """A value as text: floats with four digits, None as nothing."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value):
+    return " ".join(number(value).split()).replace("|", "\\|")
+
+
+def _aligned(rows):
+    """Rows of strings, in columns."""
+    rows = [[str(entry) for entry in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,0 +1,800 @@
+"""The report of a search: its table, main effects, the comparison with the default pair, plots."""
+
+import csv
+import doctest
+import itertools
+import json
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from keras_gates.tuning import effects, pairs, records, report
+from keras_gates.tuning.comparison import compare
+from keras_gates.tuning.effects import main_effects
+from keras_gates.tuning.records import Execution, Search, Trial
+from keras_gates.tuning.report import FIELDS, search_report
+
+NAN = math.nan
+
+
+def finished(name, values, *scores, seconds=2.0, **further):
+    """A trial that finished with one score per seed, and its histories, which rise to it."""
+    executions = [
+        Execution(
+            seed,
+            "finished",
+            epoch=3,
+            score=score,
+            best_epoch=3,
+            history={"val_accuracy": [score - 0.2, score - 0.1, score]},
+            seconds=seconds,
+            **further,
+        )
+        for seed, score in enumerate(scores)
+    ]
+    return Trial(name, values, "COMPLETED", executions)
+
+
+def diverged(name, values, *, after=()):
+    """A trial whose last training diverged in the second epoch."""
+    reason = "loss became nan in epoch 2, batch 3"
+    history = {"val_accuracy": [0.3], "loss": [2.0, NAN]}
+    last = Execution(len(after), "diverged", 2, reason, history=history, seconds=1.0)
+    return Trial(name, values, "FAILED", [*finished("", {}, *after).executions, last])
+
+
+def pair(gate, candidate, **values):
+    return {"gate_activation": gate, "candidate_activation": candidate, **values}
+
+
+def searched(trials, objective="val_accuracy", direction="max"):
+    return Search(objective, direction, trials)
+
+
+def written(folder, trials, objective="val_accuracy", direction="max"):
+    """The trials on disk, as a tuner leaves them."""
+    records.write_json(folder / "search.json", {"objective": objective, "direction": direction})
+    for trial in trials:
+        its = folder / f"trial_{trial.trial_id}"
+        its.mkdir()
+        values = {"hyperparameters": {"space": [], "values": trial.values}}
+        state = {"trial_id": trial.trial_id, "status": trial.status, **values}
+        records.write_json(its / "trial.json", state)
+        if trial.executions:
+            records.write_executions(its, trial.executions)
+    return folder
+
+
+DEFAULT, HARD, RELU = pair("sigmoid", "tanh"), pair("hard_sigmoid", "tanh"), pair("relu", "tanh")
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A search in which everything happens that may."""
+    return written(
+        tmp_path,
+        [
+            finished("00", DEFAULT, 0.70, 0.72, 0.74, parameters=120, sparsity=0.0),
+            diverged("01", RELU),
+            finished("02", HARD, 0.80, 0.82, 0.84, parameters=120, sparsity=0.25, seconds=4.0),
+            Trial("03", DEFAULT, "FAILED", [Execution(0, "raised", 0, "ValueError: a | b\nc")]),
+            Trial("04", HARD, "FAILED", [Execution(0, "pruned", 1, "no better than others")]),
+            Trial("05", RELU, "RUNNING", []),
+            finished("06", pair("tanh_gate", "relu", activation_l1=1e-3), 0.6, 0.6, 0.6),
+            Trial("07", DEFAULT, "COMPLETED", []),
+            Trial("08", HARD, "FAILED", []),
+            diverged("09", pair("relu", "relu", activation_l1=0.0), after=(0.9,)),
+            Trial("10", DEFAULT, "RUNNING", finished("", {}, 0.9).executions),
+        ],
+    )
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def test_the_table_has_every_trial_once_and_the_best_first(mixed):
+    found = search_report(mixed)
+    ids = [row["trial"] for row in found.trials]
+    assert ids == ["02", "00", "06", "01", "03", "04", "05", "07", "08", "09", "10"]
+    assert [row["rank"] for row in found.trials] == [1, 2, 3] + [None] * 8
+    assert found.counts == {
+        "finished": 3, "diverged": 2, "raised": 2, "pruned": 1, "running": 2, "unscored": 1,
+    }  # fmt: skip
+    best = found.best
+    assert best is found.trials[0]
+    assert best["score"] == pytest.approx(0.82)
+    assert best["spread"] == pytest.approx(0.02)
+    expected = {
+        "seeds": 3, "diverged": 0.0, "sparsity": 0.25, "parameters": 120, "epochs": 3,
+        "seconds": 12.0, "reason": None, "gate_activation": "hard_sigmoid",
+    }  # fmt: skip
+    assert {name: best[name] for name in expected} == expected
+    by_id = {row["trial"]: row for row in found.trials}
+    assert by_id["01"]["diverged"] == 1.0
+    assert by_id["09"]["diverged"] == 0.5
+    assert by_id["09"]["reason"] == "loss became nan in epoch 2, batch 3 (seed 1)"
+    assert by_id["09"]["score"] is by_id["09"]["spread"] is None
+    assert by_id["07"]["reason"] == "no finite score is on record"
+    assert by_id["08"]["outcome"] == "raised"
+    assert by_id["08"]["reason"] == "no reason is on record"
+    assert found.choices == ["gate_activation", "candidate_activation", "activation_l1"]
+    assert "activation_l1" not in best
+
+
+def test_of_a_loss_the_least_is_best(tmp_path):
+    trials = [finished("0", DEFAULT, 0.5), finished("1", HARD, 0.2), finished("2", HARD, 0.9)]
+    found = search_report(written(tmp_path, trials, "val_loss", "min"))
+    assert [row["trial"] for row in found.trials] == ["1", "0", "2"]
+    assert found.comparison.difference == pytest.approx(0.3)
+    assert "minimum of val_loss, 3 trials" in str(found)
+
+
+def test_hyperbands_own_values_are_no_choices(tmp_path):
+    own = {"tuner/epochs": 3, "tuner/initial_epoch": 0, "tuner/bracket": 1, "tuner/round": 0}
+    longer = {**own, "tuner/epochs": 9, "tuner/initial_epoch": 3, "tuner/trial_id": "0000"}
+    later = finished("0002", {**HARD, **longer}, 0.8, 0.9)
+    for execution in later.executions:
+        execution.epoch = 6  # the history has epochs 4 to 6
+    trials = [
+        finished("0000", {**HARD, **own}, 0.6, 0.7),
+        finished("0001", {**DEFAULT, **own}, 0.5, 0.6),
+        later,
+    ]
+    found = search_report(written(tmp_path, trials))
+    assert found.choices == ["gate_activation", "candidate_activation"]
+    assert [row["epochs"] for row in found.trials] == [6, 3, 3]
+    np.testing.assert_allclose(found.curves["0002"][0], [NAN, NAN, NAN, 0.6, 0.7, 0.8])
+    assert found.comparison.verdict == "fewer epochs"
+    assert "up to epoch 9, the default pair only up to 3" in found.comparison.sentence
+    assert "tuner/epochs" in {effect.choice for effect in found.effects.levels}
+
+
+def test_nothing_finished_yet(tmp_path):
+    found = search_report(written(tmp_path, []))
+    assert str(found).startswith("Search for the maximum of val_accuracy, 0 trials: 0 finished")
+    assert found.best is None
+    assert found.trials == found.effects.levels == []
+    trials = [diverged("0", RELU), diverged("1", DEFAULT), Trial("2", HARD, "RUNNING", [])]
+    (tmp_path / "b").mkdir()
+    found = search_report(written(tmp_path / "b", trials))
+    assert found.comparison.verdict == "nothing finished"
+    assert {(e.level, e.effect, e.diverged) for e in found.effects.levels} == {
+        ("relu", None, 1.0), ("sigmoid", None, 1.0),
+    }  # fmt: skip
+    assert "0 finished, 2 diverged" in str(found)
+    assert "nothing to compare" in str(found)
+
+
+def test_csv_markdown_and_json_hold_the_same(mixed, tmp_path):
+    found = search_report(mixed)
+    found.to_csv(tmp_path / "trials.csv")
+    with open(tmp_path / "trials.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [*FIELDS, *found.choices]
+    for row, given in zip(rows, found.trials, strict=True):
+        for name, text in row.items():
+            value = given.get(name)
+            assert text == ("" if value is None else str(value))
+    lines = found.to_markdown().splitlines()
+    assert len(lines) == 2 + len(found.trials)
+    assert {line.replace("\\|", "").count("|") for line in lines} == {len(rows[0]) + 1}
+    assert "ValueError: a \\| b c (seed 0)" in lines[6]
+    assert lines[2].startswith("| 02 | 1 | finished | 0.82 | 0.02 | 3 |")
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["best"] == plain["trials"][0]
+    assert plain["comparison"]["best"] == "02"
+    assert plain["effects"]["levels"][0]["choice"] == "gate_activation"
+
+
+def test_a_hyperparameter_with_the_name_of_a_field_keeps_its_own_column(tmp_path):
+    trials = [finished("0", {**DEFAULT, "seeds": 8}, 0.7)]
+    found = search_report(written(tmp_path, trials))
+    assert (found.best["seeds"], found.best["hp/seeds"]) == (1, 8)
+
+
+def test_dataframe(mixed, monkeypatch):
+    found = search_report(mixed)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_dataframe needs pandas.*pip install pandas"):
+        found.to_dataframe()
+    stub = types.SimpleNamespace(DataFrame=lambda rows, columns: (rows, columns))
+    monkeypatch.setitem(sys.modules, "pandas", stub)
+    rows, columns = found.to_dataframe()
+    assert rows is found.trials
+    assert columns == [*FIELDS, *found.choices]
+
+
+def test_print(mixed):
+    text = str(search_report(mixed))
+    first = text.splitlines()[0]
+    assert first.endswith(
+        "11 trials: 3 finished, 2 diverged, 2 raised, 1 pruned, 2 running, 1 unscored"
+    )
+    assert "The best trial (02: hard_sigmoid + tanh)" in text
+    assert "Time: the best took 4 s per training, 2 times that of the default pair" in text
+    assert "loss became nan in epoch 2, batch 3 (seed 0) [gate_activation=relu" in text
+    assert "ValueError: a | b c (seed 0)" in text
+    table = text.split("Best trials\n")[1].split("\n\n")[0].splitlines()
+    assert table[1].split()[:5] == ["1", "02", "0.82", "0.02", "3"]
+    assert table[1].split()[-3:] == ["hard_sigmoid", "tanh", "-"]
+    effect = next(
+        line for line in text.splitlines() if line.split()[:2] == ["gate_activation", "relu"]
+    )
+    assert effect.endswith("2 of 2")
+    assert "no trial with it finished" in effect
+
+
+def test_print_tells_of_a_quicker_trial_as_good(tmp_path):
+    trials = [
+        finished("0", DEFAULT, 0.5, 0.6),
+        finished("1", HARD, 0.6, 0.7, seconds=9.0),
+        finished("2", HARD, 0.59, 0.69, seconds=3.0),
+    ]
+    text = str(search_report(written(tmp_path, trials)))
+    assert "took 9 s per training, 4.5 times that of the default pair; trial 0, within" in text
+    several = [finished(f"{i:02}", {**HARD, "units": i}, 0.7) for i in range(13)]
+    (tmp_path / "b").mkdir()
+    text = str(search_report(written(tmp_path / "b", several)))
+    assert "and 3 more" in text
+    assert "took 2 s per training.\n" in text
+
+
+def test_takes_a_tuner_or_its_folder(mixed):
+    by_path = search_report(mixed)
+    assert search_report(str(mixed)).to_dict() == by_path.to_dict()
+    tuner = types.SimpleNamespace(project_dir=str(mixed))
+    assert search_report(tuner).to_dict() == by_path.to_dict()
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(TypeError, match="`tuner_or_folder` must be a tuner.*Received: 3"):
+        search_report(3)
+    with pytest.raises(ValueError, match="holds no search: there is no search.json"):
+        search_report(tmp_path)
+
+
+@pytest.mark.parametrize("module", [report, effects, pairs], ids=lambda module: module.__name__)
+def test_examples_in_docstrings_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+# ---------------------------------------------------------------------- scopes of activation_space
+
+
+def test_choices_under_several_conditions_are_one(tmp_path):
+    trials = [
+        finished("0", {"cell": "gru", "gru/candidate_activation": "tanh",
+                       "gru/tanh+relu/gate_activation": "sigmoid"}, 0.7),
+        finished("1", {"cell": "gru", "gru/candidate_activation": "elu",
+                       "gru/elu/gate_activation": "hard_sigmoid", "gru/clipping": "none"}, 0.8),
+        finished("2", {"cell": "simple", "simple/candidate_activation": "tanh"}, 0.6),
+    ]  # fmt: skip
+    found = search_report(written(tmp_path, trials))
+    assert found.choices == ["cell", "candidate_activation", "gate_activation", "clipping"]
+    assert found.best["gate_activation"] == "hard_sigmoid"
+    assert found.comparison.default == "0"
+
+
+def test_scopes_of_layers_stay():
+    values = {"layer_1/cell": "lstm", "layer_1/lstm/candidate_activation": "relu"}
+    assert list(pairs.unscoped(values)) == ["layer_1/cell", "layer_1/candidate_activation"]
+    two = {"candidate_activation": "relu", "relu/x": 1, "x": 2, "adam/x": 3}
+    assert pairs.unscoped(two) == two  # never two of one name
+    values = {"layer_1/gate_activation": "sigmoid", "layer_2/gate_activation": "relu"}
+    assert pairs.activations_of(values) == (None, "sigmoid / relu", None)
+    assert not pairs.is_default(values)
+    assert pairs.is_default({"layer_1/gate_activation": "sigmoid"})
+    assert pairs.is_default({"cell": "simple", "candidate_activation": "tanh"})
+    assert not pairs.is_default({"cell": "simple", "units": 3})
+
+
+# ---------------------------------------------------------------------- main effects
+
+
+def factorial(score, levels, repeats=1):
+    """One trial for every combination of levels, as often as asked, scored by a function."""
+    combinations = list(itertools.product(*levels.values())) * repeats
+    trials = []
+    for i, combination in enumerate(combinations):
+        values = dict(zip(levels, combination, strict=True))
+        trials.append(finished(f"{i:03}", values, score(i, **values)))
+    return trials
+
+
+def effect_of(found, choice):
+    return {e.level: e for e in found.levels if e.choice == choice}
+
+
+def test_effects_of_a_balanced_search_are_marginal_means(rng):
+    gates, candidates = ["sigmoid", "relu_gate", "tanh_gate"], ["tanh", "relu"]
+    scores = rng.normal(size=(2, 3, 2))  # repeats, gates, candidates
+    trials = factorial(
+        lambda i, **_: float(scores.reshape(-1)[i]), {"gate": gates, "candidate": candidates}, 2
+    )
+    found = main_effects(searched(trials))
+    gate_means = scores.mean(axis=(0, 2)) - scores.mean()
+    candidate_means = scores.mean(axis=(0, 1)) - scores.mean()
+    # By hand: 12 scores less 1 + 2 + 1 coefficients; the variance of a level's deviation in a
+    # balanced design is s^2 / 12 * (levels - 1).
+    fitted = scores.mean() + gate_means[None, :, None] + candidate_means[None, None, :]
+    s2 = ((scores - fitted) ** 2).sum() / 8
+    assert found.degrees_of_freedom == 8
+    assert found.note is None
+    for levels, means, of in (
+        (gates, gate_means, effect_of(found, "gate")),
+        (candidates, candidate_means, effect_of(found, "candidate")),
+    ):
+        margin = stats.t.ppf(0.975, 8) * math.sqrt(s2 / 12 * (len(levels) - 1))
+        for level, mean in zip(levels, means, strict=True):
+            assert of[level].effect == pytest.approx(mean)
+            assert of[level].low == pytest.approx(mean - margin)
+            assert of[level].high == pytest.approx(mean + margin)
+            assert of[level].finished == 12 / len(levels)
+    minimum = main_effects(searched(trials, direction="min"))
+    for level, mean in zip(gates, gate_means, strict=True):
+        assert effect_of(minimum, "gate")[level].effect == pytest.approx(-mean)
+
+
+def random_search(rng, count, noise):
+    """Trials of three gates, four candidates and two widths, as if drawn by an oracle that has a
+    liking for some and for tanh with 64 units; and the true effects."""
+    truth = {
+        "gate": {"sigmoid": 0.1, "relu_gate": -0.3, "tanh_gate": 0.2},
+        "candidate": {"tanh": 0.5, "relu": -0.1, "elu": -0.1, "softsign": -0.3},
+        "units": {32: -0.2, 64: 0.2},
+    }
+    trials = []
+    for i in range(count):
+        values = {
+            name: list(levels)[min(rng.geometric(0.5), len(levels)) - 1]
+            for name, levels in truth.items()
+        }
+        values["units"] = (
+            64 if rng.random() < (0.8 if values["candidate"] == "tanh" else 0.2) else 32
+        )
+        score = 3 + sum(truth[name][value] for name, value in values.items())
+        trials.append(finished(f"{i:03}", values, float(score + noise * rng.normal())))
+    return trials, truth
+
+
+def test_effects_of_an_unbalanced_search_solve_the_normal_equations(rng):
+    trials, truth = random_search(rng, 40, 0.3)
+    found = main_effects(searched(trials))
+    # Dummy coding, the first level of each choice left out, solved and turned into deviations.
+    columns = [(name, level) for name in truth for level in list(truth[name])[1:]]
+    x = np.array([[1.0, *(t.values[name] == level for name, level in columns)] for t in trials])
+    y = np.array([t.score for t in trials])
+    inverse = np.linalg.inv(x.T @ x)
+    coefficients = inverse @ x.T @ y
+    freedom = 40 - len(columns) - 1
+    s2 = ((y - x @ coefficients) ** 2).sum() / freedom
+    assert found.degrees_of_freedom == freedom
+    for name, levels in truth.items():
+        for level in levels:
+            contrast = np.zeros(len(columns) + 1)
+            for k, column in enumerate(columns):
+                if column[0] == name:
+                    contrast[k + 1] = (column[1] == level) - 1 / len(levels)
+            margin = stats.t.ppf(0.975, freedom) * math.sqrt(s2 * contrast @ inverse @ contrast)
+            effect = effect_of(found, name)[level]
+            assert effect.effect == pytest.approx(contrast @ coefficients)
+            assert effect.high - effect.effect == pytest.approx(margin)
+    # What a plain mean per level would say is another thing.
+    means = {u: np.mean([t.score for t in trials if t.values["units"] == u]) for u in (32, 64)}
+    plain = (means[64] - means[32]) / 2
+    assert abs(effect_of(found, "units")[64].effect - plain) > 0.1
+
+
+def test_intervals_cover_the_truth_in_95_of_100_searches():
+    rng = np.random.default_rng(0)
+    covered, zero = [], []
+    for _ in range(400):
+        trials, truth = random_search(rng, 30, 0.5)
+        found = effect_of(main_effects(searched(trials)), "candidate")
+        if found["relu"].effect is None or len(found) < 4:
+            continue  # a level that was never drawn: the deviation is from another mean
+        covered.append(found["relu"].low <= truth["candidate"]["relu"] <= found["relu"].high)
+        zero.append(found["tanh"].low <= 0 <= found["tanh"].high)
+    assert len(covered) > 350
+    assert 0.925 < np.mean(covered) < 0.975
+    assert np.mean(zero) < 0.5  # and they are narrow enough to find what there is
+
+
+def test_levels_without_a_finished_trial_tell_how_often_they_diverged():
+    trials = factorial(lambda i, **_: 0.1 * i, {"gate": ["sigmoid", "tanh"]}, 2)
+    trials += [diverged("x", {"gate": "relu"}), diverged("y", {"gate": "sigmoid"}, after=(0.5,))]
+    trials += [Trial("z", {"gate": "elu"}, "RUNNING", [])]
+    found = effect_of(main_effects(searched(trials)), "gate")
+    assert set(found) == {"sigmoid", "tanh", "relu"}
+    assert found["relu"].effect is None
+    assert found["relu"].reason == "no trial with it finished"
+    assert [found[g].diverged for g in found] == pytest.approx([1.0, 1 / 3, 0.0])
+    assert [found[g].finished for g in found] == [0, 2, 2]
+    assert found["tanh"].effect == pytest.approx(0.05)  # scores 0, 0.1, 0.2, 0.3
+    alone = [*factorial(lambda i, **_: 0.1 * i, {"gate": ["sigmoid"]}, 3), diverged("x", RELU)]
+    alone[-1].values = {"gate": "relu"}
+    found = effect_of(main_effects(searched(alone)), "gate")
+    assert found["sigmoid"].effect is None
+    assert found["sigmoid"].reason == "no trial with another value finished"
+
+
+def test_aliased_levels_have_a_reason_and_no_number(rng):
+    # softsign and 128 units always come together, and alone there.
+    trials = factorial(
+        lambda i, **_: float(rng.normal()), {"c": ["tanh", "relu"], "u": [32, 64]}, 3
+    )
+    together = [finished(f"x{i}", {"c": "softsign", "u": 128}, 9.0 + i) for i in range(3)]
+    without = main_effects(searched(trials))
+    found = main_effects(searched([*trials, *together]))
+    for choice, level in (("c", "softsign"), ("u", 128)):
+        effect = effect_of(found, choice)[level]
+        assert effect.effect is effect.low is effect.high is None
+        assert effect.reason.startswith("aliased")
+    for choice, level in (("c", "tanh"), ("c", "relu"), ("u", 32), ("u", 64)):
+        expected = effect_of(without, choice)[level].effect
+        assert effect_of(found, choice)[level].effect == pytest.approx(expected)
+    twins = [finished(f"{i}", {"c": c, "d": c}, float(i)) for i, c in enumerate("aabb")]
+    for effect in main_effects(searched(twins)).levels:
+        assert effect.effect is None
+        assert effect.reason.startswith("aliased")
+
+
+def test_a_choice_that_another_decides_on_is_compared_where_it_is():
+    values = [{"clipping": "none"}] * 2
+    values += [{"clipping": "state", "norm": n} for n in (0.1, 1.0, 10.0)] * 2
+    scores = [1.0, 1.2, 2.0, 3.0, 7.0, 2.2, 3.2, 7.2]
+    trials = [finished(str(i), *given) for i, given in enumerate(zip(values, scores, strict=True))]
+    found = main_effects(searched(trials))
+    # Means by hand: none 1.1; norms 2.1, 3.1, 7.1, and their mean 4.1.
+    assert effect_of(found, "clipping")["state"].effect == pytest.approx(1.5)
+    assert effect_of(found, "clipping")["none"].effect == pytest.approx(-1.5)
+    norm = effect_of(found, "norm")
+    assert [norm[n].effect for n in (0.1, 1.0, 10.0)] == pytest.approx([-2, -1, 3])
+    assert norm["-"].effect is None
+    assert norm["-"].reason == "another choice decides whether it is there"
+    assert found.degrees_of_freedom == 4
+
+
+def test_a_choice_that_is_missing_by_itself_has_an_effect_of_that():
+    values = [{"l1": 0.1}, {"l1": 0.2}, {}] * 2
+    scores = [1.0, 2.0, 6.0, 1.2, 2.2, 6.2]
+    trials = [finished(str(i), *given) for i, given in enumerate(zip(values, scores, strict=True))]
+    found = effect_of(main_effects(searched(trials)), "l1")
+    assert [found[level].effect for level in (0.1, 0.2, "-")] == pytest.approx([-2, -1, 3])
+
+
+def test_numbers_of_many_values_have_a_slope(rng):
+    rates = 10 ** rng.uniform(-4, -1, size=20)
+    scores = 0.7 + 0.05 * np.log10(rates) + 0.01 * rng.normal(size=20)
+    trials = [finished(f"{i:02}", {"rate": float(r)}, float(s)) for i, (r, s) in
+              enumerate(zip(rates, scores, strict=True))]  # fmt: skip
+    (effect,) = main_effects(searched(trials)).levels
+    expected = stats.linregress(np.log10(rates), scores)
+    assert effect.level == "per factor of 10"
+    assert effect.effect == pytest.approx(expected.slope)
+    margin = stats.t.ppf(0.975, 18) * expected.stderr
+    assert (effect.low, effect.high) == pytest.approx(
+        (expected.slope - margin, expected.slope + margin)
+    )
+    assert effect.finished == 20
+    for trial in trials:
+        trial.values = {"shift": 1e7 * (trial.values["rate"] - 0.02)}
+    (effect,) = main_effects(searched(trials)).levels
+    assert effect.level == "per unit"
+    expected = stats.linregress(1e7 * (rates - 0.02), scores)
+    assert effect.effect == pytest.approx(expected.slope)
+    # Among some only, beside a choice that decides on it: the slope over those.
+    some = [{"opt": "a", "rate": float(r)} for r in rates[:10]] + [{"opt": "b"}] * 10
+    for trial, values in zip(trials, some, strict=True):
+        trial.values = values
+    found = main_effects(searched(trials))
+    expected = stats.linregress(np.log10(rates[:10]), scores[:10])
+    assert effect_of(found, "rate")["per factor of 10"].effect == pytest.approx(expected.slope)
+
+
+def test_with_too_few_trials_plain_means_without_intervals():
+    values = [pair("sigmoid", "tanh", rate=0.1), pair("relu_gate", "tanh", rate=0.4)]
+    trials = [finished(str(i), v, s) for i, (v, s) in enumerate(zip(values, (2, 8), strict=True))]
+    found = main_effects(searched(trials))
+    assert found.degrees_of_freedom == 0
+    assert found.note.startswith("2 finished trials are too few")
+    gates = effect_of(found, "gate_activation")
+    assert [gates[g].effect for g in ("sigmoid", "relu_gate")] == [-3, 3]
+    assert gates["sigmoid"].low is gates["sigmoid"].high is gates["sigmoid"].reason is None
+
+
+def test_with_too_few_trials_plain_slopes():
+    rates, units = [0.1, 0.2, 0.8], [9, 5, 3]
+    trials = [
+        finished(str(i), {"rate": r, "units": u}, float(i * i))
+        for i, (r, u) in enumerate(zip(rates, units, strict=True))
+    ]
+    found = main_effects(searched(trials))  # a degree of freedom is left for one slope
+    rate, units = (effect_of(found, name) for name in ("rate", "units"))
+    expected = stats.linregress(np.log10([0.1, 0.2, 0.8]), [0, 1, 4])
+    assert rate["per factor of 10"].effect == pytest.approx(expected.slope)
+    expected = stats.linregress(np.log10([9, 5, 3]), [0, 1, 4])
+    assert units["per factor of 10"].effect == pytest.approx(expected.slope)
+    assert units["per factor of 10"].low is None
+    assert rate["per factor of 10"].low is not None
+
+
+def test_with_few_trials_the_activations_come_first(rng):
+    gates, candidates = ["sigmoid", "tanh_gate"], ["tanh", "relu", "elu"]
+    trials = factorial(
+        lambda i, **_: float(rng.normal()),
+        {"gate_activation": gates, "candidate_activation": candidates},
+        2,
+    )
+    without = main_effects(searched(trials))
+    for i, trial in enumerate(trials):
+        trial.values = {"other": "abcdef"[i // 2], **trial.values}
+    found = main_effects(searched(trials))
+    # 12 scores, 1 + 1 + 2 coefficients; five more for the other choice would leave 3.
+    assert found.degrees_of_freedom == 8
+    assert "Of other the means per level are given" in found.note
+    assert [e.choice for e in found.levels[:6]] == ["other"] * 6
+    assert found.levels[6:] == without.levels
+    scores = np.array([t.score for t in trials]).reshape(6, 2).mean(axis=1)
+    for effect, expected in zip(found.levels[:6], scores - scores.mean(), strict=True):
+        assert effect.effect == pytest.approx(expected)
+        assert effect.low is None
+
+
+# ---------------------------------------------------------------------- against the default pair
+
+
+def test_beats_beyond_the_noise_by_hand():
+    trials = [
+        finished("0", DEFAULT, 0.70, 0.72, 0.74),
+        finished("1", HARD, 0.80, 0.82, 0.84),
+        finished("2", pair("hard_sigmoid", "relu"), 0.60, 0.64),
+    ]
+    found = compare(searched(trials))
+    # Squared deviations 8e-4, 8e-4, 8e-4 over 2 + 2 + 1 degrees of freedom.
+    noise = math.sqrt(24e-4 / 5)
+    assert found.noise == pytest.approx(noise)
+    assert found.degrees_of_freedom == 5
+    assert found.difference == pytest.approx(0.10)
+    margin = 3.163381 * noise * math.sqrt(2 / 3)  # t, 5 degrees of freedom, 0.025 / 2 above
+    assert found.high - found.difference == pytest.approx(margin, rel=1e-5)
+    assert found.low == pytest.approx(0.10 - margin, rel=1e-5)
+    assert (found.verdict, found.best, found.default) == ("beats", "1", "0")
+    assert "beats the default pair (0: sigmoid + tanh) beyond the noise, by 0.1" in found.sentence
+    assert "differ in more" not in found.sentence
+    losses = compare(searched(trials, "val_loss", "min"))
+    assert losses.best == "2"
+    assert losses.difference == pytest.approx(0.10)
+    trials[1].values = {**HARD, "units": 64}
+    assert (
+        "more than the pair, which need not be the cause: units (64, not -)."
+        in compare(searched(trials)).sentence
+    )
+
+
+def test_within_the_noise_says_how_many_seeds_it_takes():
+    trials = [finished("0", DEFAULT, 0.70, 0.74, 0.78), finished("1", HARD, 0.73, 0.77, 0.81)]
+    found = compare(searched(trials))
+    assert found.verdict == "within noise"
+    assert found.low < 0 < found.difference
+    # The power of a t-test with that many seeds, from the noncentral distribution.
+    effect = found.difference / found.noise
+
+    def power(n):
+        critical = stats.t.ppf(0.975, 2 * n - 2)
+        return stats.nct.sf(critical, 2 * n - 2, effect * math.sqrt(n / 2))
+
+    assert power(found.seeds_needed) == pytest.approx(0.8, abs=0.02)
+    assert f"takes about {found.seeds_needed} new ones for each of the two" in found.sentence
+    trials[1] = finished("1", HARD, 0.7001, 0.7401, 0.7801)
+    assert "about more than 1000 new ones" in compare(searched(trials)).sentence
+    trials = [finished("0", HARD, 0.7, 0.8), finished("1", DEFAULT, 0.7, 0.8)]
+    found = compare(searched(trials))
+    assert (found.verdict, found.seeds_needed, found.difference) == ("within noise", None, 0.0)
+    assert "more seeds" not in found.sentence
+
+
+def test_other_verdicts():
+    one = compare(searched([finished("0", DEFAULT, 0.7), finished("1", HARD, 0.8)]))
+    assert one.verdict == "one seed"
+    assert one.noise is one.low is one.high is one.margin(1, 1) is None
+    assert one.difference == pytest.approx(0.1)
+    assert "nothing can be said about the noise" in one.sentence
+    best = compare(searched([finished("0", DEFAULT, 0.9, 0.8), finished("1", HARD, 0.8, 0.7)]))
+    assert best.verdict == "default is best"
+    assert best.difference is None
+    assert "(trial 0: sigmoid + tanh) is itself the best of 2 finished trials" in best.sentence
+    none = compare(searched([finished("1", HARD, 0.8, 0.7)]))
+    assert none.verdict == "no default"
+    assert "put it among the choices" in none.sentence
+    tried = compare(searched([finished("1", HARD, 0.8, 0.7), diverged("2", DEFAULT)]))
+    assert "No trial with the default pair (sigmoid + tanh) has finished: 2 (diverged)" in (
+        tried.sentence
+    )
+    other = compare(searched([finished("1", {"units": 3}, 0.8, 0.7)]))
+    assert "The activations are no choice of this search" in other.sentence
+    assert compare(searched([])).verdict == "nothing finished"
+
+
+def test_where_nothing_differs_hardly_a_search_says_beats():
+    rng = np.random.default_rng(1)
+    names = [pair(g, c) for g in ("sigmoid", "hard_sigmoid", "tanh_gate", "fast_gate")
+             for c in ("tanh", "relu", "elu", "softsign")]  # fmt: skip
+
+    def share(advantage):
+        beats = 0
+        for _ in range(300):
+            scores = rng.normal(size=(len(names), 3))
+            scores[5] += advantage
+            trials = [finished(str(i), v, *map(float, s)) for i, (v, s) in
+                      enumerate(zip(names, scores, strict=True))]  # fmt: skip
+            beats += compare(searched(trials)).verdict == "beats"
+        return beats / 300
+
+    assert share(0) <= 0.05
+    assert share(5) > 0.9
+
+
+# ---------------------------------------------------------------------- plots
+
+
+@pytest.fixture
+def plt():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    yield plt
+    plt.close("all")
+
+
+def test_heat_map_of_pairs(plt, tmp_path):
+    from keras_gates.tuning.plots import plot_scores
+
+    trials = [
+        finished("0", DEFAULT, 0.6, 0.8),
+        finished("1", pair("sigmoid", "tanh", units=64), 0.5),
+        finished("2", pair("hard_sigmoid", "relu"), 0.9),
+        diverged("3", pair("hard_sigmoid", "relu")),
+        diverged("4", pair("sigmoid", "relu")),
+        Trial("5", pair("elu", "tanh"), "RUNNING", []),
+    ]
+    axes = plot_scores(search_report(written(tmp_path, trials)))
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["sigmoid", "hard_sigmoid"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["tanh", "relu"]
+    shown = axes.images[0].get_array()
+    assert shown[0, 0] == pytest.approx(0.6)
+    assert shown[1, 1] == pytest.approx(0.9)
+    assert shown.mask.tolist() == [[False, True], [True, False]]
+    at = {t.get_position(): t.get_text() for t in axes.texts}
+    assert at == {
+        (0, 0): "0.6\nn = 2",
+        (1, 0): "no score\n1 of 1 diverged",
+        (1, 1): "0.9\nn = 1\n1 of 2 diverged",
+    }
+    hatched = {(p.get_x(), p.get_y()) for p in axes.patches if p.get_hatch()}
+    assert hatched == {(0.5, -0.5), (0.5, 0.5)}
+    assert axes.images[0].get_cmap().name == "cividis"
+    axes.figure.canvas.draw()
+
+
+def test_heat_map_of_one_of_several_cells(plt, tmp_path):
+    from keras_gates.tuning.plots import plot_scores
+
+    trials = [
+        finished("0", {"cell": "gru", **DEFAULT}, 0.6),
+        finished("1", {"cell": "simple", "candidate_activation": "relu"}, 0.4),
+        diverged("2", {"cell": "lstm", **RELU}),
+    ]
+    found = search_report(written(tmp_path, trials, "val_loss", "min"))
+    _, given = plt.subplots()
+    axes = plot_scores(found, given, cell="simple")
+    assert axes is given
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["-"]
+    assert [t.get_text() for t in axes.texts] == ["0.4\nn = 1"]
+    assert "simple" in axes.get_title()
+    assert axes.images[0].get_cmap().name == "cividis_r"  # brighter is better
+    plot_scores(found, cell="lstm").figure.canvas.draw()
+    with pytest.raises(ValueError, match="`cell` must be one of .*'simple'.*Received: cell=None"):
+        plot_scores(found)
+    with pytest.raises(ValueError, match="did you mean 'simple'"):
+        plot_scores(found, cell="simpel")
+
+
+def test_parallel_coordinates(plt, tmp_path):
+    from keras_gates.tuning.plots import plot_parallel
+
+    trials = [
+        finished("0", pair("sigmoid", "tanh", units=64), 0.2),
+        finished("1", pair("hard_sigmoid", "relu", units=64, activation_l1=0.1), 0.8),
+        finished("2", pair("tanh_gate", "relu", units=64, activation_l1=0.2), 0.5),
+        diverged("3", pair("tanh_gate", "tanh", units=64)),
+        Trial("4", RELU, "RUNNING", []),
+    ]
+    axes = plot_parallel(search_report(written(tmp_path, trials)))
+    ticks = [t.get_text() for t in axes.get_xticklabels()]
+    assert ticks == ["gate_activation", "candidate_activation", "activation_l1", "val_accuracy"]
+    lines = axes.lines[:4]  # the worst first
+    dotted = [line for line in lines if line.get_linestyle() == ":"]
+    assert dotted == [lines[0]]
+    assert math.isnan(dotted[0].get_ydata()[-1])
+    best = lines[-1]
+    # Levels by letter: hard_sigmoid, sigmoid, tanh_gate; relu, tanh; 0.1, 0.2, absent.
+    assert list(best.get_ydata()) == [0, 0, 0, 1]
+    assert [line.get_ydata()[-1] for line in lines[1:]] == pytest.approx([0, 0.5, 1])
+    assert list(lines[1].get_ydata())[:3] == [0.5, 1, 1]
+    assert best.get_color() != lines[1].get_color()
+    assert best.get_linewidth() > lines[1].get_linewidth()
+    axes.figure.canvas.draw()
+
+
+def test_parallel_coordinates_of_numbers(plt, tmp_path):
+    from keras_gates.tuning.plots import plot_parallel
+
+    trials = [
+        finished(f"{i:02}", {"rate": 10.0**-i, "x": float(i - 3)}, 0.1 * i) for i in range(12)
+    ]
+    trials.append(finished("12", {"x": 2.5}, 0.3))
+    found = search_report(written(tmp_path, trials, direction="min"))
+    axes = plot_parallel(found)
+    best = axes.lines[12].get_ydata()
+    assert best == pytest.approx([1.0, 0.0, 1.0])  # rate 1, x -3, the least score on top
+    assert {"1", "1e-11", "-", "-3", "8"} <= {t.get_text() for t in axes.texts}
+    absent = next(
+        y for y in (line.get_ydata() for line in axes.lines) if y[1] == pytest.approx(0.5)
+    )
+    assert absent[0] == 0.0
+    assert min(line.get_ydata()[0] for line in axes.lines[:13]) == 0.0
+
+
+def test_learning_curves_of_the_best_and_the_default(plt, tmp_path):
+    from keras_gates.tuning.plots import plot_learning_curves
+
+    best, default = finished("0", HARD, 0.8, 0.9), finished("1", DEFAULT, 0.5, 0.7)
+    default.executions[1].history["val_accuracy"] = [0.4, NAN]
+    default.executions[1].epoch = 2
+    found = search_report(written(tmp_path, [best, default, finished("2", RELU, 0.1)]))
+    assert set(found.curves) == {"0", "1"}
+    axes = plot_learning_curves(found)
+    assert plot_learning_curves(found, axes) is axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.65, 0.75, 0.85])
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [0.35, 0.4, 0.5])
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
+    band = axes.collections[0].get_paths()[0].get_extents()
+    assert (band.ymin, band.ymax) == pytest.approx((0.6, 0.9))
+    labels = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert labels[0] == "best: hard_sigmoid + tanh (trial 0, seeds: 2)"
+    assert labels[1] == "default pair: sigmoid + tanh (trial 1, seeds: 2)"
+
+
+def test_learning_curves_where_the_default_is_best(plt, tmp_path):
+    from keras_gates.tuning.plots import plot_learning_curves
+
+    trials = [finished("0", DEFAULT, 0.8, 0.9), finished("1", HARD, 0.5, 0.7)]
+    axes = plot_learning_curves(search_report(written(tmp_path, trials)))
+    assert len(axes.lines) == 1
+
+
+def test_plots_of_what_cannot_be_drawn(plt, tmp_path, monkeypatch):
+    from keras_gates.tuning.plots import plot_learning_curves, plot_parallel, plot_scores
+
+    found = search_report(written(tmp_path, [Trial("0", DEFAULT, "RUNNING", [])]))
+    with pytest.raises(ValueError, match="`report` must hold an ended trial.*'running': 1"):
+        plot_scores(found)
+    with pytest.raises(ValueError, match="`report` must hold finished or diverged.*'running': 1"):
+        plot_parallel(found)
+    with pytest.raises(ValueError, match="with a history of val_accuracy.*'running': 1"):
+        plot_learning_curves(found)
+    for plot in (plot_learning_curves, plot_parallel, plot_scores):
+        with pytest.raises(TypeError, match="`report` must be what.*Received: str"):
+            plot("searches/gates")
+    (tmp_path / "b").mkdir()
+    found = search_report(written(tmp_path / "b", [finished("0", DEFAULT, 0.8)]))
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r'pip install "keras_gates\[plots\]"'):
+        plot_scores(found)
