@@ -125,6 +125,14 @@ def test_the_table_has_every_trial_once_and_the_best_first(mixed):
     assert "activation_l1" not in best
 
 
+def test_a_score_that_is_no_number_has_no_rank(tmp_path):
+    trials = [finished("0", DEFAULT, NAN, 0.9), finished("1", HARD, 0.2)]
+    found = search_report(written(tmp_path, trials))
+    assert [row["trial"] for row in found.trials] == ["1", "0"]
+    assert (found.trials[1]["outcome"], found.trials[1]["score"]) == ("unscored", None)
+    assert "0  unscored  no finite score is on record" in str(found)
+
+
 def test_of_a_loss_the_least_is_best(tmp_path):
     trials = [finished("0", DEFAULT, 0.5), finished("1", HARD, 0.2), finished("2", HARD, 0.9)]
     found = search_report(written(tmp_path, trials, "val_loss", "min"))
@@ -150,6 +158,7 @@ def test_hyperbands_own_values_are_no_choices(tmp_path):
     np.testing.assert_allclose(found.curves["0002"][0], [NAN, NAN, NAN, 0.6, 0.7, 0.8])
     assert found.comparison.verdict == "fewer epochs"
     assert "up to epoch 9, the default pair only up to 3" in found.comparison.sentence
+    assert "differ in more" not in found.comparison.sentence
     assert "tuner/epochs" in {effect.choice for effect in found.effects.levels}
 
 
@@ -496,6 +505,14 @@ def test_numbers_of_many_values_have_a_slope(rng):
     found = main_effects(searched(trials))
     expected = stats.linregress(np.log10(rates[:10]), scores[:10])
     assert effect_of(found, "rate")["per factor of 10"].effect == pytest.approx(expected.slope)
+    between = (scores[:10].mean() - scores[10:].mean()) / 2  # "a" at its mean rate
+    assert effect_of(found, "opt")["a"].effect == pytest.approx(between)
+    # Two numbers that go together.
+    for i, trial in enumerate(trials):
+        trial.values = {"steps": -(10**9) * i, "size": 3.0 * i}
+    for effect in main_effects(searched(trials)).levels:
+        assert effect.effect is None
+        assert effect.reason.startswith("aliased")
 
 
 def test_with_too_few_trials_plain_means_without_intervals():
