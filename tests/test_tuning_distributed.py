@@ -429,6 +429,17 @@ def test_one_command_per_role(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("command", ["launch", "chief", "worker"])
+def test_help_has_an_example_that_is_right(command, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main([command, "--help"])
+    example = capsys.readouterr().out.rpartition("Example: python -m keras_gates.tuning ")[2]
+    (tmp_path / "search.py").touch()
+    monkeypatch.chdir(tmp_path)
+    parsed = command_line.parse_arguments(example.split())
+    assert (parsed.command, parsed.arguments) == (command, ["--epochs", "20"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

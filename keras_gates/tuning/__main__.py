@@ -30,7 +30,13 @@ def parse_arguments(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name, text):
-        command = commands.add_parser(name, help=text, description=f"{text}.")
+        examples = [line.strip() for line in __doc__.splitlines() if f"tuning {name} " in line]
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"Example: {examples[0]}",
+        )
         if name != "launch":
             command.add_argument(
                 "--address",
@@ -42,7 +48,7 @@ def parse_arguments(argv=None):
         return command
 
     command = add("launch", "run a chief and its workers on this machine, and keep them alive")
-    command.add_argument("--workers", type=_whole(1), required=True, metavar="N")
+    command.add_argument("--workers", type=_whole(1), required=True, metavar="N", help="how many")
     command.add_argument(
         "--port", type=_whole(1), help="where the chief listens; default: a free one"
     )
