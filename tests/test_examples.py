@@ -99,6 +99,20 @@ def test_diagnostics_prints_and_draws(tmp_path, capsys):
     assert 0 <= clipped.gradient.clipped <= 1
 
 
+def test_search_digits_reports_draws_and_saves(tmp_path, capsys):
+    example = load("search_digits")
+    arguments = ["--epochs", "1", "--seeds", "1", "--trials", "3", "--out", str(tmp_path)]
+    report = example.main(arguments)
+    assert report.counts == {"finished": 3}
+    assert {row["cell"] for row in report.trials} == {"gru"}
+    printed = capsys.readouterr().out
+    assert "accuracy of the best model on the test images: 0." in printed
+    for suffix, size in (("csv", 300), ("png", 20_000), ("keras", 10_000)):
+        assert (tmp_path / f"search_digits.{suffix}").stat().st_size > size
+    example.main(arguments)
+    assert "goes on: 3 trials had ended, 0 had not" in capsys.readouterr().out
+
+
 def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):
     benchmark = load("benchmark")
     arguments = ["--quick", "--rounds", "1", "--layers", "SimpleRNN(relu)", "--out", str(tmp_path)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_gates as kg
-from keras_gates import checks
+from keras_gates import checks, tuning
 from keras_gates.cells.arguments import LAYER_ARGUMENTS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,8 +25,14 @@ def namespace(tmp_path_factory):
         "y_train": rng.integers(9, size=20),
     }
     folder = tmp_path_factory.mktemp("readme")
+    make = tuning.RandomSearch.__init__
+
+    def small(self, *arguments, **options):
+        make(self, *arguments, **{**options, "max_trials": 2, "executions_per_trial": 1})
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(tuning.RandomSearch, "__init__", small)
         for block in BLOCKS:
             exec(compile(block, "README.md", "exec"), names)
     names["folder"] = folder

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_gates.tuning import effects, pairs, records, report
-from keras_gates.tuning.comparison import compare
-from keras_gates.tuning.effects import main_effects
+from keras_gates.tuning import records, report
 from keras_gates.tuning.records import Execution, Search, Trial
-from keras_gates.tuning.report import FIELDS, search_report
+from keras_gates.tuning.report import FIELDS, effects, pairs, search_report
+from keras_gates.tuning.report.comparison import compare
+from keras_gates.tuning.report.effects import main_effects
 
 NAN = math.nan
 
@@ -245,6 +245,10 @@ def test_print_tells_of_a_quicker_trial_as_good(tmp_path):
     ]
     text = str(search_report(written(tmp_path, trials)))
     assert "took 9 s per training, 4.5 times that of the default pair; trial 0, within" in text
+    (tmp_path / "a").mkdir()
+    alike = [finished("0", HARD, 0.5, 0.6, seconds=1.9), finished("1", HARD, 0.6, 0.7)]
+    text = str(search_report(written(tmp_path / "a", alike)))
+    assert "took 2 s per training; no trial within the noise of it was much quicker." in text
     several = [finished(f"{i:02}", {**HARD, "units": i}, 0.7) for i in range(13)]
     (tmp_path / "b").mkdir()
     text = str(search_report(written(tmp_path / "b", several)))
@@ -670,7 +674,7 @@ def plt():
 
 
 def test_heat_map_of_pairs(plt, tmp_path):
-    from keras_gates.tuning.plots import plot_scores
+    from keras_gates.tuning.report.plots import plot_scores
 
     trials = [
         finished("0", DEFAULT, 0.6, 0.8),
@@ -700,7 +704,7 @@ def test_heat_map_of_pairs(plt, tmp_path):
 
 
 def test_heat_map_of_one_of_several_cells(plt, tmp_path):
-    from keras_gates.tuning.plots import plot_scores
+    from keras_gates.tuning.report.plots import plot_scores
 
     trials = [
         finished("0", {"cell": "gru", **DEFAULT}, 0.6),
@@ -723,7 +727,7 @@ def test_heat_map_of_one_of_several_cells(plt, tmp_path):
 
 
 def test_parallel_coordinates(plt, tmp_path):
-    from keras_gates.tuning.plots import plot_parallel
+    from keras_gates.tuning.report.plots import plot_parallel
 
     trials = [
         finished("0", pair("sigmoid", "tanh", units=64), 0.2),
@@ -750,7 +754,7 @@ def test_parallel_coordinates(plt, tmp_path):
 
 
 def test_parallel_coordinates_of_numbers(plt, tmp_path):
-    from keras_gates.tuning.plots import plot_parallel
+    from keras_gates.tuning.report.plots import plot_parallel
 
     trials = [
         finished(f"{i:02}", {"rate": 10.0**-i, "x": float(i - 3)}, 0.1 * i) for i in range(12)
@@ -769,7 +773,7 @@ def test_parallel_coordinates_of_numbers(plt, tmp_path):
 
 
 def test_learning_curves_of_the_best_and_the_default(plt, tmp_path):
-    from keras_gates.tuning.plots import plot_learning_curves
+    from keras_gates.tuning.report.plots import plot_learning_curves
 
     best, default = finished("0", HARD, 0.8, 0.9), finished("1", DEFAULT, 0.5, 0.7)
     default.executions[1].history["val_accuracy"] = [0.4, NAN]
@@ -790,7 +794,7 @@ def test_learning_curves_of_the_best_and_the_default(plt, tmp_path):
 
 
 def test_learning_curves_where_the_default_is_best(plt, tmp_path):
-    from keras_gates.tuning.plots import plot_learning_curves
+    from keras_gates.tuning.report.plots import plot_learning_curves
 
     trials = [finished("0", DEFAULT, 0.8, 0.9), finished("1", HARD, 0.5, 0.7)]
     axes = plot_learning_curves(search_report(written(tmp_path, trials)))
@@ -798,7 +802,7 @@ def test_learning_curves_where_the_default_is_best(plt, tmp_path):
 
 
 def test_plots_of_what_cannot_be_drawn(plt, tmp_path, monkeypatch):
-    from keras_gates.tuning.plots import plot_learning_curves, plot_parallel, plot_scores
+    from keras_gates.tuning.report.plots import plot_learning_curves, plot_parallel, plot_scores
 
     found = search_report(written(tmp_path, [Trial("0", DEFAULT, "RUNNING", [])]))
     with pytest.raises(ValueError, match="`report` must hold an ended trial.*'running': 1"):

@@ -33,7 +33,7 @@ def plot_activation(activation, axes=None, *, reach=4.0):
 
     >>> axes = keras_gates.diagnostics.plot_activation("hard_sigmoid")
     """
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     function = activations.get(activation, "activation", warn=False)
     found = activations.profile(function)
     x = np.linspace(-reach, reach, 801)
@@ -62,7 +62,7 @@ def plot_gate(trace, gate, axes=None):
     Source: the reports of Kaldi's nnet3 show percentiles of gates likewise.
     """
     values = _valid(trace, _activated(trace, gate))
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     low, lower, middle, upper, high = np.nanpercentile(values, [5, 25, 50, 75, 95], axis=(0, 2))
     t = np.arange(len(middle))
     axes.fill_between(t, low, high, color=BLUE, alpha=0.2, lw=0, label="90 % of the values")
@@ -93,7 +93,7 @@ def plot_saturation(trace, gate, axes=None, *, margin=0.05):
             f"`gate` must have a bounded activation, whose values can be saturated. Received: "
             f"gate={gate!r}, with {found.name}"
         )
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     span = margin * (found.upper - found.lower)
     saturated = (values <= found.lower + span) | (values >= found.upper - span)
     saturated = np.where(np.isnan(values), np.nan, saturated)
@@ -131,7 +131,7 @@ def plot_gradient_norms(traces, axes=None):
         raise ValueError(
             f"`traces` must be a dict from labels to traces. Received: {type(traces).__name__}"
         )
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     for (label, trace), (color, style) in zip(traces.items(), _styles(len(traces)), strict=True):
         _check(trace)
         if trace.gradient is None:
@@ -164,7 +164,7 @@ def plot_states(trace, axes=None, *, sample=0, state="hidden", units=8):
     _check(trace)
     one_of("state", state, trace.states)
     values = _valid(trace, trace.states[state])[sample]
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     moving = np.argsort(-np.nanvar(values, axis=0))[:units]
     styles = _styles(len(moving))
     for unit, (color, style) in zip(moving, styles, strict=True):
@@ -187,7 +187,7 @@ def plot_verdicts(cell, gates, candidates, axes=None, *, outcomes=None):
     Returns:
         The axes.
     """
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     rows = [None] if gates is None else list(gates)
     for row, gate in enumerate(rows):
         for column, candidate in enumerate(candidates):
@@ -206,7 +206,7 @@ def plot_verdicts(cell, gates, candidates, axes=None, *, outcomes=None):
     return axes
 
 
-def _axes(axes):
+def axes_or_new(axes):
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

@@ -32,7 +32,7 @@ class Diagnosis:
     def to_dict(self):
         """Everything as plain dicts, lists and numbers, for JSON. None stands for what is not
         finite."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
     def to_dataframe(self):
         """The figures that are one number as a pandas.DataFrame: layer, part, figure, value.
@@ -160,11 +160,11 @@ def _exp(value):
         return float(np.exp(value))
 
 
-def _plain(value):
+def plain(value):
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

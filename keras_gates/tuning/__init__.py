@@ -8,16 +8,16 @@ from keras_gates.tuning.oracles import (
     HyperbandOracle,
     RandomSearchOracle,
 )
-from keras_gates.tuning.plots import plot_learning_curves, plot_parallel, plot_scores
 from keras_gates.tuning.report import SearchReport, search_report
-from keras_gates.tuning.space import activation_space
-from keras_gates.tuning.tuners import (
+from keras_gates.tuning.report.plots import plot_learning_curves, plot_parallel, plot_scores
+from keras_gates.tuning.searches import (
     BayesianOptimization,
     GridSearch,
     Hyperband,
     RandomSearch,
-    Tuner,
 )
+from keras_gates.tuning.space import activation_space
+from keras_gates.tuning.tuners import Tuner
 
 __all__ = [
     "BayesianOptimization",

@@ -88,7 +88,7 @@ class Trial:
     @property
     def score(self):
         """The mean over the executions; None unless every one finished."""
-        return _mean(self.scores) if self.outcome == FINISHED else None
+        return _mean(self.scores) if self.scores and self.outcome == FINISHED else None
 
     @property
     def spread(self):

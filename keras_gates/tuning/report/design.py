@@ -8,7 +8,7 @@ import numbers
 
 import numpy as np
 
-from keras_gates.tuning.pairs import ABSENT
+from keras_gates.tuning.report.pairs import ABSENT
 
 FEW = 8  # a number with more values than this has a slope, not levels
 PER_TEN, PER_UNIT = "per factor of 10", "per unit"

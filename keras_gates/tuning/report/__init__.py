@@ -6,11 +6,12 @@ import dataclasses
 import math
 import os
 
-from keras_gates.diagnostics.report import _plain
-from keras_gates.tuning import records, text
-from keras_gates.tuning.comparison import Comparison, compare, ranked
-from keras_gates.tuning.effects import Effects, main_effects
-from keras_gates.tuning.pairs import unscoped
+from keras_gates.diagnostics.report import plain
+from keras_gates.tuning import records
+from keras_gates.tuning.report import text
+from keras_gates.tuning.report.comparison import Comparison, compare, ranked
+from keras_gates.tuning.report.effects import Effects, main_effects
+from keras_gates.tuning.report.pairs import unscoped
 
 FIELDS = (
     "trial", "rank", "outcome", "score", "spread", "seeds", "diverged", "sparsity", "parameters",
@@ -65,7 +66,7 @@ class SearchReport:
     def to_dict(self):
         """Everything as plain dicts, lists and numbers, for JSON. None stands for what is not
         finite."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
     def to_dataframe(self):
         """The trials as a pandas.DataFrame.

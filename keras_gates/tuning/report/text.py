@@ -1,7 +1,7 @@
 """The report of a search as text."""
 
-from keras_gates.tuning.pairs import ABSENT
 from keras_gates.tuning.records import OUTCOMES
+from keras_gates.tuning.report.pairs import ABSENT
 
 MOST = 10  # trials in print
 FIGURES = ("rank", "trial", "score", "spread", "seeds", "sparsity", "parameters", "seconds")

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from keras_gates.tuning.comparison import CONFIDENCE, EPOCHS, ranked
-from keras_gates.tuning.design import TOLERANCE, affordable, choice, design, rank
-from keras_gates.tuning.pairs import ABSENT, CELL, DEFAULTS
 from keras_gates.tuning.records import DIVERGED
+from keras_gates.tuning.report.comparison import CONFIDENCE, EPOCHS, ranked
+from keras_gates.tuning.report.design import TOLERANCE, affordable, choice, design, rank
+from keras_gates.tuning.report.pairs import ABSENT, CELL, DEFAULTS
 
 
 @dataclasses.dataclass

@@ -7,12 +7,19 @@ import warnings
 
 import numpy as np
 
-from keras_gates.diagnostics.plots import BLUE, RED, _axes
-from keras_gates.tuning.design import is_slope, sorted_levels
-from keras_gates.tuning.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE, activations_of, pair_of
+from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new
 from keras_gates.tuning.records import DIVERGED
 from keras_gates.tuning.report import SearchReport
-from keras_gates.tuning.text import number
+from keras_gates.tuning.report.design import is_slope, sorted_levels
+from keras_gates.tuning.report.pairs import (
+    ABSENT,
+    CANDIDATE,
+    DEFAULTS,
+    GATE,
+    activations_of,
+    pair_of,
+)
+from keras_gates.tuning.report.text import number
 from keras_gates.validation import one_of
 
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
@@ -52,7 +59,7 @@ def plot_scores(report, axes=None, *, cell=None):
     gates = _default_first((gate for gate, _ in of_pair), DEFAULTS[GATE])
     candidates = _default_first((candidate for _, candidate in of_pair), DEFAULTS[CANDIDATE])
 
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     means = np.full((len(gates), len(candidates)), np.nan)
     for (gate, candidate), found in of_pair.items():
         i, j = gates.index(gate), candidates.index(candidate)
@@ -102,7 +109,7 @@ def plot_parallel(report, axes=None):
             "`report` must hold finished or diverged trials that differ in a choice. Received: a "
             f"report with the outcomes {report.counts}"
         )
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     import matplotlib as mpl
 
     scores = np.array([np.nan if row["score"] is None else row["score"] for row in rows])
@@ -148,7 +155,7 @@ def plot_learning_curves(report, axes=None):
             f"`report` must hold a finished trial with a history of {report.objective}. Received: "
             f"a report with the outcomes {report.counts}"
         )
-    axes = _axes(axes)
+    axes = axes_or_new(axes)
     rows = {row["trial"]: row for row in report.trials}
     comparison = report.comparison
     for role, trial, color, style in (

@@ -6,7 +6,8 @@ import math
 import numpy as np
 from scipy import stats
 
-from keras_gates.tuning.pairs import (
+from keras_gates.tuning.records import FINISHED
+from keras_gates.tuning.report.pairs import (
     ABSENT,
     CANDIDATE,
     DEFAULTS,
@@ -15,8 +16,7 @@ from keras_gates.tuning.pairs import (
     is_default,
     pair_of,
 )
-from keras_gates.tuning.records import FINISHED
-from keras_gates.tuning.text import number
+from keras_gates.tuning.report.text import number
 
 EPOCHS = "tuner/epochs"  # how long Hyperband trains a trial
 CONFIDENCE, POWER, MOST_SEEDS = 0.95, 0.8, 1000

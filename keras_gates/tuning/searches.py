@@ -1,0 +1,135 @@
+"""The searches: what proposes the trials that a `Tuner` runs."""
+
+import inspect
+import json
+import pathlib
+
+from keras_gates.tuning import oracles, records
+from keras_gates.tuning.tuners import Tuner
+
+
+class RandomSearch(Tuner):
+    """Draws every choice by chance.
+
+    Args:
+        hypermodel: a function of a `keras_tuner.HyperParameters` that returns a compiled model, or
+            a `keras_tuner.HyperModel`.
+        objective: a name such as "val_accuracy", or a `keras_tuner.Objective`.
+        max_trials: how many choices are tried at most.
+        seed: of the search, and the first of the seeds of the trainings.
+        **kwargs: further arguments of `Tuner`, and of `keras_tuner.RandomSearch`.
+
+    Example:
+
+    >>> def build(hp):
+    ...     activations = keras_gates.tuning.activation_space(hp, cell="gru")
+    ...     model = keras.Sequential([keras.Input((None, 12)),
+    ...                               keras_gates.GatedRNN(32, **activations),
+    ...                               keras.layers.Dense(9, activation="softmax")])
+    ...     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    ...     return model
+    >>> tuner = keras_gates.tuning.RandomSearch(build, "val_accuracy", max_trials=20, seed=0,
+    ...                                         executions_per_trial=2, directory="searches",
+    ...                                         project_name="frames")
+    >>> tuner.search(x, y, validation_split=0.2, epochs=10)
+    >>> print(keras_gates.tuning.search_report(tuner))
+    """
+
+    oracle_class = oracles.RandomSearchOracle
+
+    def __init__(self, hypermodel=None, objective=None, max_trials=10, *, seed=None, **kwargs):
+        super().__init__(
+            self.oracle_class(
+                objective=objective,
+                max_trials=max_trials,
+                seed=seed,
+                **_options_of(self.oracle_class, kwargs),
+            ),
+            hypermodel,
+            **kwargs,
+        )
+
+
+class GridSearch(RandomSearch):
+    """Tries all combinations, beginning with the defaults; see `RandomSearch`.
+
+    `max_trials=None` stands for all.
+    """
+
+    oracle_class = oracles.GridSearchOracle
+
+    def __init__(self, hypermodel=None, objective=None, max_trials=None, **kwargs):
+        super().__init__(hypermodel, objective, max_trials, **kwargs)
+
+
+class BayesianOptimization(RandomSearch):
+    """Tries what a Gaussian process of the score holds for promising; see `RandomSearch`.
+
+    Further arguments: `num_initial_points`, `alpha`, `beta`, as in
+    `keras_tuner.BayesianOptimization`.
+    """
+
+    oracle_class = oracles.BayesianOptimizationOracle
+
+
+class Hyperband(Tuner):
+    """Begins with many short trainings and goes on with the best of them.
+
+    Args:
+        hypermodel, objective, seed, **kwargs: as in `RandomSearch`.
+        max_epochs: how long the longest training is.
+        factor: how many times fewer trials, each so many times longer, a round has than the one
+            before.
+        hyperband_iterations: how often the whole is repeated.
+
+    Source: Li et al., "Hyperband: a novel bandit-based approach to hyperparameter optimization",
+    2018.
+    """
+
+    def __init__(
+        self,
+        hypermodel=None,
+        objective=None,
+        max_epochs=100,
+        *,
+        factor=3,
+        hyperband_iterations=1,
+        seed=None,
+        **kwargs,
+    ):
+        oracle = oracles.HyperbandOracle(
+            objective,
+            max_epochs=max_epochs,
+            factor=factor,
+            hyperband_iterations=hyperband_iterations,
+            seed=seed,
+            **_options_of(oracles.HyperbandOracle, kwargs),
+        )
+        super().__init__(oracle, hypermodel, **kwargs)
+
+    def run_trial(self, trial, *args, **kwargs):
+        values = trial.hyperparameters.values
+        if "tuner/epochs" in values:
+            kwargs["epochs"] = values["tuner/epochs"]
+            kwargs["initial_epoch"] = values["tuner/initial_epoch"]
+        return super().run_trial(trial, *args, **kwargs)
+
+    def _build_hypermodel(self, hp):
+        model = super()._build_hypermodel(hp)
+        earlier = hp.values.get("tuner/trial_id")
+        if earlier is not None and self._seed is not None:
+            executions = records.read_executions(self.get_trial_dir(earlier))
+            if any(e.outcome != records.FINISHED for e in executions):
+                raise ValueError(f"Trial {earlier}, which this one goes on from, did not finish.")
+            config = json.loads(pathlib.Path(self._get_build_config_fname(earlier)).read_text())
+            model.build_from_config(config)
+            model.load_weights(self._weights_path(earlier, self._seed))
+        return model
+
+
+def _options_of(oracle_class, kwargs):
+    """Takes out of `kwargs` what the oracle takes, and returns it."""
+    bases = [base for base in oracle_class.__mro__ if "__init__" in vars(base)]
+    names = {name for base in bases for name in inspect.signature(base.__init__).parameters}
+    taken = [name for name in kwargs if name in names - {"self", "args", "kwargs"}]
+    return {name: kwargs.pop(name) for name in taken}
