@@ -9,13 +9,17 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 KERAS_BACKEND ?= tensorflow
 
-.PHONY: demo test test-backend lint bench dist clean
+.PHONY: demo test test-all test-backend lint bench dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Also what the usual run leaves out for time.
+test-all: $(INSTALLED)
+	ALL_TESTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
 test-backend: $(INSTALLED)-$(KERAS_BACKEND)

@@ -7,11 +7,14 @@ import textwrap
 
 import keras
 import numpy as np
+import pytest
 import reference
 
 import keras_gates as kg
 
 BACKEND = keras.backend.backend()
+# `make test-all` runs what the usual run leaves out for time.
+ALL = bool(os.environ.get("ALL_TESTS"))
 # Keras computes in float64 on TensorFlow alone.
 DTYPE = "float64" if BACKEND == "tensorflow" else "float32"
 TOLERANCE = 1e-10 if BACKEND == "tensorflow" else 1e-4
@@ -94,6 +97,11 @@ def assert_close(given, expected, tolerance=TOLERANCE):
     expected = keras.ops.convert_to_numpy(expected)
     assert given.shape == expected.shape
     np.testing.assert_allclose(given, expected, rtol=tolerance, atol=tolerance)
+
+
+def leave_out_for_time(condition):
+    if condition and not ALL:
+        pytest.skip("left out for time; make test-all runs it")
 
 
 def run_python(code, *arguments, without_package=False, timeout=300):
