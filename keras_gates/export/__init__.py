@@ -1,0 +1,17 @@
+"""Models as files that run elsewhere, each compared with its model before it counts as written."""
+
+from keras_gates.export.core import export, inspect
+from keras_gates.export.errors import NotExportable, ParityError
+from keras_gates.export.report import Difference, ExportReport, Latency
+from keras_gates.export.samples import Sample
+
+__all__ = [
+    "Difference",
+    "ExportReport",
+    "Latency",
+    "NotExportable",
+    "ParityError",
+    "Sample",
+    "export",
+    "inspect",
+]

@@ -1,0 +1,179 @@
+"""`export` and `inspect`: one call per file, whatever its format."""
+
+import importlib
+import inspect as python
+import pathlib
+
+from keras_gates.diagnostics.data import check_model
+from keras_gates.export.errors import NotExportable, ParityError
+from keras_gates.export.inputs import Inputs
+from keras_gates.export.place import aside
+from keras_gates.export.report import ExportReport
+from keras_gates.export.samples import Samples
+from keras_gates.export.streaming import Stream
+from keras_gates.export.verify import default_tolerance, verify
+from keras_gates.validation import one_of, positive_number
+
+FORMATS = ("saved_model", "onnx", "litert", "openvino")
+# What tells that a folder is a SavedModel.
+_SAVED_MODEL = "saved_model.pb"
+
+
+def export(
+    model, path, format="saved_model", *, streaming=False, sample=None, tolerance=None, **options
+):
+    """Writes a model as a file that runs without this package, and compares the two.
+
+    The file is written aside, run in another process in which keras_gates cannot be imported, on
+    samples of several batch sizes, lengths and, where the model makes masks, paddings, and moved
+    to its place if it agrees with the model. If anything fails, nothing new is left behind and an
+    older file is kept.
+
+    Args:
+        model: a built Keras model.
+        path: where to; the suffix of the format is added if it is missing. An older file there
+            is replaced.
+        format: "saved_model" (a folder), "onnx", "litert" or "openvino".
+        streaming: whether to add signatures for live data: `initial_state` (batch_size to
+            states), `step` (one time step and states to outputs and states) and `chunk` (the same
+            for some time steps). States are the caller's to keep, so that streams can be
+            interleaved.
+        sample: data to compare with: an array, or a list or dict of arrays, with the samples
+            along the first axis. Default: random numbers.
+        tolerance: the largest accepted difference, as a share of the largest value of an output.
+            Default: 1e-5; more for a model that computes in half precision; any for a quantized
+            file, whose report tells what it costs.
+        **options: of the format. "litert": `batch_size`, which is fixed there, and
+            `quantize="int8"`.
+
+    Returns:
+        An `ExportReport`: what was written, and how it compares with the model.
+
+    Raises:
+        NotExportable: the format cannot hold the model, with the layer and the reason.
+        ParityError: the file does not run or differs from the model; nothing is left of it.
+        ValueError: an argument out of its range, or a `path` that is something else.
+        TypeError: `model` is no Keras model, or an option that the format has not.
+
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4)])
+    >>> report = keras_gates.export.export(model, tempfile.mkdtemp())
+    >>> report.difference.relative < 1e-5
+    True
+    """
+    check_model(model)
+    module = _format(one_of("format", format, FORMATS))
+    options = _options(format, module, {"streaming": streaming, **options})
+    if tolerance is not None:
+        positive_number("tolerance", tolerance)
+    elif not options.get("quantize"):
+        tolerance = default_tolerance(model)
+    path = _target(path, module.SUFFIX, format)
+    inputs = Inputs(model)
+    inputs.data(sample)
+    module.refuse(model, **options)
+    with aside(path) as beside:
+        written = module.write(model, beside, **options)
+        size = _size(beside.parent)
+        samples = Samples(
+            inputs, sample, written.signatures, getattr(module, "INTERIOR_MASKS", True)
+        )
+        try:
+            found = verify(format, beside, samples, Stream(model) if streaming else None, tolerance)
+        except ParityError as error:
+            raise ParityError(
+                f"{model.name!r} as {format}: {error} Nothing was written to {path}."
+            ) from error
+    return ExportReport(
+        str(path), format, size, written.signatures, written.operators, written.notes, *found
+    )
+
+
+def inspect(path):
+    """What is in a written file: its signatures, operators and size.
+
+    Args:
+        path: of the file, or of the folder of a SavedModel.
+
+    Returns:
+        An `ExportReport` without a comparison.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no file of a known format.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder `path`. Received: path={str(path)!r}")
+    format = _format_of(path)
+    written = _format(format).read(path)
+    return ExportReport(
+        str(path), format, _size(path), written.signatures, written.operators, written.notes
+    )
+
+
+def _format(name):
+    return importlib.import_module(f"keras_gates.export.{name}")
+
+
+def _format_of(path):
+    suffixes = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
+    if (path / _SAVED_MODEL).exists():
+        return "saved_model"
+    if path.suffix in suffixes and path.is_file():
+        return suffixes[path.suffix]
+    raise ValueError(
+        "`path` must be the folder of a SavedModel or a file that ends in "
+        f"{', '.join(suffixes)}. Received: path={str(path)!r}"
+    )
+
+
+def _options(format, module, options):
+    """Those that were given; an error for one that the format has not."""
+    parameters = python.signature(module.write).parameters.values()
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    given = {n: value for n, value in options.items() if value is not None and value is not False}
+    if "streaming" in given and "streaming" not in known:
+        raise NotExportable(
+            f"the format {format!r} holds no streams: use 'saved_model' or 'litert', or export "
+            "without streaming=True."
+        )
+    for name, value in given.items():
+        if name not in known:
+            takes = ", ".join(sorted(known - {"streaming"})) or "none"
+            raise TypeError(
+                f"the format {format!r} takes no option `{name}`; its options: {takes}. "
+                f"Received: {name}={value!r}"
+            )
+    return given
+
+
+def _target(path, suffix, format):
+    """Where the file goes; an error if that would destroy something else."""
+    path = pathlib.Path(path).absolute()
+    if not path.name.endswith(suffix):
+        path = path.with_name(path.name + suffix)
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder that `path` is in must exist. Received: path={str(path)!r}")
+    if suffix:
+        fits = not path.is_dir()
+    else:
+        is_folder = path.is_dir() and not path.is_symlink()
+        fits = not path.exists() or (
+            is_folder and ((path / _SAVED_MODEL).exists() or not any(path.iterdir()))
+        )
+    if not fits:
+        raise ValueError(
+            f"`path` holds something other than a file of format {format!r}, and is not "
+            f"overwritten. Received: path={str(path)!r}"
+        )
+    return path
+
+
+def _size(path):
+    """In bytes, of all files that belong to it."""
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    files += path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,186 @@
+"""LiteRT (formerly TensorFlow Lite) files, for phones and small devices.
+
+They hold built-in operators alone, so that every LiteRT runtime runs them. Time is dynamic; the
+batch size is fixed, since the loop over time cannot be converted otherwise. Signatures are
+"serving_default", and with streaming "initial_state", "step" and "chunk": one time step after the
+other is what a device wants.
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    classify = Interpreter("model.tflite").get_signature_runner("serving_default")
+    classify(frames=frames)  # (1, time, features), any time: the interpreter allocates anew
+
+With `quantize="int8"` weights are 8-bit integers and activations are quantized as they come, by
+their range ("dynamic range"): about a quarter of the size. LiteRT leaves weights of fewer than 1024
+numbers as they are.
+"""
+
+import collections
+import pathlib
+import re
+import tempfile
+
+import keras
+
+from keras_gates.export.errors import NotExportable
+from keras_gates.export.inputs import Inputs, layers
+from keras_gates.export.streaming import Stream
+from keras_gates.export.written import Written
+from keras_gates.validation import one_of, positive_integer
+
+SUFFIX = ".tflite"
+QUANTIZATIONS = ("int8",)
+
+
+def refuse(model, *, streaming=False, batch_size=None, quantize=None):
+    """Raises NotExportable if a LiteRT file cannot hold the model."""
+    if keras.backend.backend() != "tensorflow":
+        raise NotExportable(
+            "LiteRT files are written by way of TensorFlow, and this is Keras on "
+            f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
+            "it there."
+        )
+    try:
+        import ai_edge_litert  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'LiteRT files need ai-edge-litert to run: pip install "keras_gates[litert]"'
+        ) from error
+    if quantize is not None:
+        one_of("quantize", quantize, QUANTIZATIONS)
+    _batch_size(model, batch_size)
+    for layer in layers(model):
+        if layer.compute_dtype != "float32":
+            raise NotExportable(
+                f"{layer.name!r} computes in {layer.compute_dtype}, and LiteRT's built-in "
+                "operators in float32. Build the model in float32 and give it these weights: "
+                "copy.set_weights(model.get_weights())."
+            )
+    if streaming:
+        Stream(model)
+
+
+def write(model, path, *, streaming=False, batch_size=None, quantize=None):
+    """Writes the model to the file `path`; see `keras_gates.export.export`.
+
+    Args:
+        batch_size: the fixed one. Default: 1, or that of a stateful model.
+        quantize: "int8" for weights as 8-bit integers.
+    """
+    import tensorflow as tf
+
+    # Not public: what the converter raises.
+    from tensorflow.lite.python.convert_phase import ConverterError
+
+    from keras_gates.export.signatures import signatures
+
+    functions = signatures(model, _batch_size(model, batch_size), streaming)
+    archive = keras.export.ExportArchive()
+    for name, (function, specs) in functions.items():
+        archive.add_endpoint(name, function, specs)
+    with tempfile.TemporaryDirectory() as folder:
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if quantize:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        try:
+            content = converter.convert()
+        except ConverterError as error:
+            raise NotExportable(_obstacle(model, str(error))) from error
+    pathlib.Path(path).write_bytes(content)
+    written = read(path)
+    if quantize and not written.notes:
+        written.notes.append("Nothing is quantized: no weight has 1024 numbers.")
+    written.notes += [
+        f"{layer.name} is stateful: the file begins with the states that the model has now, and an "
+        "interpreter keeps them from one call to the next."
+        for layer in layers(model)
+        if getattr(layer, "stateful", False)
+    ]
+    return written
+
+
+def read(path):
+    """What is in the LiteRT file `path`."""
+    from tensorflow.lite.python import schema_py_generated as schema  # the format of the files
+
+    model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
+    operators, dtypes = _names(schema.BuiltinOperator), _names(schema.TensorType)
+    counted = collections.Counter(
+        operators[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        for graph in model.subgraphs
+        for operator in graph.operators
+    )
+
+    def tensors(graph, described):
+        found = {}
+        for one in described:
+            tensor = graph.tensors[one.tensorIndex]
+            shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+            found[one.name.decode()] = {
+                "shape": [] if shape is None else [None if n < 0 else int(n) for n in shape],
+                "dtype": dtypes[tensor.type].lower(),
+            }
+        return found
+
+    signatures = {
+        one.signatureKey.decode(): {
+            "inputs": tensors(model.subgraphs[one.subgraphIndex], one.inputs or []),
+            "outputs": tensors(model.subgraphs[one.subgraphIndex], one.outputs or []),
+        }
+        for one in model.signatureDefs
+    }
+    weights = {
+        tensor.buffer: tensor.type
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+        if model.buffers[tensor.buffer].data is not None
+    }
+    integers = sum(kind == schema.TensorType.INT8 for kind in weights.values())
+    notes = [f"Quantized: {integers} weights are 8-bit integers."] if integers else []
+    default = {name: signatures.pop(name) for name in ["serving_default"] if name in signatures}
+    return Written(dict(counted.most_common()), notes, {**default, **signatures})
+
+
+def _batch_size(model, given):
+    """The batch size of the file."""
+    fixed = {one.shape[0] for one in Inputs(model).all} - {None}
+    if given is None:
+        return fixed.pop() if fixed else 1
+    positive_integer("batch_size", given)
+    if fixed and given not in fixed:
+        raise ValueError(
+            f"`batch_size` must be {fixed.pop()}, which {model.name!r} has fixed because it is "
+            f"stateful. Received: batch_size={given}"
+        )
+    return given
+
+
+def _obstacle(model, message):
+    """What the converter could not convert, and in which layer."""
+    operators = list(dict.fromkeys(re.findall(r"'(tf\.\w+)' op", message)))
+    paths = " ".join(re.findall(r'fused\["\w+:", "([^"@]+)', message))
+    names = set(re.findall(r"[\w.-]+", paths))
+    # Keras numbers the calls of a layer, and an export is a further one.
+    names |= {re.sub(r"_\d+$", "", name) for name in names}
+    found = [layer for layer in _outermost(model) if layer.name in names]
+    where = " and ".join(f"{one.name!r} ({type(one).__name__})" for one in found)
+    return (
+        f"LiteRT has no built-in operator for {' and '.join(operators) or 'an operation'} in "
+        f"{where or repr(model.name)}. Take another activation or layer there, or "
+        "format='saved_model'."
+    )
+
+
+def _outermost(model):
+    """The layers of a model and of the models in it, without what is inside of those layers."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _outermost(layer)
+        else:
+            yield layer
+
+
+def _names(enumeration):
+    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}

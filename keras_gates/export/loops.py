@@ -1,0 +1,182 @@
+"""The loop over time of an exported GatedRNN: plain TensorFlow operations, few of them per step.
+
+Keras' own loop pays, at every turn, for the turn itself, for reading an input and writing an output
+and for a product with the kernel. Here a turn takes several time steps: one slice of the inputs,
+one product with the kernel for all of them, then the steps written out one after the other. The
+steps that are left over at the end take turns of their own.
+"""
+
+import contextlib
+
+import tensorflow as tf
+
+from keras_gates import engine
+from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
+from keras_gates.cells.step import Step, named, projected_blocks
+from keras_gates.layers import GatedRNN
+from keras_gates.validation import one_of
+
+# Time steps of a turn. More of them cost size, and save little more time.
+STEPS = 8
+# How many of the first blocks of a cell's x and u its equations add to each other and use nowhere
+# else: they are added all at once.
+_ADDED = {GRUCell: 2, LSTMCell: 4, SimpleRNNCell: 1}
+
+
+@contextlib.contextmanager
+def plain_loops(model):
+    """While it lasts, every GatedRNN in `model` is traced as such a loop; inference alone.
+
+    Layers that ask for an unrolled loop, and cells that define their own step, are left to Keras.
+    """
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, GatedRNN) and engine.obstacle(layer) is None
+    ]
+    try:
+        for layer in layers:
+            vars(layer)["inner_loop"] = _inner_loop(layer)
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["inner_loop"]
+
+
+def _inner_loop(layer):
+    def inner_loop(sequences, initial_state, mask, training=False):
+        return engine.run(layer, _Loop(layer.cell), sequences, initial_state, mask, False)
+
+    return inner_loop
+
+
+class _Loop:
+    """An engine, in the sense of `keras_gates.engine.new`, without gradients or dropout."""
+
+    def __init__(self, cell):
+        self.cell = cell
+
+    def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
+        x = tf.transpose(sequences, (1, 0, 2))
+        valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
+        step = _HoistedStep(self.cell)
+        time = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+        turns = time // STEPS
+
+        def turn(first, steps, states):
+            """The states after some time steps, and the hidden state of each."""
+            xs, masks = x[first : first + steps], [None] * steps
+            if valid is not None:
+                masks = tf.unstack(valid[first : first + steps], steps)
+            hidden = []
+            for given, mask in zip(step.project_inputs(xs, steps), masks, strict=True):
+                states = self._advance(step, given, states, mask)
+                hidden.append(states[0])
+            return states, tf.stack(hidden)
+
+        whole, rest = (0, STEPS, turns), (turns * STEPS, 1, time - turns * STEPS)
+        pieces = []
+        for of_turns in (whole, rest):
+            states, hidden = self._repeat(turn, *of_turns, list(states), return_sequences)
+            pieces.append(hidden)
+        if not return_sequences:
+            return None, states
+        hidden = tf.transpose(tf.concat(pieces, 0), (1, 0, 2))
+        return tf.ensure_shape(hidden, (*sequences.shape[:2], self.cell.units)), states
+
+    def _repeat(self, turn, first, steps, turns, states, return_sequences):
+        """The states after so many turns, and the hidden states by time."""
+        batch, units = tf.shape(states[0])[0], self.cell.units
+        if isinstance(turns, int) and turns * steps < 2:  # needs no loop
+            nothing = tf.zeros((0, batch, units), states[0].dtype)
+            return turn(first, 1, states) if turns else (states, nothing)
+        arrays = []
+        if return_sequences:
+            # With one more element, because an empty array does not know its batch size.
+            shape = (steps, states[0].shape[0], units)
+            array = tf.TensorArray(states[0].dtype, turns + 1, element_shape=shape)
+            arrays = [array.write(turns, tf.zeros((steps, batch, units), states[0].dtype))]
+
+        def body(index, states, arrays):
+            states, hidden = turn(first + index * steps, steps, states)
+            return index + 1, states, [array.write(index, hidden) for array in arrays]
+
+        _, states, arrays = tf.while_loop(
+            lambda index, *_: index < turns, body, (0, states, arrays)
+        )
+        if not return_sequences:
+            return states, None
+        return states, tf.reshape(arrays[0].stack()[:turns], (-1, batch, units))
+
+    def _advance(self, step, x, states, mask):
+        self.cell.step = step
+        try:
+            new = self.cell.advance(*step.project(x, states[0]), states)
+        finally:
+            self.cell.step = None
+        if mask is None:
+            return list(new)
+        return [tf.where(mask, after, before) for after, before in zip(new, states, strict=True)]
+
+
+class _HoistedStep(Step):
+    """Time steps with weights that are read, and cut into groups of blocks, before the loop."""
+
+    def __init__(self, cell):
+        super().__init__(cell)
+        self.projected, self.added = projected_blocks(cell), _ADDED.get(type(cell), 0)
+        count, first = len(cell.blocks), len(self.projected)
+        self.of_input = self._weights(
+            cell.kernel, self.input_bias, [self.added] + [1] * (count - self.added)
+        )
+        self.of_state = self._weights(
+            cell.recurrent_kernel, self.recurrent_bias, [first] + [1] * (count - first)
+        )
+
+    def project_inputs(self, x, steps):
+        """`x W + b` for each of some time steps: one tensor for what is added, one per block."""
+        batch, features = x.shape[1:]
+        x = tf.reshape(x, (-1 if batch is None else steps * batch, features))
+        parts = [tf.split(_product(x, *weights), steps) for weights in self.of_input]
+        return zip(*parts, strict=True)
+
+    def project(self, x, hidden):
+        """What `update` takes: x, from `project_inputs`, and u, by name."""
+        x, u = list(x), []
+        if self.projected:
+            sizes = [self.added] + [1] * (len(self.projected) - self.added)
+            u = self._split(_product(hidden, *self.of_state[0]), sizes)
+        if self.added:
+            x = self._split(x[0] + u[0], [1] * self.added) + x[1:]
+            u = [_Nothing()] * self.added + u[1:]
+        return named(self.cell.blocks, x), named(self.projected, u)
+
+    def recurrent(self, block, value):
+        blocks = self.cell.blocks
+        index = blocks.index(one_of("block", block, blocks)) - len(blocks)
+        if index + len(blocks) < len(self.projected):
+            return super().recurrent(block, value)
+        return _product(value, *self.of_state[index])
+
+    def _weights(self, kernel, bias, sizes):
+        """(kernel, bias) of each group of so many blocks."""
+        kernels = self._split(tf.convert_to_tensor(kernel), sizes)
+        if bias is None:
+            return [(kernel, None) for kernel in kernels]
+        return list(zip(kernels, self._split(tf.convert_to_tensor(bias), sizes), strict=True))
+
+    def _split(self, value, sizes):
+        sizes = [size * self.cell.units for size in sizes if size]
+        return [value] if len(sizes) == 1 else tf.split(value, sizes, axis=-1)
+
+
+class _Nothing:
+    """What changes nothing when it is added."""
+
+    def __radd__(self, other):
+        return other
+
+
+def _product(value, kernel, bias):
+    product = tf.matmul(value, kernel)
+    return product if bias is None else tf.nn.bias_add(product, bias)

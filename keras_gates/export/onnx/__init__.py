@@ -1,0 +1,142 @@
+"""ONNX files, in which recurrent layers are ONNX's own GRU, LSTM and RNN operators.
+
+Batch and time are dynamic. The operators take the activations as attributes, by their exact
+parameters (`activations`), and masks of every kind as lengths (`recurrent`). What ONNX has no
+operator for, such as a cell of one's own, runs as a Loop of plain operators, which is slower; the
+notes say which layer, and why.
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    (scores,) = session.run(None, {"frames": frames})
+"""
+
+import collections
+import json
+import pathlib
+
+import keras
+
+from keras_gates._version import __version__
+from keras_gates.export.errors import NotExportable
+from keras_gates.export.inputs import Inputs, layers
+from keras_gates.export.names import functional
+from keras_gates.export.written import Written
+
+SUFFIX = ".onnx"
+_NOTES = "keras_gates.notes"  # key in the metadata of a file
+
+
+def refuse(model):
+    """Raises NotExportable if an ONNX file cannot hold the model."""
+    if keras.backend.backend() != "tensorflow":
+        raise NotExportable(
+            "ONNX files are written by way of TensorFlow, and this is Keras on "
+            f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
+            "it there."
+        )
+    try:
+        import onnx  # noqa: F401
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'ONNX files need onnx and tf2onnx: pip install "keras_gates[onnx]"'
+        ) from error
+    for layer in layers(model):
+        if layer.compute_dtype in ("float16", "bfloat16"):
+            raise NotExportable(
+                f"{layer.name!r} computes in {layer.compute_dtype}, for which ONNX Runtime lacks "
+                "operators on CPUs. Build the model in float32 and give it these weights: "
+                "copy.set_weights(model.get_weights())."
+            )
+        if getattr(layer, "stateful", False):
+            raise NotExportable(
+                f"{layer.name!r} is stateful, and an ONNX file remembers nothing between calls. "
+                "Make its states inputs and outputs of the model, layer(x, initial_state=states) "
+                "with return_state=True; or take format='saved_model' or 'litert'."
+            )
+        if _repeats_a_recurrent_layer(layer, model):
+            raise NotExportable(
+                f"{layer.name!r} runs a recurrent layer once per step of an axis of unknown "
+                "length, which tf2onnx converts wrongly. Give the axis a length: keras.Input((8, "
+                "None, 3)) instead of keras.Input((None, None, 3)); or take format='saved_model'."
+            )
+
+
+def write(model, path):
+    """Writes the model to the file `path`; see `keras_gates.export.export`."""
+    import onnx
+
+    from keras_gates.export.onnx.convert import convert
+    from keras_gates.export.onnx.recurrent import recurrent_operators
+    from keras_gates.export.signatures import signatures
+
+    with recurrent_operators(model) as loops:
+        file = convert(*signatures(model)["serving_default"])
+    notes = [f"{name} runs as a Loop, because {reason}." for name, reason in loops.items()]
+    _name_axes(file.graph, Inputs(model))
+    file.producer_name, file.producer_version = "keras_gates", __version__
+    onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
+    pathlib.Path(path).write_bytes(file.SerializeToString())
+    return read(path)
+
+
+def read(path):
+    """What is in the ONNX file `path`."""
+    import onnx
+
+    from keras_gates.export.onnx.convert import nodes
+
+    file = onnx.load(str(path))
+    counted = collections.Counter(node.op_type for node in nodes(file.graph))
+    metadata = {entry.key: entry.value for entry in file.metadata_props}
+    weights = {tensor.name for tensor in file.graph.initializer}
+    signature = {
+        "inputs": _tensors(i for i in file.graph.input if i.name not in weights),
+        "outputs": _tensors(file.graph.output),
+    }
+    return Written(
+        dict(counted.most_common()),
+        json.loads(metadata.get(_NOTES, "[]")),
+        {"serving_default": signature},
+    )
+
+
+def _repeats_a_recurrent_layer(layer, model):
+    """Whether it is a TimeDistributed of one over an axis of unknown length."""
+    if not isinstance(layer, keras.layers.TimeDistributed):
+        return False
+    inside = layer._flatten_layers(include_self=False)
+    if not any(isinstance(part, keras.layers.RNN) for part in inside):
+        return False
+    # In a subclassed model the length that it was first called with says nothing.
+    return functional(model) is None or layer.get_build_config()["input_shape"][1] is None
+
+
+def _name_axes(graph, inputs):
+    """Gives the dynamic axes names that mean something; tf2onnx numbers them."""
+    over_time = [one.name for one in inputs.all if one.has_time]
+    time = {name: "time" if over_time == [name] else f"{name}_time" for name in over_time}
+    inputs = {info.name for info in graph.input}
+    for info in [*graph.input, *graph.output]:
+        for index, axis in enumerate(info.type.tensor_type.shape.dim):
+            if axis.dim_value:
+                continue
+            axis.ClearField("dim_param")
+            if index == 0:
+                axis.dim_param = "batch"
+            elif index == 1 and info.name in inputs & time.keys():
+                axis.dim_param = time[info.name]
+
+
+def _tensors(described):
+    import onnx
+
+    found = {}
+    for info in described:
+        tensor = info.type.tensor_type
+        found[info.name] = {
+            "shape": [axis.dim_value or None for axis in tensor.shape.dim],
+            "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        }
+    return found

@@ -1,0 +1,141 @@
+"""From a function of TensorFlow to an ONNX graph, with ONNX's own recurrent operators."""
+
+import json
+import logging
+
+import numpy as np
+
+from keras_gates.export.errors import NotExportable
+from keras_gates.export.onnx.recurrent import STAND_IN
+
+# Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
+OPSET = 15
+
+
+def convert(function, specs):
+    """The ONNX model of a function.
+
+    Args:
+        function: from as many tensors as there are specs to a dict of tensors, whose keys become
+            the names of the outputs, in their order.
+        specs: `tf.TensorSpec`s, whose names become those of the inputs.
+
+    Returns:
+        An `onnx.ModelProto`.
+
+    Raises:
+        NotExportable: the function uses what ONNX has not.
+    """
+    import onnx
+    import tensorflow as tf
+    import tf2onnx
+
+    names = []
+
+    def traced(*tensors):
+        found = function(*tensors)
+        names[:] = found
+        return found
+
+    graph_function = tf.function(traced, autograph=False)
+    concrete = graph_function.get_concrete_function(*specs)
+    handlers = {"PyFunc": _put_operator, "SelectV2": _put_where, "Erfc": _put_erf}
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    try:
+        # It tells of what it cannot convert, and goes on; what matters is found below.
+        logger.setLevel(logging.CRITICAL)
+        model, _ = tf2onnx.convert.from_function(
+            graph_function,
+            specs,
+            opset=OPSET,
+            custom_op_handlers={name: (handler, []) for name, handler in handlers.items()},
+        )
+    except Exception as error:  # of any kind
+        raise NotExportable(f"tf2onnx cannot convert the model: {error}") from error
+    finally:
+        logger.setLevel(level)
+    _keep_constants(model.graph, concrete)
+    model.graph.output.sort(key=lambda info: names.index(info.name))
+    _refuse_foreign(model.graph)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise NotExportable(f"tf2onnx wrote a graph that ONNX does not accept: {error}") from error
+    return model
+
+
+def nodes(graph):
+    """All nodes of an ONNX graph, those of loops and branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes(attribute.g)
+
+
+def _put_operator(graph, node, name, _):
+    """Replaces a stand-in by the operator that it stands for. tf2onnx calls it, as the others."""
+    token = node.get_attr_str("token")
+    if not token.startswith(STAND_IN):
+        return  # a Python function of the user's, which `_refuse_foreign` finds
+    description = json.loads(token.removeprefix(STAND_IN))
+    if not description["masked"]:
+        node.input.insert(4, "")  # there are no lengths
+    _replace(graph, node, description["op_type"], node.input, description["attributes"])
+
+
+def _put_where(graph, node, name, _):
+    """Where, for a choice. tf2onnx multiplies by 0 and 1 instead, so that what is not chosen makes
+    NaN if it is infinite."""
+    node.type = "Where"
+
+
+def _put_erf(graph, node, name, _):
+    """1 - Erf(x), for the Erfc(x) in gelu, which tf2onnx does not know."""
+    import onnx
+
+    shapes, dtypes = node.output_shapes, node.output_dtypes
+    one = np.ones((), onnx.helper.tensor_dtype_to_np_dtype(dtypes[0]))
+    one = graph.make_const(f"{name}_one", one)
+    erf = graph.make_node("Erf", node.input, shapes=shapes, dtypes=dtypes)
+    _replace(graph, node, "Sub", [one.output[0], erf.output[0]])
+
+
+def _replace(graph, node, op_type, inputs, attributes=None):
+    """Puts another operator where a node is."""
+    inputs, outputs = list(inputs), list(node.output)
+    shapes, dtypes = node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    graph.make_node(
+        op_type, inputs, attributes, outputs=outputs, name=node.name, shapes=shapes, dtypes=dtypes
+    )
+
+
+def _keep_constants(graph, function):
+    """Makes weights of the tensors that a model holds beside its variables, which tf2onnx takes
+    for inputs."""
+    import onnx
+
+    held = {
+        inner.name: outer.numpy()
+        for outer, inner in function.graph.captures
+        if outer.dtype != "resource"
+    }
+    for info in list(graph.input):
+        if info.name in held:
+            graph.input.remove(info)
+            graph.initializer.append(onnx.numpy_helper.from_array(held[info.name], info.name))
+
+
+def _refuse_foreign(graph):
+    """Raises if tf2onnx left operations of TensorFlow's in the graph, as it does silently."""
+    import onnx
+
+    for node in nodes(graph):
+        if not node.domain and not onnx.defs.has(node.op_type, OPSET):
+            raise NotExportable(
+                f"ONNX has no operator for TensorFlow's {node.op_type}, which the model uses in "
+                f"{node.name!r}. Write that part with other operations, or take "
+                "format='saved_model'."
+            )

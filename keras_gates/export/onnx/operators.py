@@ -1,0 +1,151 @@
+"""Cells as ONNX's recurrent operators: GRU, LSTM, RNN."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_gates import activations
+from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
+from keras_gates.cells.base import CANDIDATE
+from keras_gates.export.onnx.activations import native
+
+_OP_TYPES = {
+    GRUCell: "GRU",
+    LSTMCell: "LSTM",
+    SimpleRNNCell: "RNN",
+    keras.layers.GRUCell: "GRU",
+    keras.layers.LSTMCell: "LSTM",
+    keras.layers.SimpleRNNCell: "RNN",
+}
+# The blocks in the order of ONNX's weights, and in that of Keras'.
+_ORDER = {
+    "GRU": ("update", "reset", "candidate"),
+    "LSTM": ("input", "output", "forget", "candidate"),
+    "RNN": ("candidate",),
+}
+_KERAS_ORDER = {**_ORDER, "LSTM": LSTMCell.blocks}
+
+
+class NoOperator(ValueError):
+    """ONNX has no operator that computes what a cell does; the message is the reason."""
+
+
+@dataclasses.dataclass
+class Operator:
+    """A cell as an ONNX operator, in one direction.
+
+    Attributes:
+        op_type: "GRU", "LSTM" or "RNN".
+        attributes: those beside the activations and the direction.
+        activations: the activations f, (g, (h)), each (name, alpha, beta).
+        weights: W, R and B of https://onnx.ai/onnx/operators, without the axis of directions:
+            (blocks * units, features), (blocks * units, units), (2 * blocks * units,).
+    """
+
+    op_type: str
+    attributes: dict
+    activations: list
+    weights: tuple
+
+
+def attributes(operators, direction):
+    """All attributes of one operator.
+
+    Args:
+        operators: one `Operator`, or two for both directions, the forward one first.
+        direction: "forward", "reverse" or "bidirectional".
+    """
+    functions = [function for each in operators for function in each.activations]
+    names, alphas, betas = zip(*functions, strict=True)
+    found = {
+        **operators[0].attributes,
+        "direction": direction,
+        "activations": list(names),
+        # Of the activations that have one, in their order.
+        "activation_alpha": [value for value in alphas if value is not None],
+        "activation_beta": [value for value in betas if value is not None],
+    }
+    # An empty list would have no type.
+    return {name: value for name, value in found.items() if value != []}
+
+
+def operator(cell):
+    """The `Operator` of a built cell.
+
+    Args:
+        cell: a cell of this package or of Keras.
+
+    Raises:
+        NoOperator: there is none, with the reason.
+
+    Example:
+
+    >>> from keras_gates.export.onnx.operators import operator
+    >>> cell = keras_gates.LSTMCell(4, gate_activation="hard_sigmoid_keras2")
+    >>> cell.build((None, 3))
+    >>> operator(cell).activations
+    [('HardSigmoid', 0.2, 0.5), ('Tanh', None, None), ('Tanh', None, None)]
+    """
+    op_type = _OP_TYPES.get(type(cell))
+    if op_type is None:
+        raise NoOperator(f"ONNX has no operator for the cell {type(cell).__name__}")
+    if cell.compute_dtype != "float32":
+        raise NoOperator(
+            f"it computes in {cell.compute_dtype}, and ONNX Runtime's {op_type} in float32"
+        )
+    gates, candidate, output = _activations(cell, op_type)
+    found = {name: _native(function, name) for name, function in gates.items()}
+    kinds = {activation.attributes for activation in found.values()}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{n} has {activations.name_of(a)}" for n, a in gates.items())
+        raise NoOperator(f"all gates of an ONNX {op_type} share one activation, and {listed}")
+    found[CANDIDATE] = _native(candidate, "candidate")
+    kinds = [*kinds, found[CANDIDATE].attributes]
+    if output is not None:
+        after = _native(output, "output activation")
+        if after.scale != 1:
+            raise NoOperator(
+                f"ONNX has no activation {activations.name_of(output)} (of the cell state)"
+            )
+        kinds.append(after.attributes)
+    plain = {"hidden_size": cell.units}
+    if op_type == "GRU":
+        plain["linear_before_reset"] = int(cell.reset_after)
+    scales = {name: activation.scale for name, activation in found.items()}
+    return Operator(op_type, plain, kinds, _weights(cell, op_type, scales))
+
+
+def _native(activation, what):
+    found = native(activation)
+    if found is None:
+        raise NoOperator(f"ONNX has no activation {activations.name_of(activation)} (of {what})")
+    return found
+
+
+def _activations(cell, op_type):
+    """A cell's activations: those of its gates by name, the candidate's, the output's or None."""
+    if isinstance(cell, GatedCell):
+        output = getattr(cell, "output_activation", None)
+        return cell.gate_activations, cell.candidate_activation, output
+    gates = [block for block in _ORDER[op_type] if block != CANDIDATE]
+    shared = dict.fromkeys(gates, getattr(cell, "recurrent_activation", None))
+    return shared, cell.activation, cell.activation if op_type == "LSTM" else None
+
+
+def _weights(cell, op_type, scales):
+    """W, R and B, with the columns of each block scaled and in ONNX's order."""
+
+    def arranged(weight):
+        columns = np.split(np.asarray(weight, "float32"), len(_ORDER[op_type]), axis=-1)
+        columns = dict(zip(_KERAS_ORDER[op_type], columns, strict=True))
+        return np.concatenate(
+            [scales[block] * columns[block] for block in _ORDER[op_type]], axis=-1
+        )
+
+    kernel, recurrent = arranged(cell.kernel).T, arranged(cell.recurrent_kernel).T
+    bias = np.zeros((2, len(kernel)), "float32")
+    if cell.bias is not None:
+        # A single bias is that of the inputs.
+        bias[: np.ndim(cell.bias)] = arranged(cell.bias)
+    return kernel, recurrent, bias.ravel()

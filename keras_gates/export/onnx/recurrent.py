@@ -1,0 +1,250 @@
+"""Recurrent layers that are traced as one ONNX operator each, instead of a loop.
+
+While a model is traced, the time loop of such a layer (`inner_loop`) is replaced by TensorFlow
+operations around a stand-in for the ONNX operator: a `PyFunc` node that is never run, whose inputs
+are those of the operator and whose token says which it is. `convert` puts the operator in its
+place.
+
+ONNX knows masks as lengths: every sequence ends with its padding. A masked step of Keras leaves the
+states as they are, so the recurrence over all steps is that over the valid ones alone. These are
+moved to the front, the operator gets their number as the length, and its outputs are moved back.
+That is exact for every mask, padding on the left and in the middle too.
+"""
+
+import contextlib
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from keras_gates.export.onnx.operators import NoOperator, attributes, operator
+from keras_gates.layers import GatedRNN
+
+STAND_IN = "keras_gates:"  # begins the token of a stand-in; its description as JSON follows
+_STATES = {"GRU": 1, "LSTM": 2, "RNN": 1}  # how many
+_LAYERS = (
+    GatedRNN,
+    keras.layers.RNN,
+    keras.layers.GRU,
+    keras.layers.LSTM,
+    keras.layers.SimpleRNN,
+)
+
+
+@contextlib.contextmanager
+def recurrent_operators(model):
+    """While it lasts, recurrent layers of `model` are traced as ONNX operators where they can be.
+
+    Yields:
+        From the name of each recurrent layer that cannot be an operator to the reason.
+    """
+    native, loops = {}, {}
+    with contextlib.ExitStack() as stack:
+        for layer in model._flatten_layers():
+            if hasattr(layer, "use_cudnn"):  # not even both layers of a Bidirectional at once
+                stack.enter_context(_attribute(layer, "use_cudnn", False))
+            if isinstance(layer, GatedRNN):
+                # Keras' own loop, which tf2onnx knows.
+                stack.enter_context(_attribute(layer, "backprop", "autodiff"))
+            if not (isinstance(layer, keras.layers.RNN) and layer.built):
+                continue
+            try:
+                native[layer] = _Native(layer)
+            except NoOperator as reason:
+                loops[layer.name] = str(reason)
+            else:
+                stack.enter_context(_attribute(layer, "inner_loop", native[layer].inner_loop))
+        for layer in model._flatten_layers():
+            if type(layer) is keras.layers.Bidirectional:
+                pair = [native.get(part) for part in (layer.forward_layer, layer.backward_layer)]
+                if None not in pair and _fit_together(*pair):
+                    stack.enter_context(_attribute(layer, "call", _call_of(layer, pair)))
+        yield loops
+
+
+class _Native:
+    """A recurrent layer as ONNX operators: one, or one per cell of a stack, from the bottom."""
+
+    def __init__(self, layer):
+        if type(layer) not in _LAYERS:
+            raise NoOperator(f"{type(layer).__name__} is a subclass with a loop of its own, maybe")
+        stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
+        self.layer = layer
+        self.operators = [operator(c) for c in (layer.cell.cells if stacked else [layer.cell])]
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        (found,) = _run([self], sequences, mask, [initial_state])
+        return found
+
+
+def _fit_together(forward, backward):
+    """Whether the two directions can be one operator.
+
+    Their activations must be the same. ONNX allows others, but ONNX Runtime 1.20 reads past the
+    end of the parameters of its RNN then.
+    """
+    if not len(forward.operators) == len(backward.operators) == 1:
+        return False
+    one, other = [
+        (each.op_type, each.attributes, each.activations)
+        for each in (forward.operators[0], backward.operators[0])
+    ]
+    return one == other and not forward.layer.go_backwards
+
+
+def _call_of(layer, pair):
+    """What stands for the `call` of a Bidirectional: Keras' own, with both directions at hand."""
+    original = layer.call
+
+    def call(sequences, initial_state=None, mask=None, training=None):
+        if initial_state is None:
+            batch = tf.shape(sequences)[0]
+            states = [native.layer.get_initial_state(batch_size=batch) for native in pair]
+        else:
+            half = len(initial_state) // 2
+            states = [initial_state[:half], initial_state[half:]]
+        with contextlib.ExitStack() as stack:
+            found = _run(pair, sequences, mask, states)
+            for native, its in zip(pair, found, strict=True):
+                loop = _returning(its)
+                stack.enter_context(_attribute(native.layer, "inner_loop", loop))
+            return original(sequences, initial_state=initial_state, mask=mask, training=training)
+
+    return call
+
+
+def _returning(value):
+    return lambda *args, **kwargs: value
+
+
+def _run(directions, sequences, mask, states):
+    """What `inner_loop` returns, for each layer of one operator.
+
+    Args:
+        directions: one `_Native`, or two that fit together, the forward one first.
+        sequences: (batch, time, features).
+        mask: (batch, time) or None.
+        states: for each of `directions` its initial states, each (batch, units).
+    """
+    packed = _Packed(sequences, mask)
+    before = [tree.flatten(each) for each in states]
+    after = [[] for _ in directions]
+    hidden = packed.sequences
+    for operators in zip(*[native.operators for native in directions], strict=True):
+        given = [
+            tf.stack([its.pop(0) for its in before]) for _ in range(_STATES[operators[0].op_type])
+        ]
+        backwards = directions[0].layer.go_backwards
+        outputs, *last = _stand_in(operators, backwards, hidden, packed.lengths, given)
+        for index, its in enumerate(after):
+            for new, old in zip(last, given, strict=True):
+                its.append(packed.kept(new[index], old[index]))
+        hidden = outputs[:, 0]  # for the next cell of a stack, which has one direction
+    found = []
+    for index, native in enumerate(directions):
+        shown = packed.unpacked(native.layer, outputs[:, index], last[0][index])
+        found.append((*shown, tree.pack_sequence_as(states[index], after[index])))
+    return found
+
+
+def _stand_in(operators, backwards, x, lengths, states):
+    """The outputs of an ONNX operator: (time, directions, batch, units), then the last states.
+
+    Args:
+        operators: one `Operator` per direction.
+        backwards: whether a single one runs from the end.
+        x: (time, batch, features).
+        lengths: (batch,), or None.
+        states: the initial states, each (directions, batch, units).
+    """
+    direction = "bidirectional" if operators[1:] else "reverse" if backwards else "forward"
+    op_type = operators[0].op_type
+    description = {
+        "op_type": op_type,
+        "masked": lengths is not None,
+        "attributes": attributes(operators, direction),
+    }
+    weights = [np.stack(each) for each in zip(*[o.weights for o in operators], strict=True)]
+    outputs = tf.raw_ops.PyFunc(
+        input=[x, *weights, *([] if lengths is None else [lengths]), *states],
+        token=STAND_IN + json.dumps(description),
+        Tout=[tf.float32] * (1 + len(states)),
+        name=op_type,
+    )
+    last = states[0].shape
+    shapes = [(x.shape[0], last[0], x.shape[1], last[2]), *[last] * len(states)]
+    return [tf.ensure_shape(y, shape) for y, shape in zip(outputs, shapes, strict=True)]
+
+
+class _Packed:
+    """Sequences with their valid steps first, and the way back.
+
+    Attributes:
+        sequences: (time, batch, features).
+        lengths: (batch,), the number of valid steps and at least 1; None without a mask.
+    """
+
+    def __init__(self, sequences, mask):
+        self.mask, self.lengths = mask, None
+        if mask is not None:
+            self.mask = tf.cast(mask, tf.bool)
+            self.valid = tf.cast(mask, tf.int32)
+            self.rank = tf.cumsum(self.valid, axis=1)  # valid steps so far, with this one
+            self.count = self.rank[:, -1:]
+            self.lengths = tf.maximum(self.count[:, 0], 1)
+            self.time = tf.shape(mask)[1]
+            left = self.time - tf.range(self.time)  # steps from each one on, so at least 1
+            order = tf.math.top_k(self.valid * left, self.time).indices
+            sequences = tf.gather(sequences, order, batch_dims=1)
+        self.sequences = tf.transpose(sequences, (1, 0, 2))
+
+    def kept(self, last, initial):
+        """A state after the sequence: that before it, where all steps are masked."""
+        return last if self.mask is None else tf.where(self.count > 0, last, initial)
+
+    def unpacked(self, layer, hidden, last):
+        """(last output, outputs) as Keras has them.
+
+        Args:
+            layer: the layer, which says what of them is wanted.
+            hidden: the hidden states of the packed steps, (time, batch, units).
+            last: the last of them, (batch, units).
+        """
+        if layer.return_sequences:
+            hidden = tf.transpose(hidden, (1, 0, 2))
+        if self.mask is not None:
+            # Where in `hidden` the state is that a step shows. A masked step shows that of the
+            # valid step before it, as the layer reads, and zero if there is none.
+            at = self.rank - (self.valid if layer.go_backwards else 1)
+            shown = (at >= 0) & (at < self.count)
+            if layer.zero_output_for_mask:
+                shown = self.mask
+            end = slice(0, 1) if layer.go_backwards else slice(-1, None)
+            last = tf.where(shown[:, end], last, 0.0)
+            if layer.return_sequences:
+                at = tf.clip_by_value(at, 0, self.time - 1)
+                hidden = tf.gather(hidden, at, batch_dims=1)
+                hidden = tf.where(shown[:, :, None], hidden, 0.0)
+        if not layer.return_sequences:
+            return last, last[:, None]
+        if layer.go_backwards:
+            hidden = tf.reverse(hidden, [1])
+        return last, hidden
+
+
+@contextlib.contextmanager
+def _attribute(layer, name, value):
+    """While it lasts, the layer has an attribute of its own, past Keras' tracking."""
+    own = vars(layer)
+    missing = name not in own
+    before = own.get(name)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if missing:
+            del own[name]
+        else:
+            own[name] = before

@@ -1,0 +1,160 @@
+"""OpenVINO files (.xml with the graph, .bin with the weights), for Intel's processors.
+
+Batch and time are dynamic. Recurrent layers are OpenVINO's own GRUSequence, LSTMSequence and
+RNNSequence, by way of an ONNX file, where that is right: these operators know the activations
+sigmoid, tanh and relu alone, and pass over the lengths that stand for a mask, without a word. A
+model that needs more runs as Loops of plain operators, by way of a SavedModel, which are slower;
+the notes say why.
+
+    import openvino
+
+    model = openvino.Core().compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model({"frames": frames})["outputs"]
+"""
+
+import collections
+import json
+import pathlib
+import re
+import tempfile
+from xml.etree import ElementTree
+
+import keras
+
+from keras_gates.export.errors import NotExportable
+from keras_gates.export.inputs import layers
+from keras_gates.export.written import Written
+
+SUFFIX = ".xml"
+ACTIVATIONS = {b"Sigmoid", b"Tanh", b"Relu"}
+_NOTES = ["keras_gates", "notes"]  # path in the metadata of a file
+_PRECISION = (
+    "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
+    "processors that can, and agrees to two or three digits then."
+)
+# Of a graph, what does not compute.
+_BOOKKEEPING = ("Parameter", "Result", "Const")
+
+
+def refuse(model):
+    """Raises NotExportable if an OpenVINO file cannot hold the model."""
+    if keras.backend.backend() != "tensorflow":
+        raise NotExportable(
+            "OpenVINO files are written by way of TensorFlow, and this is Keras on "
+            f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
+            "it there."
+        )
+    try:
+        import onnx  # noqa: F401
+        import openvino  # noqa: F401
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'OpenVINO files need openvino, onnx and tf2onnx: pip install "keras_gates[openvino]"'
+        ) from error
+    for layer in layers(model):
+        if getattr(layer, "stateful", False):
+            raise NotExportable(
+                f"{layer.name!r} is stateful, and an OpenVINO file remembers nothing between "
+                "calls. format='saved_model' and format='litert' hold such a model."
+            )
+        if layer.compute_dtype in ("float16", "bfloat16"):
+            raise NotExportable(
+                f"{layer.name!r} computes in {layer.compute_dtype}, and an OpenVINO file leaves "
+                "the precision to who compiles it. Build the model in float32 and give it these "
+                "weights: copy.set_weights(model.get_weights())."
+            )
+
+
+def write(model, path):
+    """Writes the model to the file `path`, and its weights beside it."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        graph, reason = _of_operators(model, pathlib.Path(folder, "model.onnx"))
+        if graph is None:
+            graph = _of_loops(model, pathlib.Path(folder, "model"))
+    notes = [f"Recurrent layers run as Loops, which are slower, because {reason}"] if reason else []
+    graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
+    openvino.save_model(graph, str(path), compress_to_fp16=False)
+    return read(path)
+
+
+def read(path):
+    """What is in the OpenVINO file `path`."""
+    import openvino
+
+    graph = openvino.Core().read_model(str(path))
+    counted = collections.Counter(
+        layer.get("type") for layer in ElementTree.parse(path).iter("layer")
+    )
+    for name in _BOOKKEEPING:
+        counted.pop(name, None)
+    notes = graph.get_rt_info(_NOTES).astype(str) if graph.has_rt_info(_NOTES) else "[]"
+    signature = {"inputs": _tensors(graph.inputs), "outputs": _tensors(graph.outputs)}
+    return Written(dict(counted.most_common()), json.loads(notes), {"serving_default": signature})
+
+
+def _of_operators(model, path):
+    """The model by way of an ONNX file, and why that is no way for it, or None."""
+    import onnx
+    import openvino
+
+    from keras_gates.export import onnx as onnx_format
+    from keras_gates.export.onnx.convert import nodes
+
+    try:
+        onnx_format.refuse(model)
+        written = onnx_format.write(model, path)
+    except NotExportable as error:
+        return None, f"they cannot be ONNX's: {error}"
+    for node in nodes(onnx.load(str(path)).graph):
+        if node.op_type in ("Loop", "Scan"):
+            return None, " ".join(written.notes) or "something in the model is one in ONNX."
+        if node.op_type not in ("GRU", "LSTM", "RNN"):
+            continue
+        given = {attribute.name: attribute.strings for attribute in node.attribute}
+        unknown = {*given.get("activations", ())} - ACTIVATIONS
+        if unknown:
+            names = " and ".join(sorted(name.decode() for name in unknown))
+            return None, f"OpenVINO's own {node.op_type} has no activation {names}."
+        if len(node.input) > 4 and node.input[4]:
+            return None, f"OpenVINO's own {node.op_type} passes over the lengths that masks become."
+    return openvino.Core().read_model(str(path)), None
+
+
+def _of_loops(model, folder):
+    """The model by way of a SavedModel, with the loops that Keras makes.
+
+    The faster ones of `keras_gates.export.loops` may take no turn at all, after which OpenVINO
+    goes on with what the call before left there.
+    """
+    import openvino
+
+    from keras_gates.export.signatures import signatures
+
+    archive = keras.export.ExportArchive()
+    for name, (function, specs) in signatures(model).items():
+        archive.add_endpoint(name, function, specs)
+    archive.write_out(str(folder), verbose=False)
+    try:
+        return openvino.convert_model(str(folder))
+    except (openvino.frontend.OpConversionFailure, openvino.frontend.GeneralFailure) as error:
+        operators = re.findall(r"operations: (.*)", str(error)) or [str(error)]
+        raise NotExportable(
+            f"OpenVINO has no operator for {operators[0]} in {model.name!r}. Take another "
+            "activation or layer there, or format='saved_model'."
+        ) from error
+
+
+def _tensors(ports):
+    return {
+        name: {
+            "shape": [
+                None if axis.is_dynamic else axis.get_length() for axis in port.partial_shape
+            ],
+            "dtype": port.get_element_type().to_dtype().name,
+        }
+        for port in ports
+        for name in sorted(port.names)
+    }

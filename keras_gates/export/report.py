@@ -1,0 +1,122 @@
+"""What was written, and how it compares with its model: as text and as plain data."""
+
+import dataclasses
+
+from keras_gates.export.samples import Sample
+
+
+@dataclasses.dataclass
+class Difference:
+    """The largest difference between a written file and its model.
+
+    Attributes:
+        absolute: largest |file - model| of any output.
+        relative: the same, as a share of the largest |model| of that output.
+        tolerance: the largest `relative` that is accepted; None where any is.
+        output: name of the output with the largest `relative`.
+        sample: on which `Sample`, in words.
+    """
+
+    absolute: float
+    relative: float
+    tolerance: float | None
+    output: str
+    sample: str
+
+
+@dataclasses.dataclass
+class Latency:
+    """How long a call takes: medians, in milliseconds.
+
+    Attributes:
+        signature: which one: "serving_default", or "step" of a stream.
+        batch, length: of the sequences.
+        file: of the written file.
+        model: of `predict_on_batch` of the Keras model; None for a step.
+    """
+
+    signature: str
+    batch: int
+    length: int
+    file: float
+    model: float | None
+
+
+@dataclasses.dataclass
+class ExportReport:
+    """What `export` wrote, or what `inspect` found. `print` shows it.
+
+    Attributes:
+        path: of the file or folder.
+        format: its format.
+        size: in bytes, of all files together.
+        signatures: from the name of a signature to its "inputs" and "outputs": dicts from a name
+            to its "shape", with None for what is dynamic, and "dtype".
+        operators: how often each operator occurs, by name.
+        notes: sentences on what is worth knowing.
+        difference: the largest `Difference` to the model; None from `inspect`.
+        samples: the `Sample`s that were compared.
+        latency: the `Latency`s that were measured.
+    """
+
+    path: str
+    format: str
+    size: int
+    signatures: dict[str, dict]
+    operators: dict[str, int]
+    notes: list[str]
+    difference: Difference | None = None
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    latency: list[Latency] = dataclasses.field(default_factory=list)
+
+    def to_dict(self):
+        """Everything as plain dicts, lists, strings and numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        lines = [f"{self.path}: {self.format}, {_size(self.size)}"]
+        for name, signature in self.signatures.items():
+            lines.append(f"  {name}({_tensors(signature['inputs'])})")
+            lines.append(f"    -> {_tensors(signature['outputs'])}")
+        operators = [f"{name} {count}" for name, count in self.operators.items()]
+        lines.append(f"  operators: {', '.join(operators[:8])}{_and_more(len(operators) - 8)}")
+        if self.difference is not None:
+            given = self.difference
+            lines.append(
+                f"  largest difference to the model: {given.absolute:.2g}, {given.relative:.2g} of "
+                f"the scale of {given.output!r}, on {len(self.samples)} samples"
+            )
+        for given in self.latency:
+            what = f"{given.signature}, batch {given.batch}"
+            if given.model is None:
+                lines.append(f"  {what}: {given.file:.3g} ms")
+            else:
+                lines.append(
+                    f"  {what} of {given.length} steps: {given.file:.3g} ms, "
+                    f"the model {given.model:.3g} ms"
+                )
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def _tensors(tensors):
+    return ", ".join(
+        f"{name}: {tensor['dtype']} {_shape(tensor['shape'])}" for name, tensor in tensors.items()
+    )
+
+
+def _shape(shape):
+    if shape is None:
+        return "of any shape"
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
+
+
+def _size(size):
+    for unit in ("bytes", "kB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} MB"
+
+
+def _and_more(count):
+    return f" and {count} more" if count > 0 else ""

@@ -1,0 +1,153 @@
+"""What a file and its model are run on: several batch sizes, lengths and paddings."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_gates.export.inputs import has_mask
+from keras_gates.export.runners.shared import STATIC
+
+# Beyond the longest chunk of the engine, and no multiple of the steps of a turn.
+LONG = 230
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One comparison of a file with its model.
+
+    Attributes:
+        batch, length: how many samples and time steps.
+        mask: "none", "right" (padded at the end), or "any" (at the start and in between as well).
+        mode: "whole", or how a stream was cut: "step" or "chunk".
+    """
+
+    batch: int
+    length: int
+    mask: str = "none"
+    mode: str = "whole"
+
+    def __str__(self):
+        mask = {"none": "", "right": ", padded at the end", "any": ", padded anywhere"}[self.mask]
+        mode = {"whole": "", "step": ", step by step", "chunk": ", in chunks"}[self.mode]
+        return f"batch {self.batch} of {self.length} steps{mask}{mode}"
+
+
+class Samples:
+    """The samples for one file.
+
+    Args:
+        inputs: the `Inputs` of the model.
+        sample: data of the user's, or None for random ones.
+        signatures: of the file, as in `Written`. What is fixed in them is fixed in all samples.
+        interior_masks: whether the format can hold masks other than of padding at the end.
+    """
+
+    def __init__(self, inputs, sample, signatures, interior_masks):
+        self.inputs = inputs
+        self.data = inputs.data(sample)
+        self.masked, self.interior_masks = has_mask(inputs.model), interior_masks
+        over_time = [i for i, one in enumerate(inputs.all) if one.has_time]
+        self.usual_length = 100
+        if sample is not None and over_time:
+            self.usual_length = self.data[over_time[0]].shape[1]
+        self.fixed = {
+            name: _fixed(inputs, signature["inputs"])
+            for name, signature in signatures.items()
+            if name != "initial_state"
+        }
+
+    def whole(self):
+        """Of calls for whole sequences."""
+        if "serving_default" not in self.fixed:
+            return []
+        wanted = [(1, 7), (3, self.usual_length), (8, LONG), (2, 1)]
+        found = [Sample(batch, length) for batch, length in wanted]
+        if self.masked:
+            found += [Sample(5, 12, "right"), Sample(3, LONG, "right")]
+            if self.interior_masks:
+                found.append(Sample(6, 12, "any"))
+        return self._fitted(found, "serving_default")
+
+    def streamed(self):
+        """Of streams."""
+        found = []
+        for mode in ("step", "chunk"):
+            if mode not in self.fixed:
+                continue
+            wanted = [Sample(1, 40, "none", mode), Sample(3, 12, "none", mode)]
+            if self.masked:
+                mask = "any" if self.interior_masks else "right"
+                wanted.append(Sample(6, 12, mask, mode))
+            found += self._fitted(wanted, mode)
+        return found
+
+    def timed(self):
+        """Of what is timed: one sequence, and many."""
+        if "serving_default" not in self.fixed:
+            return []
+        wanted = [Sample(batch, self.usual_length, mode="latency") for batch in (1, 64)]
+        return self._fitted(wanted, "serving_default")
+
+    def values(self, sample, length=None):
+        """The flat list of the inputs of a sample, or of its first `length` steps."""
+        found = self.inputs.sized(self.data, sample.batch, sample.length)
+        if sample.mask != "none":
+            valid = np.arange(sample.length) < _lengths(sample)[:, None]
+            if sample.mask == "any":
+                valid = _any_padding(valid)
+            found = self.inputs.padded(found, valid)
+        if length is None:
+            return found
+        return [
+            value[:, :length] if one.has_time else value
+            for value, one in zip(found, self.inputs.all, strict=True)
+        ]
+
+    def by_name(self, sample):
+        """The inputs of a sample as a runner wants them."""
+        return {
+            one.name
+            if one.has_time or sample.mode in ("whole", "latency")
+            else STATIC + one.name: v
+            for one, v in zip(self.inputs.all, self.values(sample), strict=True)
+        }
+
+    def _fitted(self, samples, signature):
+        """The samples in the batch size and length that a signature has fixed, each once."""
+        batch, length = self.fixed[signature]
+        if signature != "serving_default":  # which the model is run as, to compare
+            of_model = self.fixed.get("serving_default", (None, None))
+            batch, length = batch or of_model[0], of_model[1]
+        changed = {"batch": batch, "length": length}
+        changed = {name: size for name, size in changed.items() if size is not None}
+        return list(dict.fromkeys(dataclasses.replace(sample, **changed) for sample in samples))
+
+
+def _fixed(inputs, tensors):
+    """The batch size and the length that a signature has fixed, or None."""
+    batch = length = None
+    for one in inputs.all:
+        shape = tensors[one.name]["shape"]
+        if shape:
+            batch = batch or shape[0]
+            if one.has_time and len(shape) == len(one.shape):
+                length = length or shape[1]
+    return batch, length
+
+
+def _lengths(sample):
+    """Of each sequence, from the whole length down to one step."""
+    return np.linspace(sample.length, 1, sample.batch).round()
+
+
+def _any_padding(valid):
+    """Padding at the end as it is, turned round, with holes, and everywhere; in turns."""
+    valid = valid.copy()
+    for row, steps in enumerate(valid):
+        if row % 4 == 1:
+            valid[row] = steps[::-1]
+        elif row % 4 == 2:
+            valid[row, 1::3] = False
+        elif row % 4 == 3:
+            valid[row] = False
+    return valid

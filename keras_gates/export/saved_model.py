@@ -1,0 +1,136 @@
+"""SavedModel: TensorFlow's own format, for TensorFlow Serving and wherever TensorFlow runs.
+
+Batch and time are dynamic. Signatures are "serving_default", and with streaming "initial_state",
+"step" and "chunk"; beside them the endpoint "serve" takes and returns what the model does, which
+`keras.layers.TFSMLayer` calls.
+"""
+
+import collections
+import contextlib
+import io
+import pathlib
+
+import keras
+import tensorflow as tf
+from keras import tree
+from tensorflow.core.protobuf import saved_model_pb2
+
+from keras_gates.export.errors import NotExportable
+from keras_gates.export.inputs import Inputs, layers
+from keras_gates.export.loops import plain_loops
+from keras_gates.export.names import output_names
+from keras_gates.export.signatures import signatures
+from keras_gates.export.streaming import Stream
+from keras_gates.export.time_distributed import all_steps_at_once
+from keras_gates.export.written import Written
+
+SUFFIX = ""
+FILE = "saved_model.pb"
+# Layers with lookup tables.
+_WITH_TABLES = (
+    keras.layers.IntegerLookup,
+    keras.layers.StringLookup,
+    keras.layers.TextVectorization,
+)
+# Of a graph, what does not compute.
+_BOOKKEEPING = ("Placeholder", "NoOp", "Const", "Identity", "IdentityN")
+
+
+def refuse(model, *, streaming=False):
+    """Raises NotExportable if a SavedModel cannot hold the model."""
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax"):
+        raise NotExportable(
+            f"Keras on {backend} cannot write a SavedModel. Load the model with "
+            "KERAS_BACKEND=tensorflow, and export it there."
+        )
+    if streaming:
+        if backend != "tensorflow":
+            raise NotExportable(
+                f"streaming=True needs Keras on TensorFlow, and this is Keras on {backend}. Load "
+                "the model with KERAS_BACKEND=tensorflow, and export it there."
+            )
+        Stream(model)
+
+
+def write(model, path, *, streaming=False):
+    """Writes the model to the folder `path`; see `keras_gates.export.export`."""
+    inputs = Inputs(model)
+    functions = signatures(model, streaming=streaming)
+    _, specs = functions.pop("serving_default")
+    tensorflow = keras.backend.backend() == "tensorflow"
+    archive = keras.export.ExportArchive()
+    if not tensorflow or any(isinstance(layer, _WITH_TABLES) for layer in layers(model)):
+        archive.track(model)  # traces every layer on TensorFlow, and is needed for tables alone
+    serve = archive.add_endpoint("serve", lambda given: model(given), [inputs.pack(specs)])
+
+    @tf.autograph.experimental.do_not_convert
+    def serving_default(*values):
+        # A function of JAX cannot call one of TensorFlow, and is converted once more.
+        found = (serve if tensorflow else model)(inputs.pack(values))
+        return dict(zip(output_names(model, found), tree.flatten(found), strict=True))
+
+    functions = {"serving_default": (serving_default, specs), **functions}
+    with contextlib.ExitStack() as tracing:
+        if tensorflow:
+            tracing.enter_context(plain_loops(model))
+            tracing.enter_context(all_steps_at_once(model))
+        for name, (function, specs) in functions.items():
+            archive.add_endpoint(name, tf.autograph.experimental.do_not_convert(function), specs)
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.8 prints whatever one says
+            archive.write_out(str(path), verbose=False)
+    written = read(path)
+    written.notes += [
+        f"{layer.name} is stateful: the file begins with the states that the model has now, and "
+        "keeps them from one call to the next."
+        for layer in layers(model)
+        if getattr(layer, "stateful", False)
+    ]
+    return written
+
+
+def read(path):
+    """What is in the SavedModel in the folder `path`."""
+    saved = saved_model_pb2.SavedModel.FromString((pathlib.Path(path) / FILE).read_bytes())
+    graph = saved.meta_graphs[0]
+    found = {
+        name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
+        for name, signature in sorted(graph.signature_def.items())
+        if not name.startswith("__")
+    }
+    default = {name: found.pop(name) for name in ["serving_default"] if name in found}
+    found.pop("serve", None)  # the same once more, for TFSMLayer
+    return Written(_operators(graph), [], {**default, **found})
+
+
+def _tensors(described):
+    return {
+        name: {
+            "shape": None
+            if info.tensor_shape.unknown_rank
+            else [None if axis.size < 0 else axis.size for axis in info.tensor_shape.dim],
+            "dtype": tf.as_dtype(info.dtype).name,
+        }
+        for name, info in sorted(described.items())
+    }
+
+
+def _operators(graph):
+    """How often each operation occurs in what the signatures run, functions counted once."""
+    functions = {f.signature.name: f.node_def for f in graph.graph_def.library.function}
+    outputs = [t.name for s in graph.signature_def.values() for t in s.outputs.values()]
+    nodes = {node.name: node for node in graph.graph_def.node}
+    counted, seen = collections.Counter(), set()
+    waiting = [nodes[name.split(":")[0]] for name in outputs if name]
+    while waiting:
+        node = waiting.pop()
+        called = [a.func.name for a in node.attr.values() if a.HasField("func")]
+        called += [f.name for a in node.attr.values() for f in a.list.func]
+        if not called or node.op in ("While", "StatelessWhile", "If", "StatelessIf"):
+            counted[node.op] += 1
+        for name in set(called) - seen:
+            seen.add(name)
+            waiting += functions[name]
+    for name in _BOOKKEEPING:
+        counted.pop(name, None)
+    return dict(counted.most_common())

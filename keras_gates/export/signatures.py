@@ -1,0 +1,75 @@
+"""The functions of a file: one for whole sequences, and three more for streams."""
+
+import tensorflow as tf
+from keras import tree
+
+from keras_gates.export.inputs import Inputs
+from keras_gates.export.names import output_names
+from keras_gates.export.streaming import Stream
+from keras_gates.export.time_distributed import all_steps_at_once
+
+
+def signatures(model, batch_size=None, streaming=False):
+    """What a TensorFlow graph of a model computes.
+
+    Args:
+        model: a built Keras model, on TensorFlow.
+        batch_size: a fixed one, or None for a dynamic one.
+        streaming: whether to add the functions of a stream.
+
+    Returns:
+        From the name of a signature, "serving_default" first, to a function and the list of
+        `tf.TensorSpec`s of its arguments. The functions return dicts by name. With a fixed batch
+        size "initial_state" has no arguments.
+
+    Example:
+
+    >>> from keras_gates.export.signatures import signatures
+    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4, name="ear")])
+    >>> function, specs = signatures(model)["serving_default"]
+    >>> specs[0].shape, function(numpy.zeros((2, 5, 3)))["ear"].shape
+    (TensorShape([None, None, 3]), TensorShape([2, 4]))
+    """
+    inputs = Inputs(model)
+
+    def serving_default(*values):
+        with all_steps_at_once(model):
+            found = model(inputs.pack(values), training=False)
+        return dict(zip(output_names(model, found), tree.flatten(found), strict=True))
+
+    found = {"serving_default": (serving_default, [_spec(one, batch_size) for one in inputs.all])}
+    return {**found, **_of_stream(Stream(model), batch_size)} if streaming else found
+
+
+def _of_stream(stream, batch_size):
+    inputs, names = stream.inputs.all, [state.name for state in stream.states]
+    states = [_spec(state, batch_size) for state in stream.states]
+
+    def streamed(run):
+        def function(*values):
+            before = dict(zip(names, values[len(inputs) :], strict=True))
+            with all_steps_at_once(stream.inputs.model):
+                outputs, after = run(values[: len(inputs)], before)
+            return {**outputs, **after}
+
+        return function
+
+    start = stream.initial_state, [tf.TensorSpec((), "int32", "batch_size")]
+    if batch_size is not None:
+        start = (lambda: stream.initial_state(batch_size)), []
+    chunk = [_spec(one, batch_size, [None] * one.has_time) for one in inputs]
+    step = [_spec(one, batch_size, []) for one in inputs]
+    return {
+        "initial_state": start,
+        "step": (streamed(stream.step), [*step, *states]),
+        "chunk": (streamed(stream.chunk), [*chunk, *states]),
+    }
+
+
+def _spec(one, batch_size, time=None):
+    """The specification of an input or a state, with `time` for its axis of time, if it has one."""
+    _, *rest = one.shape
+    if time is not None and one.has_time:
+        rest = [*time, *rest[1:]]
+    batch_size = one.shape[0] if batch_size is None else batch_size
+    return tf.TensorSpec((batch_size, *rest), one.dtype, one.name)

@@ -1,0 +1,242 @@
+"""Whether a written file does what its model does, found out in a process without this package."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_gates.export.errors import ParityError
+from keras_gates.export.inputs import layers
+from keras_gates.export.names import output_names
+from keras_gates.export.report import Difference, Latency
+from keras_gates.export.runners import shared
+from keras_gates.export.streaming import AT_END, OVER_TIME
+
+RUNNERS = pathlib.Path(shared.__file__).parent
+# Calls per figure of latency.
+REPETITIONS = 20
+# Outputs below this are compared as if they were as large.
+SMALLEST_SCALE = 1e-3
+# Of the share of an output's scale by which a file may differ, per dtype of computation.
+TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE = 1e-5
+
+
+def verify(format, path, samples, stream=None, tolerance=None):
+    """Runs a file and its model on the same samples, and measures both.
+
+    Args:
+        format: name of the format and of its runner.
+        path: of the file.
+        samples: `Samples`.
+        stream: the `Stream` that the file's signatures "step" and "chunk" are of, if it has any.
+        tolerance: the largest accepted difference, as a share of the largest value of an output;
+            None for any.
+
+    Returns:
+        The largest `Difference`, the list of `Sample`s, and a list of `Latency`s.
+
+    Raises:
+        ParityError: file and model disagree, or the file does not run.
+    """
+    compared = {f"{s.mode}/{i}": s for i, s in enumerate([*samples.whole(), *samples.streamed()])}
+    timed = {f"latency/{i}": s for i, s in enumerate(samples.timed())}
+    calls = {label: samples.by_name(s) for label, s in {**compared, **timed}.items()}
+    found = run(format, path, calls)
+    model = samples.inputs.model
+    pairs = []
+    with _keeping_states(model):
+        for label, sample in compared.items():
+            for call, name, expected in _expected(sample, samples, stream):
+                pairs.append((sample, name, expected, found[f"{label}/{call}/{name}"]))
+        latency = [
+            Latency(
+                "serving_default",
+                sample.batch,
+                sample.length,
+                _median(found[f"{label}/seconds"]),
+                _median(_seconds_of_model(samples, sample)),
+            )
+            for label, sample in timed.items()
+        ]
+    for label, sample in compared.items():
+        if sample.mode == "step":
+            seconds = found[f"{label}/seconds"][1:]
+            latency.append(Latency("step", sample.batch, 1, _median(seconds), None))
+            break
+    difference = compare(pairs, tolerance)
+    if difference.relative > (np.inf if tolerance is None else tolerance):
+        raise ParityError(
+            f"the file differs from its model by {difference.absolute:.3g}, which is "
+            f"{difference.relative:.3g} of the scale of its output {difference.output!r} and more "
+            f"than the tolerance {tolerance:.3g}: {difference.sample}."
+        )
+    return difference, list(compared.values()), latency
+
+
+def run(format, path, calls):
+    """What the runner of a format finds.
+
+    Args:
+        format: name of the format.
+        path: of the file.
+        calls: from "<mode>/<number>" to the inputs by name.
+
+    Returns:
+        Arrays by the names that `keras_gates.export.runners.shared` describes.
+
+    Raises:
+        ParityError: the file does not run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = pathlib.Path(folder, "in.npz"), pathlib.Path(folder, "out.npz")
+        np.savez(given, **{f"{c}/{n}": v for c, inputs in calls.items() for n, v in inputs.items()})
+        command = [RUNNERS / f"{format}.py", path.resolve(), given, found, "--repeat", REPETITIONS]
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+            check=False,
+        )
+        if done.returncode:
+            last = "\n".join(done.stderr.strip().splitlines()[-5:])
+            raise ParityError(f"the file does not run in a process without keras_gates:\n{last}")
+        with np.load(found) as arrays:
+            return dict(arrays)
+
+
+def compare(pairs, tolerance=None):
+    """The largest difference.
+
+    Args:
+        pairs: a list of (sample, name of an output, what the model gave, what the file gave).
+        tolerance: to be noted in the result.
+
+    Raises:
+        ParityError: there is nothing to compare, or one is finite where the other is not.
+    """
+    scales = {}
+    for _, name, expected, _ in pairs:
+        finite = np.abs(expected[np.isfinite(expected)])
+        if finite.size:
+            scales[name] = max(scales.get(name, SMALLEST_SCALE), finite.max())
+    worst = None
+    for sample, name, expected, given in pairs:
+        if name not in scales:
+            raise ParityError(
+                f"there is nothing to compare: all values of the model's output {name!r} are NaN "
+                "or infinite. Give `sample`, data that the model is made for."
+            )
+        if given.shape != expected.shape:
+            raise ParityError(
+                f"the file's output {name!r} has the shape {given.shape} where the model's has "
+                f"{expected.shape}: {sample}."
+            )
+        given = given.astype(expected.dtype)
+        with np.errstate(invalid="ignore"):
+            absolute = np.where(given == expected, 0.0, np.abs(given - expected))
+        absolute = np.where(np.isnan(given) & np.isnan(expected), 0.0, absolute)
+        absolute = float(absolute.max(initial=0.0))
+        if not np.isfinite(absolute):
+            raise ParityError(
+                f"the file's output {name!r} is NaN or infinite where the model's is not, or the "
+                f"other way round: {sample}."
+            )
+        relative = absolute / float(scales[name])
+        if worst is None or relative > worst.relative:
+            worst = Difference(absolute, relative, tolerance, name, str(sample))
+    return worst
+
+
+def default_tolerance(model):
+    """The tolerance for a model: that of the least precise of its layers."""
+    dtypes = {layer.compute_dtype for layer in layers(model)}
+    return max([TOLERANCE, *(TOLERANCES.get(dtype, 0) for dtype in dtypes)])
+
+
+def _expected(sample, samples, stream):
+    """(index of the call, name of an output, its value) of what the file should have given."""
+    if sample.mode == "whole":
+        for name, value in _outputs(samples, sample).items():
+            yield 0, name, value
+        return
+    sizes = shared.sizes(sample.mode, sample.length)
+    ends = np.cumsum(sizes)
+    _reset_states(samples.inputs.model)
+    whole = _outputs(samples, sample)
+    for name, kind in stream.outputs.items():
+        for call, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            if kind == OVER_TIME:
+                steps = end - 1 if sample.mode == "step" else slice(end - size, end)
+                yield call, name, whole[name][:, steps]
+            elif kind != AT_END or end == sample.length:
+                yield call, name, whole[name]
+            elif samples.inputs.all_lengths and call % 5 == 2:
+                # As if the sequence ended here.
+                _reset_states(samples.inputs.model)
+                yield call, name, _outputs(samples, sample, end)[name]
+
+
+def _outputs(samples, sample, length=None):
+    """What the model gives, by name."""
+    model = samples.inputs.model
+    given = samples.inputs.pack(samples.values(sample, length))
+    if any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers(model)):
+        # Keras' graph of it is wrong where neither the batch size nor the length is known.
+        found = model(given)
+    else:
+        found = model.predict_on_batch(given)
+    values = [_number(keras.ops.convert_to_numpy(value)) for value in tree.flatten(found)]
+    return dict(zip(output_names(model, found), values, strict=True))
+
+
+def _number(value):
+    """In a dtype that NumPy subtracts in."""
+    return value.astype("float64" if value.dtype == "float64" else "float32")
+
+
+def _seconds_of_model(samples, sample):
+    model, given = samples.inputs.model, samples.inputs.pack(samples.values(sample))
+    model.predict_on_batch(given)  # traces
+    begun = time.perf_counter()
+    seconds = []
+    while len(seconds) < REPETITIONS and time.perf_counter() - begun < shared.MOST_SECONDS:
+        start = time.perf_counter()
+        model.predict_on_batch(given)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _median(seconds):
+    return 1e3 * float(np.median(seconds))
+
+
+@contextlib.contextmanager
+def _keeping_states(model):
+    """Gives stateful layers their states back at the end."""
+    kept = [(state, keras.ops.convert_to_numpy(state)) for state in _states(model)]
+    try:
+        yield
+    finally:
+        for state, value in kept:
+            state.assign(value)
+
+
+def _reset_states(model):
+    for state in _states(model):
+        state.assign(keras.ops.zeros_like(state))
+
+
+def _states(model):
+    for layer in layers(model):
+        if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
+            yield from tree.flatten(layer.states)

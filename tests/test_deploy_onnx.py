@@ -1,0 +1,586 @@
+"""ONNX files: their operators, and what ONNX Runtime makes of them against the Keras model."""
+
+import doctest
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import BACKEND, MASK, built
+
+import keras_gates as kg
+from keras_gates.export import NotExportable, export
+from keras_gates.export import onnx as onnx_format
+from keras_gates.export.onnx.activations import native
+from keras_gates.export.onnx.operators import attributes, operator
+from keras_gates.export.onnx.recurrent import recurrent_operators
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("tf2onnx")
+if BACKEND != "tensorflow":
+    pytest.skip("ONNX files are written by way of TensorFlow", allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+
+LAYERS = keras.layers
+RECURRENT = ("GRU", "LSTM", "RNN", "Loop")
+
+
+@keras.saving.register_keras_serializable(package="test_onnx")
+class MGUCell(kg.GatedCell):
+    """A cell that ONNX does not know."""
+
+    blocks = ("forget", "candidate")
+    projected_blocks = ("forget",)
+
+    def update(self, x, u, states):
+        (h,) = states
+        f = self.gate("forget", x.forget + u.forget)
+        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
+        return ((1 - f) * h + f * n,)
+
+
+class OwnRNN(kg.GatedRNN):
+    """A layer whose loop may be anything."""
+
+
+class Written:
+    """A model as an ONNX file, and what is in it."""
+
+    def __init__(self, model, folder):
+        self.model, path = model, folder / "model.onnx"
+        onnx_format.refuse(model)
+        self.found = onnx_format.write(model, path)
+        self.file = onnx.load(path)
+        onnx.checker.check_model(self.file, full_check=True)
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def recurrent(self):
+        """How often each recurrent operator occurs."""
+        return {name: n for name, n in self.found.operators.items() if name in RECURRENT}
+
+    def attributes(self, layer):
+        """Those of the operator of a layer."""
+        (node,) = [
+            node
+            for node in self.file.graph.node
+            if node.op_type in RECURRENT and f"/{layer}_1/" in node.name
+        ]
+        return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+    def run(self, inputs):
+        names = [given.name for given in self.session.get_inputs()]
+        return self.session.run(None, dict(zip(names, inputs, strict=True)))
+
+    def assert_equal(self, *batches):
+        """The file gives what the model gives, for each batch: an array, or a list of them."""
+        for batch in batches:
+            inputs = batch if isinstance(batch, list) else [batch]
+            expected = keras.tree.flatten(self.model(batch, training=False))
+            outputs = [given.name for given in self.session.get_outputs()]
+            for name, y, other in zip(outputs, self.run(inputs), expected, strict=True):
+                assert_close(y, other, name)
+
+
+def assert_close(y, expected, name=""):
+    expected = np.asarray(expected)
+    assert y.shape == expected.shape
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+def frames(time=None):
+    return keras.Input((time, 3), name="frames")
+
+
+def randomized(model, rng):
+    """The model with random weights, biases too."""
+    model.set_weights([0.5 * rng.normal(size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def sequential(rng, *layers):
+    return randomized(keras.Sequential([frames(), *layers]), rng)
+
+
+def parallel(layers, rng, masked=False):
+    """A model with the outputs of all layers, each of the same input."""
+    x = frames()
+    start = LAYERS.Masking()(x) if masked else x
+    return randomized(keras.Model(x, [layer(start) for layer in layers]), rng)
+
+
+def sequences(rng, masked=False):
+    """Several batch sizes and lengths, with every kind of padding where there is a mask."""
+    given = [rng.normal(size=(b, t, 3)).astype("float32") for b, t in ((1, 1), (6, 9), (3, 40))]
+    if masked:
+        given[1][~MASK] = 0
+    return given
+
+
+# ---------------------------------------------------------------------- activations
+
+# Activation -> that of ONNX, its alpha and its beta.
+NATIVE = {
+    "celu": ("Elu", 1.0, None),
+    "elu": ("Elu", 1.0, None),
+    "hard_sigmoid": ("HardSigmoid", 1 / 6, 0.5),
+    "hard_sigmoid_keras2": ("HardSigmoid", 0.2, 0.5),
+    "leaky_relu": ("LeakyRelu", 0.2, None),
+    "linear": ("Affine", 1.0, 0.0),
+    "relu": ("Relu", None, None),
+    "relu_gate": ("HardSigmoid", 1.0, 0.0),
+    "sigmoid": ("Sigmoid", None, None),
+    "softplus": ("Softplus", None, None),
+    "softsign": ("Softsign", None, None),
+    "tanh": ("Tanh", None, None),
+    "tanh_gate": ("Sigmoid", None, None),  # of twice the pre-activation
+    "tf_relu": ("Relu", None, None),
+    "layer_elu": ("Elu", 0.7, None),
+    "layer_leaky": ("LeakyRelu", 0.1, None),
+    "layer_relu": ("LeakyRelu", 0.0, None),
+    "layer_slope": ("LeakyRelu", 0.3, None),
+    "layer_threshold": ("ThresholdedRelu", 0.4, None),
+    "layer_tanh": ("Tanh", None, None),
+}
+MADE = {
+    "tf_relu": lambda: tf.nn.relu,
+    "layer_elu": lambda: LAYERS.ELU(0.7),
+    "layer_leaky": lambda: LAYERS.LeakyReLU(0.1),
+    "layer_relu": lambda: LAYERS.ReLU(),
+    "layer_slope": lambda: LAYERS.ReLU(negative_slope=0.3),
+    "layer_threshold": lambda: LAYERS.ReLU(threshold=0.4),
+    "layer_tanh": lambda: LAYERS.Activation("tanh"),
+}
+ROLES = {
+    "gru": {"gate_activation": 0, "candidate_activation": 1},
+    "lstm": {"gate_activation": 0, "candidate_activation": 1, "output_activation": 2},
+    "simple": {"candidate_activation": 0},
+}
+USUAL = {"gru": ["Sigmoid", "Tanh"], "lstm": ["Sigmoid", "Tanh", "Tanh"], "simple": ["Tanh"]}
+
+
+@pytest.mark.parametrize("cell", ROLES)
+def test_activations_are_attributes_with_their_exact_parameters(cell, rng):
+    x = rng.normal(size=(2, 3, 3)).astype("float32")
+    for activation, kind in NATIVE.items():
+        for role, position in ROLES[cell].items():
+            if (role, activation) == ("output_activation", "tanh_gate"):
+                continue  # there are no weights before it to be scaled
+            given = {"output_activation": "tanh"} if cell == "lstm" else {}
+            given[role] = MADE.get(activation, lambda name=activation: name)()
+            layer = built(rng, scale=0.5, cell=cell, dtype="float32", **given)
+            one = operator(layer.cell)
+            found = attributes([one], "forward")
+            expected = [(name, None, None) for name in USUAL[cell]]
+            expected[position] = kind
+            assert found["activations"] == [name for name, _, _ in expected]
+            assert found.get("activation_alpha", []) == [a for _, a, _ in expected if a is not None]
+            assert found.get("activation_beta", []) == [b for _, _, b in expected if b is not None]
+            assert_close(run_node(one, found, x), steps(layer.cell, x), f"{role} {activation}")
+
+
+def steps(cell, x):
+    """The hidden states, (batch, time, units), of a cell that runs step by step."""
+    states, hidden = cell.get_initial_state(batch_size=len(x)), []
+    for t in range(x.shape[1]):
+        h, states = cell(x[:, t], states)
+        hidden.append(np.array(h))
+    return np.stack(hidden, axis=1)
+
+
+def run_node(one, attributes, x):
+    """The hidden states, (batch, time, units), that ONNX Runtime computes by a single operator."""
+    tensor = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(one.op_type, ["x", "W", "R", "B"], ["y"], **attributes)
+    weights = [
+        onnx.numpy_helper.from_array(weight[None], name)
+        for weight, name in zip(one.weights, "WRB", strict=True)
+    ]
+    graph = onnx.helper.make_graph(
+        [node],
+        "one_operator",
+        [tensor("x", onnx.TensorProto.FLOAT, [None, None, x.shape[2]])],
+        [tensor("y", onnx.TensorProto.FLOAT, [None, 1, None, None])],
+        weights,
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 15)], ir_version=8
+    )
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (hidden,) = session.run(None, {"x": x.transpose(1, 0, 2)})
+    return hidden[:, 0].transpose(1, 0, 2)
+
+
+def test_gates_share_an_operator_if_they_share_the_activation_of_onnx(tmp_path, rng):
+    layers = [
+        kg.GatedRNN(4, gate_activation={"update": "tanh_gate", "reset": "sigmoid"}),
+        kg.GatedRNN(4, gate_activation={"update": "hard_sigmoid"}, name="apart"),
+        kg.GatedRNN(4, "lstm", gate_activation={"forget": "tanh_gate"}),
+        kg.GatedRNN(4, "lstm", output_activation="tanh_gate", name="outside"),
+    ]
+    written = Written(parallel(layers, rng), tmp_path)
+    assert written.recurrent() == {"GRU": 1, "LSTM": 1, "Loop": 2}
+    assert written.found.notes == [
+        "apart runs as a Loop, because all gates of an ONNX GRU share one activation, and update "
+        "has hard_sigmoid, reset has sigmoid.",
+        "outside runs as a Loop, because ONNX has no activation tanh_gate (of the cell state).",
+    ]
+    written.assert_equal(*sequences(rng))
+
+
+# ---------------------------------------------------------------------- cells, masks, directions
+
+CELLS = {
+    "gru": lambda **k: kg.GatedRNN(4, gate_activation="hard_sigmoid", **k),
+    "gru_before": lambda **k: kg.GatedRNN(4, reset_after=False, **k),
+    "gru_without_bias": lambda **k: kg.GatedRNN(4, use_bias=False, **k),
+    "lstm": lambda **k: kg.GatedRNN(4, "lstm", output_activation="softsign", **k),
+    "simple": lambda **k: kg.GatedRNN(4, "simple", candidate_activation="relu", **k),
+    "keras_gru": lambda **k: LAYERS.GRU(4, dropout=0.2, recurrent_dropout=0.1, **k),
+    "keras_lstm": lambda **k: LAYERS.LSTM(4, activation="softsign", **k),
+    "keras_simple": lambda **k: LAYERS.SimpleRNN(4, activation=None, use_bias=False, **k),
+    "rnn": lambda **k: LAYERS.RNN(kg.GRUCell(4, grad_clip_norm=1.0), **k),
+    "stack": lambda **k: LAYERS.RNN([kg.GRUCell(4), LAYERS.LSTMCell(5), kg.GRUCell(3)], **k),
+}
+
+
+def test_cells_are_operators(tmp_path, rng):
+    layers = [make(name=name) for name, make in CELLS.items()]
+    every = {"go_backwards": True, "return_sequences": True, "return_state": True}
+    layers += [CELLS[name](name=f"{name}_back", **every) for name in ("gru", "lstm", "simple")]
+    written = Written(parallel(layers, rng), tmp_path)
+    assert written.recurrent() == {"GRU": 7 + 1, "LSTM": 3 + 1, "RNN": 2 + 1}
+    assert written.found.notes == []
+    assert written.attributes("gru")["direction"] == b"forward"
+    assert written.attributes("gru_back")["direction"] == b"reverse"
+    assert written.attributes("gru")["linear_before_reset"] == 1
+    assert written.attributes("gru_before")["linear_before_reset"] == 0
+    written.assert_equal(*sequences(rng))
+
+
+def test_masks_are_obeyed_wherever_the_padding_is(tmp_path, rng):
+    def masked(cell, zero, backwards, every):
+        return CELLS[cell](
+            zero_output_for_mask=zero,
+            go_backwards=backwards,
+            return_sequences=every,
+            return_state=every,
+        )
+
+    layers = [
+        masked("gru", False, False, False),
+        masked("gru", False, True, True),
+        masked("gru", True, False, True),
+        masked("gru", True, True, False),
+        masked("lstm", False, False, True),
+        masked("stack", True, True, True),
+    ]
+    written = Written(parallel(layers, rng, masked=True), tmp_path)
+    assert written.recurrent() == {"GRU": 4 + 2, "LSTM": 1 + 1}
+    written.assert_equal(*sequences(rng, masked=True))
+
+
+def test_what_is_in_masked_steps_does_not_matter(tmp_path, rng):
+    """Not even NaN. tf2onnx would multiply it by 0."""
+    x, mask = frames(), keras.Input((None,), name="mask", dtype="bool")
+    layers = [kg.GatedRNN(4), kg.GatedRNN(4, cell=MGUCell)]
+    model = keras.Model([x, mask], [layer(x, mask=mask) for layer in layers])
+    written = Written(randomized(model, rng), tmp_path)
+    assert written.recurrent() == {"GRU": 1, "Loop": 1}
+    data = sequences(rng)[1]
+    data[~MASK] = np.nan
+    assert np.isfinite(written.run([data, MASK])).all()
+    written.assert_equal([data, MASK])
+
+
+def test_embedded_tokens_with_a_mask(tmp_path, rng):
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    x = LAYERS.Embedding(7, 3, mask_zero=True)(tokens)
+    x = kg.GatedRNN(4, return_sequences=True)(x)
+    model = keras.Model(tokens, kg.GatedRNN(4, "lstm")(LAYERS.LayerNormalization()(x)))
+    written = Written(randomized(model, rng), tmp_path)
+    assert written.recurrent() == {"GRU": 1, "LSTM": 1}
+    data = rng.integers(1, 7, MASK.shape).astype("int32") * MASK
+    written.assert_equal(data.astype("int32"), data[:2, :4].astype("int32"))
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave", None])
+def test_bidirectional_is_one_operator(merge_mode, tmp_path, rng):
+    layers = [
+        LAYERS.Bidirectional(kg.GatedRNN(4, return_sequences=True), merge_mode=merge_mode),
+        LAYERS.Bidirectional(LAYERS.LSTM(4, return_state=True), merge_mode=merge_mode),
+    ]
+    masked = merge_mode == "concat"
+    written = Written(parallel(layers, rng, masked), tmp_path)
+    assert written.recurrent() == {"GRU": 1, "LSTM": 1}
+    directions = [
+        attribute.s
+        for node in written.file.graph.node
+        for attribute in node.attribute
+        if attribute.name == "direction"
+    ]
+    assert directions == [b"bidirectional"] * 2
+    written.assert_equal(*sequences(rng, masked))
+
+
+def test_directions_that_differ_are_two_operators(tmp_path, rng):
+    layers = [
+        LAYERS.Bidirectional(
+            kg.GatedRNN(4, "lstm"), backward_layer=kg.GatedRNN(3, go_backwards=True)
+        ),
+        LAYERS.Bidirectional(
+            kg.GatedRNN(4, go_backwards=True, return_sequences=True),
+            backward_layer=kg.GatedRNN(4, return_sequences=True),
+        ),
+        LAYERS.Bidirectional(
+            kg.GatedRNN(4, "simple", candidate_activation=LAYERS.LeakyReLU(0.1)),
+            backward_layer=kg.GatedRNN(
+                4, "simple", candidate_activation="hard_sigmoid", go_backwards=True
+            ),
+        ),
+    ]
+    written = Written(parallel(layers, rng, masked=True), tmp_path)
+    assert written.recurrent() == {"GRU": 3, "LSTM": 1, "RNN": 2}
+    written.assert_equal(*sequences(rng, masked=True))
+
+
+def test_states_go_in_and_out(tmp_path, rng):
+    x, later, h = frames(), keras.Input((None, 3), name="later"), keras.Input((4,), name="h")
+    _, *states = kg.GatedRNN(4, "lstm", return_state=True)(x, initial_state=[h, h])
+    y = kg.GatedRNN(4, "lstm", return_sequences=True)(later, initial_state=states)
+    z = LAYERS.Bidirectional(LAYERS.GRU(4, return_sequences=True))(later, initial_state=states)
+    written = Written(randomized(keras.Model([x, later, h], [y, z]), rng), tmp_path)
+    assert written.recurrent() == {"GRU": 1, "LSTM": 2}
+    one, other, _ = sequences(rng)
+    written.assert_equal(
+        [other, other[:, :5], rng.normal(size=(6, 4)).astype("float32")],
+        [one, one, rng.normal(size=(1, 4)).astype("float32")],
+    )
+
+
+# ---------------------------------------------------------------------- models
+
+
+class Subclassed(keras.Model):
+    """A model whose graph Keras does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent = kg.GatedRNN(4, return_sequences=True)
+        self.scores = LAYERS.Dense(2)
+
+    def call(self, x):
+        return self.scores(self.recurrent(x))
+
+
+class Shift(LAYERS.Layer):
+    """A layer that holds a tensor that is no variable, and a layer that it never calls."""
+
+    def build(self, shape):
+        self.unused = kg.GatedRNN(4)
+        self.by = tf.constant(np.arange(shape[-1], dtype="float32"))
+
+    def call(self, x):
+        return x + self.by
+
+
+def test_models_inside_of_models(tmp_path, rng):
+    inner = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(3, return_sequences=True)])
+    shared = kg.GatedRNN(4)
+    x = frames()
+    outputs = [shared(inner(x)), shared(inner(Shift()(x)))]
+    written = Written(randomized(keras.Model(x, outputs), rng), tmp_path)
+    assert written.recurrent() == {"GRU": 4}
+    assert [given.name for given in written.session.get_inputs()] == ["frames"]
+    written.assert_equal(*sequences(rng))
+
+
+def test_subclassed_model(tmp_path, rng):
+    model = Subclassed()
+    data = sequences(rng)
+    model(data[1])
+    written = Written(model, tmp_path)
+    assert written.recurrent() == {"GRU": 1}
+    written.assert_equal(*data)
+
+
+def test_repeated_over_an_axis_of_known_length(tmp_path, rng):
+    x = keras.Input((2, None, 3), name="clips")
+    model = keras.Model(x, LAYERS.TimeDistributed(kg.GatedRNN(4))(x))
+    written = Written(randomized(model, rng), tmp_path)
+    assert written.recurrent() == {"GRU": 2}
+    written.assert_equal(*[np.stack([data, -data], axis=1) for data in sequences(rng)])
+
+
+def test_axes_and_tensors_have_lasting_names(tmp_path, rng):
+    def described():
+        x, other = keras.Input((None, 3)), keras.Input((None, 2), name="Pitch")
+        y = kg.GatedRNN(4, name="ear")(x)
+        model = keras.Model([x, other], [y, kg.GatedRNN(4, return_sequences=True)(other)])
+        written = Written(model, tmp_path)
+        given = [*written.session.get_inputs(), *written.session.get_outputs()]
+        return {each.name: each.shape for each in given}, written.found.signatures
+
+    shapes, signatures = described()
+    assert shapes["inputs"] == ["batch", "inputs_time", 3]
+    assert shapes["pitch"] == ["batch", "pitch_time", 2]
+    assert shapes["ear"] == ["batch", 4]
+    assert signatures["serving_default"]["inputs"] == {
+        "inputs": {"shape": [None, None, 3], "dtype": "float32"},
+        "pitch": {"shape": [None, None, 2], "dtype": "float32"},
+    }
+    assert signatures["serving_default"]["outputs"]["ear"]["shape"] == [None, 4]
+    assert described() == (shapes, signatures)
+
+
+# ---------------------------------------------------------------------- loops
+
+
+def test_what_onnx_does_not_know_runs_as_a_loop_and_says_so(tmp_path, rng):
+    clipped = {"grad_clip_norm": 1.0, "activation_l1": 0.1, "candidate_l1": 0.1}
+    layers = [
+        kg.GatedRNN(4, cell=MGUCell, name="mgu", return_sequences=True, **clipped),
+        kg.GatedRNN(4, "lstm", candidate_activation="gelu", go_backwards=True, name="bent"),
+        LAYERS.RNN([kg.GRUCell(4), kg.GRUCell(3, candidate_activation="relu6")], name="stack"),
+        LAYERS.GRU(4, activation=LAYERS.PReLU(), name="prelu", return_state=True),
+    ]
+    written = Written(parallel(layers, rng, masked=True), tmp_path)
+    assert written.recurrent() == {"Loop": 4}
+    assert written.found.notes == [
+        "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell.",
+        "bent runs as a Loop, because ONNX has no activation gelu (of candidate).",
+        "stack runs as a Loop, because ONNX has no activation relu6 (of candidate).",
+        "prelu runs as a Loop, because ONNX has no activation PReLU (of candidate).",
+    ]
+    assert onnx_format.read(tmp_path / "model.onnx").notes == written.found.notes
+    written.assert_equal(*sequences(rng, masked=True))
+
+
+def test_a_layer_with_code_of_its_own_is_left_alone(rng):
+    model = sequential(rng, OwnRNN(4, name="own"))
+    with recurrent_operators(model) as loops:
+        assert "inner_loop" not in vars(model.layers[0])
+    assert loops == {"own": "OwnRNN is a subclass with a loop of its own, maybe"}
+
+
+def test_double_precision_runs_as_a_loop(tmp_path, rng):
+    x = keras.Input((None, 3), dtype="float64", name="frames")
+    model = randomized(keras.Model(x, kg.GatedRNN(4, name="gru", dtype="float64")(x)), rng)
+    written = Written(model, tmp_path)
+    assert written.found.notes == [
+        "gru runs as a Loop, because it computes in float64, and ONNX Runtime's GRU in float32."
+    ]
+    data = sequences(rng)[1].astype("float64")
+    np.testing.assert_allclose(written.run([data])[0], model(data), rtol=1e-12)
+
+
+# ---------------------------------------------------------------------- the whole way, and errors
+
+
+def test_export_runs_the_file_without_this_package(tmp_path, rng):
+    model = sequential(
+        rng,
+        LAYERS.Masking(),
+        LAYERS.Bidirectional(kg.GatedRNN(4, candidate_activation="relu", return_sequences=True)),
+        kg.GatedRNN(4, cell=MGUCell, name="mgu"),
+        LAYERS.Dense(2, activation="softmax", name="scores"),
+    )
+    report = export(model, tmp_path / "model", "onnx")
+    assert report.path == str(tmp_path / "model.onnx")
+    assert report.operators["GRU"] == 1
+    assert report.difference.relative < 1e-5
+    assert {sample.mask for sample in report.samples} == {"none", "right", "any"}
+    assert report.notes == [
+        "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell."
+    ]
+    assert [*tmp_path.iterdir()] == [tmp_path / "model.onnx"]
+
+
+def refused(model):
+    """The message with which a model is refused."""
+    with pytest.raises(NotExportable) as caught:
+        onnx_format.refuse(model)
+    return str(caught.value)
+
+
+def test_stateful_layers_are_refused(rng):
+    x = keras.Input(batch_shape=(2, None, 3))
+    model = keras.Model(x, kg.GatedRNN(4, stateful=True, name="memory")(x))
+    assert refused(model).startswith("'memory' is stateful, and an ONNX file remembers nothing")
+
+
+def test_half_precision_is_refused(rng):
+    model = sequential(rng, kg.GatedRNN(4, dtype="mixed_bfloat16", name="half"))
+    assert "'half' computes in bfloat16, for which ONNX Runtime lacks operators" in refused(model)
+
+
+def test_recurrent_layers_repeated_over_an_unknown_axis_are_refused(rng):
+    x = keras.Input((None, 6, 3))
+    model = keras.Model(x, LAYERS.TimeDistributed(kg.GatedRNN(4), name="each")(x))
+    message = "'each' runs a recurrent layer once per step of an axis of unknown"
+    assert message in refused(model)
+
+    class Clips(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.each = LAYERS.TimeDistributed(kg.GatedRNN(4), name="each")
+
+        def call(self, x):
+            return self.each(x)
+
+    clips = Clips()
+    clips(rng.normal(size=(2, 5, 6, 3)))
+    assert message in refused(clips)
+
+
+def test_other_backends_are_refused(monkeypatch, rng):
+    model = sequential(rng, kg.GatedRNN(4))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert "this is Keras on jax. Load the model with KERAS_BACKEND=tensorflow" in refused(model)
+
+
+def test_streams_are_refused(tmp_path, rng):
+    with pytest.raises(NotExportable, match="'onnx' holds no streams"):
+        export(sequential(rng, kg.GatedRNN(4)), tmp_path / "x", "onnx", streaming=True)
+
+
+class Sine(LAYERS.Layer):
+    """A layer that calls NumPy."""
+
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(np.sin, [x], tf.float32), x.shape)
+
+
+def test_operations_that_onnx_lacks_are_named_and_the_model_stays_as_it_was(tmp_path, rng):
+    recurrent = kg.GatedRNN(4)
+    model = sequential(rng, LAYERS.Bidirectional(LAYERS.GRU(3)), LAYERS.Reshape((1, 6)), recurrent)
+    model.add(Sine(name="sine"))
+    before = [{**vars(layer)} for layer in model._flatten_layers()]
+    with pytest.raises(
+        NotExportable,
+        match="no operator for TensorFlow's PyFunc, which the model uses in .*/sine_1/",
+    ):
+        onnx_format.write(model, tmp_path / "model.onnx")
+    assert [*tmp_path.iterdir()] == []
+    for layer, attributes_before in zip(model._flatten_layers(), before, strict=True):
+        for name in ("inner_loop", "call", "backprop", "use_cudnn"):
+            assert vars(layer).get(name) == attributes_before.get(name)
+
+
+def test_missing_packages_come_with_the_command(monkeypatch, rng):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(ImportError, match=r'pip install "keras_gates\[onnx\]"'):
+        onnx_format.refuse(sequential(rng, kg.GatedRNN(4)))
+
+
+def test_examples_in_docstrings():
+    names = {"keras": keras, "keras_gates": kg}
+    for example in (native, operator):
+        (test,) = doctest.DocTestFinder(recurse=False).find(example, globs=names)
+        assert test.examples
+        assert doctest.DocTestRunner().run(test).failed == 0
