@@ -23,7 +23,7 @@ test-all: $(INSTALLED)
 
 # KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
 test-backend: $(INSTALLED)-$(KERAS_BACKEND)
-	KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_contracts.py tests/test_gradients.py
+	ALL_TESTS=1 KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_contracts.py tests/test_gradients.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -435,6 +435,35 @@ def test_a_stream_with_an_input_without_time(quick, tmp_path):
     assert step["outputs"]["decoder"]["shape"] == [None, 5, 2]
 
 
+def test_a_stack_of_cells_repeats_its_output_at_masked_steps(rng):
+    cells = [kg.GRUCell(3), keras.layers.LSTMCell(4)]
+    rnn = keras.layers.RNN(cells, return_sequences=True)
+    model = small_model(keras.layers.Masking(), rnn)
+    x = rng.normal(size=(2, 6, 3)).astype("float32")
+    x[0, 2:5] = 0
+    stream = Stream(model)
+    first, states = stream.chunk([x[:, :3]], stream.initial_state(2))
+    last, _ = stream.chunk([x[:, 3:]], states)
+    found = np.concatenate([first["outputs"], last["outputs"]], axis=1)
+    np.testing.assert_allclose(found, model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["step", "chunk"])
+@pytest.mark.parametrize("return_sequences", [True, False])
+def test_a_stream_that_differs_is_caught(mode, return_sequences, quick, tmp_path, monkeypatch):
+    right = getattr(Stream, mode)
+
+    def wrong(self, values, states):
+        outputs, states = right(self, values, states)
+        return {name: 1.01 * value for name, value in outputs.items()}, states
+
+    monkeypatch.setattr(Stream, mode, wrong)
+    model = small_model(kg.GatedRNN(3, return_sequences=return_sequences))
+    with pytest.raises(export.ParityError, match="step by step" if mode == "step" else "in chunks"):
+        export.export(model, tmp_path / "model", streaming=True)
+    assert not list(tmp_path.iterdir())
+
+
 def attention(x):
     return keras.layers.MultiHeadAttention(2, 2, name="attention")(x, x)
 
