@@ -161,16 +161,22 @@ class Stream:
         return tree.flatten(_interpret(self._graph, values, recurrent, call))
 
     def _name_states(self):
-        found = []
         layer_names = names.unique(names.layer_name(layer) for layer in self._layers)
-        for prefix, layer, structure in zip(
-            layer_names, self._layers, self._structures, strict=True
-        ):
-            states = tree.flatten(structure)
-            for name, state in zip(_state_names(layer, len(states)), states, strict=True):
-                dtype = keras.backend.standardize_dtype(state.dtype)
-                found.append(State(f"{prefix}_{name}", (None, *state.shape[1:]), dtype))
-        self.states = found
+        states = tree.flatten(self._structures)
+        own = [
+            f"{prefix}_{name}"
+            for prefix, layer, structure in zip(
+                layer_names, self._layers, self._structures, strict=True
+            )
+            for name in _state_names(layer, len(tree.flatten(structure)))
+        ]
+        # They stand beside inputs and outputs.
+        others = [*self.inputs.names, *self.outputs]
+        own = names.unique([*others, *own])[len(others) :]
+        self.states = [
+            State(name, (None, *state.shape[1:]), keras.backend.standardize_dtype(state.dtype))
+            for name, state in zip(own, states, strict=True)
+        ]
 
 
 def _interpret(graph, values, recurrent, call):
