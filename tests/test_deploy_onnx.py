@@ -10,7 +10,8 @@ import tensorflow as tf
 from helpers import BACKEND, MASK, built
 
 import keras_gates as kg
-from keras_gates.export import NotExportable, export
+from keras_gates import diagnostics
+from keras_gates.export import NotExportable, ParityError, export
 from keras_gates.export import onnx as onnx_format
 from keras_gates.export.onnx.activations import native
 from keras_gates.export.onnx.operators import attributes, operator
@@ -584,3 +585,18 @@ def test_examples_in_docstrings():
         (test,) = doctest.DocTestFinder(recurse=False).find(example, globs=names)
         assert test.examples
         assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_rounding_that_a_model_amplifies_is_named_and_accepted_on_request(tmp_path):
+    layer = kg.GatedRNN(64, gate_activation="hard_sigmoid")
+    model = keras.Sequential([keras.Input((None, 8)), layer])
+    kernel, recurrent_kernel, bias = layer.get_weights()
+    layer.set_weights([kernel, 5 * recurrent_kernel, bias])
+    with pytest.raises(ParityError, match="a positive Lyapunov exponent, the model amplifies"):
+        export(model, tmp_path / "model", "onnx")
+    assert not list(tmp_path.iterdir())
+    report = export(model, tmp_path / "model", "onnx", tolerance=0.1)
+    assert 1e-5 < report.difference.relative < 0.1
+    x = np.random.default_rng(0).normal(size=(20, 100, 8))
+    (found,) = diagnostics.diagnose(model, x).layers
+    assert found.lyapunov > 0

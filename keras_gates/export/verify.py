@@ -27,6 +27,12 @@ SMALLEST_SCALE = 1e-3
 # Of the share of an output's scale by which a file may differ, per dtype of computation.
 TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 TOLERANCE = 1e-5
+# A difference up to here may be rounding that a chaotic model amplifies from step to step.
+AMPLIFIED = 1e-2
+_AMPLIFIES = (
+    " If diagnostics.diagnose finds a positive Lyapunov exponent, the model amplifies rounding "
+    "from step to step, and no two programs agree on long sequences: give a `tolerance`."
+)
 
 
 def verify(format, path, samples, stream=None, tolerance=None):
@@ -73,10 +79,12 @@ def verify(format, path, samples, stream=None, tolerance=None):
             break
     difference = compare(pairs, tolerance)
     if difference.relative > (np.inf if tolerance is None else tolerance):
+        rounding = difference.relative < AMPLIFIED and tolerance == TOLERANCE
         raise ParityError(
             f"the file differs from its model by {difference.absolute:.3g}, which is "
             f"{difference.relative:.3g} of the scale of its output {difference.output!r} and more "
             f"than the tolerance {tolerance:.3g}: {difference.sample}."
+            + (_AMPLIFIES if rounding else "")
         )
     return difference, list(compared.values()), latency
 
