@@ -2,8 +2,8 @@
 
 Trains the same small GRU with each pair of gate and candidate activations on two tasks, the 8x8
 images of scikit-learn as 8 steps of 8 features and as 64 steps of 1 feature. Prints a table per
-task, draws the learning curves and the gradient norm along time, saves the best model, exports
-it as a SavedModel, and runs that with TensorFlow alone.
+task, draws the learning curves and the gradient norm along time, saves the best model, and writes
+it as a SavedModel, which is run with TensorFlow alone.
 
     python examples/digits.py                         # a few minutes on two cores
     python examples/digits.py --epochs 1 --seeds 1    # a look at everything
@@ -14,9 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 
 # Read when TensorFlow is imported. The tensors are so small that handing them from thread to
@@ -33,6 +31,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import keras_gates as kg
+from keras_gates.export import export
 
 UNITS = 32
 BATCH = 32
@@ -448,21 +447,6 @@ def _draw_norms(axis, task, run):
 
 # ---------------------------------------------------------------------- saving and serving
 
-# Runs in a process of its own, where importing Keras or this package fails.
-SERVE = """
-import sys
-sys.modules["keras"] = sys.modules["keras_gates"] = None
-import numpy, tensorflow
-folder, images, results, *batch_sizes = sys.argv[1:]
-images = numpy.load(images)
-serve = tensorflow.saved_model.load(folder).signatures["serving_default"]
-for size in map(int, batch_sizes):
-    starts = range(0, len(images), size)
-    parts = [serve(pixels=tensorflow.constant(images[i:i + size])) for i in starts]
-    (name,) = parts[0]
-    numpy.save(f"{results}/{size}.npy", numpy.concatenate([part[name] for part in parts]))
-"""
-
 
 def best_run(runs, rows):
     """The best seed of the pair with the best mean accuracy."""
@@ -470,36 +454,13 @@ def best_run(runs, rows):
     return max((run for run in runs if run.pair == best), key=lambda run: run.curve[-1])
 
 
-def serve(folder, images, batch_sizes):
-    """From batch size to what the SavedModel in `folder` predicts, in a process of its own."""
-    with tempfile.TemporaryDirectory() as scratch:
-        np.save(f"{scratch}/images.npy", images)
-        command = [sys.executable, "-c", SERVE, str(folder), f"{scratch}/images.npy", scratch]
-        finished = subprocess.run(
-            [*command, *map(str, batch_sizes)], capture_output=True, text=True, check=False
-        )
-        if finished.returncode:
-            raise RuntimeError(f"The exported model did not run:\n{finished.stderr}")
-        return {size: np.load(f"{scratch}/{size}.npy") for size in batch_sizes}
-
-
-def save_and_serve(task, run, out):
-    """Saves the model, exports it, and compares what both predict.
-
-    Returns:
-        From batch size to the largest absolute difference of any probability on the test images.
-    """
+def save_and_export(task, run, out):
+    """Saves the model and writes it as a SavedModel; returns the `ExportReport`."""
     model = with_weights(task, PAIRS[run.pair], run.weights)
     model.save(out / "best.keras")
-    model.export(out / "saved_model", verbose=False)
     _, _, images, _ = task.data()
-    loaded = keras.saving.load_model(out / "best.keras", compile=False)
-    # Batch by batch alike: rounding depends on the batch size, and a model whose gradient explodes
-    # amplifies rounding as well.
-    return {
-        size: float(np.abs(served - loaded.predict(images, batch_size=size, verbose=0)).max())
-        for size, served in serve(out / "saved_model", images, [len(images), 50]).items()
-    }
+    # A model whose gradient explodes amplifies rounding as well.
+    return export(model, out / "saved_model", sample=images, tolerance=1e-3)
 
 
 # ---------------------------------------------------------------------- command line
@@ -561,18 +522,16 @@ def main(argv=None):
 
     draw(tasks, rows, runs, arguments.figure)
     best = best_run(runs[PIXELS.name], rows[PIXELS.name])
-    differences = save_and_serve(PIXELS, best, arguments.out)
+    report = save_and_export(PIXELS, best, arguments.out)
     print(f"best {PIXELS.name}: {best.pair}, seed {best.seed}, accuracy {best.curve[-1]:.3f}")
-    print("SavedModel, run with TensorFlow alone: largest difference to the Keras model")
-    for size, difference in differences.items():
-        print(f"  batches of {size:3}: {difference:.1e}")
+    print(report)
 
     results = {
         "seeds": arguments.seeds,
         "epochs": {task.name: task.epochs for task in tasks},
         "tasks": rows,
         "best": {"pair": best.pair, "seed": best.seed, "accuracy": best.curve[-1]},
-        "savedmodel_difference": {str(size): value for size, value in differences.items()},
+        "savedmodel_difference": report.difference.absolute,
         "files": {
             "model": str(arguments.out / "best.keras"),
             "savedmodel": str(arguments.out / "saved_model"),
