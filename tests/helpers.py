@@ -1,9 +1,11 @@
 """What several test files share."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import keras
 import numpy as np
@@ -12,6 +14,7 @@ import reference
 
 import keras_gates as kg
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 BACKEND = keras.backend.backend()
 # `make test-all` runs what the usual run leaves out for time.
 ALL = bool(os.environ.get("ALL_TESTS"))
@@ -119,3 +122,19 @@ def run_python(code, *arguments, without_package=False, timeout=300):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def golden_files(format):
+    """The exported files of old releases in a format; see tests/golden/make_exported.py."""
+    found = sorted(GOLDEN.glob(f"release_*_{format}.zip"))
+    assert found
+    return found
+
+
+def unpacked(path, folder):
+    """The arrays of a golden file: its input, frames, and what the model gave, scores. The file is
+    in `folder`, under the name "model"."""
+    with zipfile.ZipFile(path) as packed:
+        packed.extractall(folder)
+    with np.load(folder / "expected.npz") as arrays:
+        return arrays["frames"], arrays["scores"]

@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import sys
 import types
-import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
+from helpers import golden_files, run_python, unpacked
 
 import keras_gates as kg
 from keras_gates import export
@@ -27,7 +26,6 @@ from keras_gates.export.place import aside
 from keras_gates.export.samples import Sample, Samples
 from keras_gates.export.streaming import Stream
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 # One process for many runs: each line names a runner and its arguments.
 WORKER = """
     import json, runpy, sys, traceback
@@ -591,24 +589,18 @@ def test_saved_model_cli_runs_it(artifact, tmp_path, rng):
     )
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*_saved_model.zip")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", golden_files("saved_model"), ids=lambda path: path.stem)
 def test_old_files_run(path, tmp_path):
-    with zipfile.ZipFile(path) as packed:
-        packed.extractall(tmp_path)
-    with np.load(tmp_path / "expected.npz") as arrays:
-        arrays = dict(arrays)
+    frames, scores = unpacked(path, tmp_path)
     serve = tf.saved_model.load(tmp_path / "model").signatures
-    found = serve["serving_default"](frames=tf.constant(arrays["frames"]))["scores"]
-    np.testing.assert_allclose(found, arrays["scores"], atol=1e-5)
-    states = serve["initial_state"](batch_size=tf.constant(len(arrays["frames"])))
-    for step in range(arrays["frames"].shape[1]):
-        outputs = serve["step"](frames=tf.constant(arrays["frames"][:, step]), **states)
+    found = serve["serving_default"](frames=tf.constant(frames))["scores"]
+    np.testing.assert_allclose(found, scores, atol=1e-5)
+    states = serve["initial_state"](batch_size=tf.constant(len(frames)))
+    for step in range(frames.shape[1]):
+        outputs = serve["step"](frames=tf.constant(frames[:, step]), **states)
         states = {name: outputs[name] for name in states}
-    np.testing.assert_allclose(outputs["scores"], arrays["scores"], atol=1e-5)
-
-
-def test_there_is_an_old_file():
-    assert list(GOLDEN.glob("*_saved_model.zip"))
+    np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
+    assert "step" in export.inspect(tmp_path / "model").signatures
 
 
 # ------------------------------------------------------------------ when it fails

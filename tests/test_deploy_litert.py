@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, CASES, MASK, run_python
+from helpers import BACKEND, CASES, MASK, golden_files, run_python, unpacked
 
 import keras_gates as kg
 from keras_gates.export import NotExportable, ParityError, export, inspect, verify
@@ -366,3 +366,17 @@ def test_missing_package_is_named_with_the_command(tmp_path, rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[litert\]"'):
         export(sequential(rng, kg.GatedRNN(3)), tmp_path / "m", "litert")
+
+
+@pytest.mark.parametrize("path", golden_files("litert"), ids=lambda path: path.stem)
+def test_old_files_run(path, tmp_path):
+    frames, scores = unpacked(path, tmp_path)
+    loaded = interpreter.Interpreter(str(tmp_path / "model.tflite"))
+    found = loaded.get_signature_runner("serving_default")(frames=frames)["scores"]
+    np.testing.assert_allclose(found, scores, atol=1e-5)
+    states = loaded.get_signature_runner("initial_state")()
+    for step in range(frames.shape[1]):
+        outputs = loaded.get_signature_runner("step")(frames=frames[:, step], **states)
+        states = {name: outputs[name] for name in states}
+    np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
+    assert "step" in inspect(tmp_path / "model.tflite").signatures

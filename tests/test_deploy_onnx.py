@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import BACKEND, MASK, built
+from helpers import BACKEND, MASK, built, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates import diagnostics
-from keras_gates.export import NotExportable, ParityError, export
+from keras_gates.export import NotExportable, ParityError, export, inspect
 from keras_gates.export import onnx as onnx_format
 from keras_gates.export.onnx.activations import native
 from keras_gates.export.onnx.operators import attributes, operator
@@ -600,3 +600,12 @@ def test_rounding_that_a_model_amplifies_is_named_and_accepted_on_request(tmp_pa
     x = np.random.default_rng(0).normal(size=(20, 100, 8))
     (found,) = diagnostics.diagnose(model, x).layers
     assert found.lyapunov > 0
+
+
+@pytest.mark.parametrize("path", golden_files("onnx"), ids=lambda path: path.stem)
+def test_old_files_run(path, tmp_path):
+    frames, scores = unpacked(path, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(["scores"], {"frames": frames})
+    np.testing.assert_allclose(found, scores, atol=1e-5)
+    assert inspect(tmp_path / "model.onnx").operators["GRU"] == 1

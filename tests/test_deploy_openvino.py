@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, MASK
+from helpers import BACKEND, MASK, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates.export import NotExportable, export, inspect, verify
@@ -214,3 +214,12 @@ def test_missing_package_is_named_with_the_command(package, tmp_path, rng, monke
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[openvino\]"'):
         export(model, tmp_path / "m", "openvino")
+
+
+@pytest.mark.parametrize("path", golden_files("openvino"), ids=lambda path: path.stem)
+def test_old_files_run(path, tmp_path):
+    frames, scores = unpacked(path, tmp_path)
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(tmp_path / "model.xml"), "CPU", exact)
+    np.testing.assert_allclose(model({"frames": frames})["scores"], scores, atol=1e-5)
+    assert inspect(tmp_path / "model.xml").operators["Loop"] == 2

@@ -28,6 +28,7 @@ from keras_gates.export.written import Written
 SUFFIX = ".xml"
 ACTIVATIONS = {b"Sigmoid", b"Tanh", b"Relu"}
 _NOTES = ["keras_gates", "notes"]  # path in the metadata of a file
+_SOURCE = ["conversion_parameters", "input_model"]  # a temporary folder, otherwise
 _PRECISION = (
     "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
     "processors that can, and agrees to two or three digits then."
@@ -76,6 +77,7 @@ def write(model, path):
             graph = _of_loops(model, pathlib.Path(folder, "model"))
     notes = [f"Recurrent layers run as Loops, which are slower, because {reason}"] if reason else []
     graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
+    graph.set_rt_info(model.name, _SOURCE)
     openvino.save_model(graph, str(path), compress_to_fp16=False)
     return read(path)
 
