@@ -20,6 +20,22 @@ EXPORTED = {
     "test_the_difference_is_the_largest_of_all_in_the_scale_of_its_output",
     "test_what_cannot_stream_is_refused_with_the_layer",
     "test_inspect_refuses_what_it_does_not_know",
+    # ONNX
+    "test_activations_are_attributes_with_their_exact_parameters",
+    "test_bidirectional_is_one_operator",
+    "test_cells_are_operators",
+    "test_export_runs_the_file_without_this_package",
+    "test_masks_are_obeyed_wherever_the_padding_is",
+    # LiteRT
+    "test_every_cell_at_several_lengths",
+    "test_every_kind_of_padding_in_every_direction",
+    "test_int8_is_smaller_and_its_cost_is_reported",
+    # OpenVINO
+    "test_operators_of_its_own",
+    # of several formats
+    "test_export_in_a_process_of_its_own",
+    "test_missing_package_is_named_with_the_command",
+    "test_missing_packages_come_with_the_command",
 }
 
 

@@ -4,9 +4,13 @@ Keras' own loop pays, at every turn, for the turn itself, for reading an input a
 and for a product with the kernel. Here a turn takes several time steps: one slice of the inputs,
 one product with the kernel for all of them, then the steps written out one after the other. The
 steps that are left over at the end take turns of their own.
+
+The product of a state with its kernel is too small for TensorFlow to share it among cores. So the
+two halves of a larger batch run in loops of their own, which do not wait for each other.
 """
 
 import contextlib
+import functools
 
 import tensorflow as tf
 
@@ -18,6 +22,9 @@ from keras_gates.validation import one_of
 
 # Time steps of a turn. More of them cost size, and save little more time.
 STEPS = 8
+# From so many samples on, halves of a batch gain more by the second core than they lose by being
+# smaller.
+HALVED = 16
 # How many of the first blocks of a cell's x and u its equations add to each other and use nowhere
 # else: they are added all at once.
 _ADDED = {GRUCell: 2, LSTMCell: 4, SimpleRNNCell: 1}
@@ -57,6 +64,31 @@ class _Loop:
         self.cell = cell
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
+        # A function, so that the graph holds it once.
+        run = tf.function(
+            functools.partial(self._run, return_sequences=return_sequences), autograph=False
+        )
+        masks = [] if mask is None else [mask]
+        given = [tf.convert_to_tensor(value) for value in (sequences, *states, *masks)]
+        batch = tf.shape(sequences)[0]
+
+        def halves():
+            half = batch // 2
+            parts = [run(*(v[:half] for v in given)), run(*(v[half:] for v in given))]
+            return [tf.concat(values, 0) for values in zip(*parts, strict=True)]
+
+        found = tf.cond(batch >= HALVED, halves, lambda: run(*given))
+        for value, known in zip(found, states, strict=False):
+            value.set_shape(known.shape)
+        if not return_sequences:
+            return None, found
+        hidden = found.pop()
+        return tf.ensure_shape(hidden, (*sequences.shape[:2], self.cell.units)), found
+
+    def _run(self, sequences, *given, return_sequences):
+        """The last states, and with `return_sequences` the hidden states of all steps."""
+        count = len(self.cell.state_names)
+        states, mask = given[:count], given[count] if given[count:] else None
         x = tf.transpose(sequences, (1, 0, 2))
         valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
         step = _HoistedStep(self.cell)
@@ -80,9 +112,8 @@ class _Loop:
             states, hidden = self._repeat(turn, *of_turns, list(states), return_sequences)
             pieces.append(hidden)
         if not return_sequences:
-            return None, states
-        hidden = tf.transpose(tf.concat(pieces, 0), (1, 0, 2))
-        return tf.ensure_shape(hidden, (*sequences.shape[:2], self.cell.units)), states
+            return states
+        return [*states, tf.transpose(tf.concat(pieces, 0), (1, 0, 2))]
 
     def _repeat(self, turn, first, steps, turns, states, return_sequences):
         """The states after so many turns, and the hidden states by time."""

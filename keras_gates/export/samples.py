@@ -60,12 +60,12 @@ class Samples:
         """Of calls for whole sequences."""
         if "serving_default" not in self.fixed:
             return []
-        wanted = [(1, 7), (3, self.usual_length), (8, LONG), (2, 1)]
+        wanted = [(1, 7), (17, self.usual_length), (8, LONG), (2, 1)]
         found = [Sample(batch, length) for batch, length in wanted]
         if self.masked:
-            found += [Sample(5, 12, "right"), Sample(3, LONG, "right")]
+            found += [Sample(5, 12, "right"), Sample(19, LONG, "right")]
             if self.interior_masks:
-                found.append(Sample(6, 12, "any"))
+                found.append(Sample(18, 12, "any"))
         return self._fitted(found, "serving_default")
 
     def streamed(self):
