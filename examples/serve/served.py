@@ -1,0 +1,171 @@
+"""A SavedModel as the servers share it: what it refuses, and many requests as one call."""
+
+import asyncio
+import collections
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+# Limits per request: without them one client could take all of the memory.
+MOST_SAMPLES = 1024
+MOST_STEPS = 10_000
+# Requests that wait are run together, up to so many samples.
+LARGEST_BATCH = 1024
+
+
+class BadRequest(ValueError):
+    """The client's mistake; the message says what is expected."""
+
+
+class ServedModel:
+    """A SavedModel that checks what it is given.
+
+    Args:
+        folder: of the model, with a folder per version in it, 1, 2, ..., as TensorFlow Serving has
+            it. The latest is loaded.
+
+    Attributes:
+        name: of the folder.
+        version: the latest one.
+        definitions: from a signature to its SignatureDef, a protocol buffer.
+        inputs: from a signature to a dict from the name of an input to a `tf.TensorSpec`.
+    """
+
+    def __init__(self, folder):
+        folder = pathlib.Path(folder).absolute()
+        versions = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+        if not versions:
+            raise SystemExit(f"There is no model in {folder}: run make_model.py first.")
+        self.name, self.version = folder.name, max(versions)
+        path = folder / str(self.version)
+        file = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        self.definitions = dict(file.meta_graphs[0].signature_def)
+        self._loaded = tf.saved_model.load(path)
+        self._signatures = dict(self._loaded.signatures)
+        self.inputs = {
+            name: function.structured_input_signature[1]
+            for name, function in self._signatures.items()
+        }
+
+    def checked(self, signature, given):
+        """The inputs of a call as arrays.
+
+        Args:
+            signature: its name.
+            given: from the names of its inputs to arrays, or to lists of numbers.
+
+        Raises:
+            BadRequest: one of them is not what the signature takes.
+        """
+        if not isinstance(signature, str) or signature not in self.inputs:
+            raise BadRequest(
+                f"signature_name must be one of {', '.join(self.inputs)}, not {signature!r}"
+            )
+        specs = self.inputs[signature]
+        if not isinstance(given, dict) or set(given) != set(specs):
+            received = ", ".join(given) if isinstance(given, dict) else type(given).__name__
+            raise BadRequest(f"inputs must be {', '.join(specs)}, not {received or 'nothing'}")
+        arrays = {name: _array(name, given[name], spec) for name, spec in specs.items()}
+        if len({len(array) for array in arrays.values() if array.ndim}) > 1:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise BadRequest(f"inputs must have equally many samples: {shapes}")
+        return arrays
+
+    def run(self, signature, arrays):
+        """What a signature gives for arrays that were checked: arrays by name."""
+        given = {name: tf.constant(array) for name, array in arrays.items()}
+        found = self._signatures[signature](**given)
+        return {name: value.numpy() for name, value in found.items()}
+
+
+class Batcher:
+    """Runs requests that come in together as one call, each sample with its own states.
+
+    While a call computes, requests wait, and all that fit together are the next call: one alone
+    does not wait for others, and a thousand take few calls.
+
+    Args:
+        model: a `ServedModel`.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self._waiting = collections.defaultdict(collections.deque)
+        self._working = None
+
+    async def run(self, signature, arrays):
+        """What the model gives for the arrays of one request, from `ServedModel.checked`."""
+        if not all(array.ndim for array in arrays.values()):  # has no axis of samples
+            return await asyncio.to_thread(self.model.run, signature, arrays)
+        kind = signature, *(array.shape[1:] for array in arrays.values())
+        result = asyncio.get_running_loop().create_future()
+        self._waiting[kind].append((arrays, result))
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+        return await result
+
+    async def _work(self):
+        while self._waiting:
+            kind = next(iter(self._waiting))
+            waiting = self._waiting.pop(kind)  # those of one kind may not starve another
+            batch = []
+            while waiting and (
+                not batch
+                or sum(_samples(a) for a, _ in batch) + _samples(waiting[0][0]) <= LARGEST_BATCH
+            ):
+                batch.append(waiting.popleft())
+            if waiting:
+                self._waiting[kind].extend(waiting)
+            await self._answer(kind[0], *zip(*batch, strict=True))
+
+    async def _answer(self, signature, requests, results):
+        try:
+            together = {name: np.concatenate([r[name] for r in requests]) for name in requests[0]}
+            found = await asyncio.to_thread(self.model.run, signature, together)
+        except Exception as error:  # the server's fault: all of them hear of it
+            for result in results:
+                if not result.done():
+                    result.set_exception(error)
+            return
+        ends = np.cumsum([_samples(request) for request in requests])
+        for request, result, end in zip(requests, results, ends, strict=True):
+            if not result.done():  # a client that has gone does not wait
+                own = slice(end - _samples(request), end)
+                result.set_result({name: value[own] for name, value in found.items()})
+
+
+def _samples(arrays):
+    return len(next(iter(arrays.values())))
+
+
+def _array(name, value, spec):
+    """`value` as an array that fits a specification; BadRequest if it does not."""
+    expected = f"{name} must be {spec.dtype.name} of shape {_shown(spec.shape)}"
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        raise BadRequest(f"{expected}, and its rows differ in length or depth") from None
+    if array.dtype.kind not in "fiub":
+        raise BadRequest(f"{expected}, and holds something other than numbers")
+    if len(array.shape) != len(spec.shape) or any(
+        known not in (None, size) for known, size in zip(spec.shape, array.shape, strict=True)
+    ):
+        raise BadRequest(f"{expected}, not {_shown(array.shape)}")
+    if not array.size:
+        raise BadRequest(f"{expected}, and is empty: {_shown(array.shape)}")
+    for axis, (most, what) in enumerate([(MOST_SAMPLES, "samples"), (MOST_STEPS, "time steps")]):
+        if array.ndim > axis and spec.shape[axis] is None and array.shape[axis] > most:
+            raise BadRequest(f"{name} may have {most} {what} at most, not {array.shape[axis]}")
+    if spec.dtype.is_integer and array.dtype.kind == "f":
+        raise BadRequest(f"{expected}, and holds fractions")
+    with np.errstate(over="ignore"):
+        array = array.astype(spec.dtype.as_numpy_dtype)
+    if not spec.dtype.is_integer and not np.isfinite(array).all():
+        raise BadRequest(f"{name} must be finite, and holds NaN, infinite or too large numbers")
+    return array
+
+
+def _shown(shape):
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"

@@ -1,0 +1,205 @@
+"""The servers in examples/serve: every client its own answer, every bad request its error."""
+
+import asyncio
+
+import client
+import load_test
+import make_model
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from helpers import run_python
+from http_server import application
+from served import LARGEST_BATCH, MOST_SAMPLES, BadRequest, Batcher, ServedModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of a trained and exported model, with a version of it."""
+    path = tmp_path_factory.mktemp("served") / "digits"
+    make_model.main(["--epochs", "1", "--out", str(path / "1")])
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return ServedModel(folder)
+
+
+@pytest.fixture
+def http(model):
+    return TestClient(application(model))
+
+
+def whole(model, rows):
+    """What the model gives for each sequence alone."""
+    found = [model.run("serving_default", {"rows": one[None]})["digit"] for one in rows]
+    return np.concatenate(found)
+
+
+def test_both_servers_under_load(folder):
+    """In processes without the package: predictions, streams, bad requests in between."""
+    printed = run_python(
+        f"""
+        import runpy, sys
+        sys.path.insert(0, {str(load_test.__file__.rpartition("/")[0])!r})
+        sys.argv = ["load_test.py", "--quick", "--model", {str(folder)!r}]
+        try:
+            runpy.run_path({load_test.__file__!r}, run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 0, end.code
+        """,
+        without_package=True,
+    )
+    assert "wrong answers: 0" in printed
+    assert "| gRPC, streams: 30 |" in printed
+    assert int(printed.partition("by their errors: ")[2].partition(";")[0]) >= 50
+
+
+def test_the_load_test_notices_a_stream_with_the_states_of_another(model):
+    load = load_test.Load(model, 0, 0)
+
+    async def crossed():
+        states = {}
+
+        def open_stream(index):
+            return _Stream(model, states, index // 2)
+
+        return await load.streams(open_stream, sessions=4, steps=3)
+
+    asyncio.run(crossed())
+    assert len(load.wrong) == 4
+    load.check_refusal("no error", "rows must be", "a wrong request")
+    assert "expected 'rows must be', got 'no error'" in load.wrong[-1]
+
+
+class _Stream:
+    """A stream whose states are kept under a name that it may share with another."""
+
+    def __init__(self, model, states, name):
+        self.model, self.states, self.name = model, states, name
+
+    async def __aenter__(self):
+        start = self.model.run("initial_state", {"batch_size": np.int32(1)})
+        self.states.setdefault(self.name, start)
+        return self._step
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def _step(self, row):
+        await asyncio.sleep(0)
+        given = {"rows": row[None], **self.states[self.name]}
+        self.states[self.name] = self.model.run("step", given)
+        return self.states[self.name].pop("digit")[0]
+
+
+def test_requests_that_come_together_share_calls_and_get_their_own_answers(model, rng):
+    lengths = [5, 5, 8, 5, 8, 3, 5, 5]
+    rows = [rng.normal(size=(1 + i % 3, n, 8)).astype("float32") for i, n in enumerate(lengths)]
+    rows += [rng.normal(size=(LARGEST_BATCH - 1, 5, 8)).astype("float32")]
+    calls = []
+
+    class Counting:
+        def run(self, signature, arrays):
+            calls.append(len(arrays["rows"]))
+            return model.run(signature, arrays)
+
+    async def all_at_once():
+        batcher = Batcher(Counting())
+        return await asyncio.gather(
+            *(batcher.run("serving_default", {"rows": own}) for own in rows)
+        )
+
+    for found, own in zip(asyncio.run(all_at_once()), rows, strict=True):
+        np.testing.assert_allclose(found["digit"][:3], whole(model, own[:3]), atol=1e-5)
+        assert len(found["digit"]) == len(own)
+    assert len(calls) == 4  # lengths 5 (twice: not more than a batch at once), 8, 3
+    assert max(calls) <= LARGEST_BATCH
+
+
+def test_a_call_that_fails_fails_its_requests_alone(model):
+    class Failing:
+        def run(self, signature, arrays):
+            if signature == "step":
+                raise RuntimeError("out of memory")
+            return arrays
+
+    async def ask():
+        batcher, one = Batcher(Failing()), {"rows": np.zeros((1, 8))}
+        wanted = ("step", "step", "chunk")
+        return await asyncio.gather(
+            *(batcher.run(name, one) for name in wanted), return_exceptions=True
+        )
+
+    first, second, third = asyncio.run(ask())
+    assert str(first) == str(second) == "out of memory"
+    assert third["rows"].shape == (1, 8)
+
+
+def test_rest_is_that_of_tensorflow_serving(http, model, rng):
+    rows = rng.normal(size=(2, 4, 8)).astype("float32")
+    expected = whole(model, rows)
+    for body, answer in (
+        ({"instances": rows.tolist()}, "predictions"),
+        ({"instances": [{"rows": one.tolist()} for one in rows]}, "predictions"),
+        ({"inputs": rows.tolist()}, "outputs"),
+        ({"inputs": {"rows": rows.tolist()}, "signature_name": "serving_default"}, "outputs"),
+    ):
+        response = http.post("/v1/models/digits:predict", json=body)
+        assert response.status_code == 200, response.text
+        np.testing.assert_allclose(response.json()[answer], expected, atol=1e-5)
+    assert http.get("/v1/models/digits").json()["model_version_status"][0]["version"] == "1"
+    metadata = http.get("/v1/models/digits/metadata").json()["metadata"]
+    signatures = metadata["signature_def"]["signature_def"]
+    assert set(signatures) >= {"serving_default", "initial_state", "step", "chunk"}
+
+
+def test_a_socket_keeps_its_states_through_an_error(http, model, rng):
+    rows = rng.normal(size=(1, 4, 8)).astype("float32")
+    with http.websocket_connect("/v1/models/digits/stream") as socket:
+        for row in rows[0]:
+            socket.send_json({"rows": row[:-1].tolist()})
+            assert "rows must be float32 of shape (any, 8)" in socket.receive_json()["error"]
+            socket.send_json({"rows": row.tolist()})
+            found = socket.receive_json()["digit"]
+    np.testing.assert_allclose([found], whole(model, rows), atol=1e-5)
+
+
+def test_addresses_that_are_not_there_are_answered_as_every_error(http):
+    response = http.post("/v1/models/nothing:predict", json={})
+    assert response.status_code == 404
+    assert "served is /v1/models/digits" in response.json()["error"]
+    response = http.get("/v1/models/digits:predict")
+    assert response.status_code == 405
+    assert "GET /v1/models/digits:predict" in response.json()["error"]
+
+
+def test_what_is_too_large_is_refused_before_it_is_run(model):
+    rows = np.zeros((MOST_SAMPLES + 1, 1, 8))
+    with pytest.raises(BadRequest, match="1024 samples at most, not 1025"):
+        model.checked("serving_default", {"rows": rows})
+    states = model.run("initial_state", {"batch_size": np.int32(2)})
+    with pytest.raises(BadRequest, match="equally many samples: .*rows \\(1, 8\\)"):
+        model.checked("step", {**states, "rows": rows[:1, 0]})
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="run make_model.py first"):
+        ServedModel(tmp_path)
+
+
+def test_the_clients_ask_both_servers(folder, capsys):
+    with (
+        load_test.server("http_server.py", str(folder)) as http_port,
+        load_test.server("grpc_server.py", str(folder)) as grpc_port,
+    ):
+        arguments = ["--http", f"127.0.0.1:{http_port}", "--grpc", f"127.0.0.1:{grpc_port}"]
+        asyncio.run(client.main(arguments))
+    printed = [line.partition(":")[2].split() for line in capsys.readouterr().out.splitlines()]
+    written, by_rest, by_grpc, _, steps_by_grpc, steps_by_socket = printed
+    assert by_rest == by_grpc
+    assert len(by_rest) == len(written) == 5
+    assert steps_by_grpc == steps_by_socket
+    assert len(steps_by_grpc) == 8
+    assert steps_by_grpc[-1] == by_rest[0]
