@@ -117,6 +117,54 @@ def test_killed_with_all_its_children_and_resumed_with_fewer_workers(tmp_path):
     assert (tmp_path / "after").read_text() == "chief\n"
 
 
+FATAL = """
+    import os, pathlib, signal, sys
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from keras_gates import tuning
+
+    class Dying(tuning.GridSearch):
+        def _build_and_fit_model(self, trial, *args, **kwargs):
+            a = trial.hyperparameters.get("a")
+            with open(sys.argv[1] + "/ran", "a") as ran:
+                ran.write(f"a={a} seed={self._seed}\\n")
+            if a in (1, 2) and self._seed:
+                os.kill(os.getpid(), signal.SIGKILL)  # as a system out of memory does
+            return float(a)
+
+    def build(hp):
+        hp.Choice("a", [0, 1, 2, 3])
+
+    tuner = Dying(build, "loss", directory=sys.argv[1], project_name="p", executions_per_trial=2)
+    tuner.search(verbose=0)
+"""
+
+
+def test_trials_that_end_their_process_do_not_end_the_search(tmp_path):
+    assert launch.launch(write_script(tmp_path, FATAL), [str(tmp_path)], workers=1) == 0
+    found = records.read_search(tmp_path / "p").trials
+    outcomes = ["finished", "raised", "raised", "finished"]
+    assert [(t.values["a"], t.outcome) for t in found] == list(enumerate(outcomes))
+    for trial in found[1:3]:
+        assert trial.reason.startswith("its process died 2 times in this training")
+        assert [e.outcome for e in trial.executions] == ["finished", "raised"]
+    ran = (tmp_path / "ran").read_text().splitlines()
+    assert [ran.count(f"a={a} seed={seed}") for a in range(4) for seed in (0, 1)] == [
+        *(1, 1),
+        *(1, 2),
+        *(1, 2),
+        *(1, 1),
+    ]
+    assert not list(tmp_path.glob(f"p/trial_*/{records.BEGUN}"))
+
+
+def test_deaths_are_counted_per_training_and_launch(tmp_path):
+    assert [records.begin(tmp_path, 0, "one") for _ in range(3)] == [0, 1, 2]
+    assert records.begin(tmp_path, 0, "another") == 0  # the first was interrupted, maybe
+    assert records.begin(tmp_path, 1, "another") == 0
+    records.end(tmp_path)
+    assert records.begin(tmp_path, 1, "another") == 0
+
+
 @pytest.fixture(scope="module")
 def example():
     path = EXAMPLES / "search_distributed.py"

@@ -3,10 +3,12 @@
 import collections
 import contextlib
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -37,8 +39,9 @@ def launch(script, arguments=(), workers=2, port=None):
     """Runs `script` as a chief and `workers` workers on this machine, until the chief has ended.
 
     A process that dies is started again under its name: a worker gets its trial back and trains the
-    seeds that are left, the chief goes on from the disk. When this process ends, all others do,
-    whatever ended it.
+    seeds that are left, the chief goes on from the disk. A training in which its process has died
+    twice is not begun again; its trial fails. When this process ends, all others do, whatever ended
+    it.
 
     The processor cores are shared out among the workers, unless TF_NUM_INTRAOP_THREADS or
     OMP_NUM_THREADS is set, and the devices of CUDA_VISIBLE_DEVICES, if it names several.
@@ -51,27 +54,30 @@ def launch(script, arguments=(), workers=2, port=None):
 
     Returns:
         The exit status: 0; 1 if a process was given up, having died three times in a row within
-        five minutes each; 130 after Ctrl-C.
+        five minutes each, with no training ended in between; 130 after Ctrl-C.
     """
     port, say = port or _free_port(), _Printer(len(roles.worker_id(workers - 1)))
     command = [sys.executable, "-u", str(script), *arguments]
     shared = _shared_environment(workers)
 
-    def child(name, **own):
-        variables = environment(name, "127.0.0.1", port, workers)
-        return _Child(name, command, {**shared, **variables, **own}, say)
+    with tempfile.TemporaryDirectory() as signs:
 
-    chief = child(roles.CHIEF)
-    crew = [child(roles.worker_id(k), **_device(k)) for k in range(workers)]
-    previous = signal.signal(signal.SIGTERM, _leave)
-    try:
-        return _supervise(chief, crew, say)
-    except KeyboardInterrupt:
-        say("launch", "interrupted")
-        return 130
-    finally:
-        _end([chief, *crew])
-        signal.signal(signal.SIGTERM, previous)
+        def child(name, **own):
+            variables = environment(name, "127.0.0.1", port, workers)
+            sign = pathlib.Path(signs, name)
+            return _Child(name, command, {**shared, **variables, **own}, say, sign)
+
+        chief = child(roles.CHIEF)
+        crew = [child(roles.worker_id(k), **_device(k)) for k in range(workers)]
+        previous = signal.signal(signal.SIGTERM, _leave)
+        try:
+            return _supervise(chief, crew, say)
+        except KeyboardInterrupt:
+            say("launch", "interrupted")
+            return 130
+        finally:
+            _end([chief, *crew])
+            signal.signal(signal.SIGTERM, previous)
 
 
 def end_with_launcher():
@@ -79,15 +85,22 @@ def end_with_launcher():
 
     The launcher holds the other end of the standard input and writes nothing, so that even its
     being killed is noticed.
+
+    Returns:
+        The path of a file whose existence tells the launcher that this process gets on; another
+        for every launch. None if this process was not launched.
     """
-    if os.environ.pop(LAUNCHED, None) and os.getpgrp() == os.getpid():
+    sign = os.environ.pop(LAUNCHED, None)
+    if sign is None or os.getpgrp() != os.getpid():
+        return None
 
-        def wait():
-            while os.read(0, 1):
-                pass
-            os.killpg(os.getpid(), signal.SIGKILL)
+    def wait():
+        while os.read(0, 1):
+            pass
+        os.killpg(os.getpid(), signal.SIGKILL)
 
-        threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
+    return pathlib.Path(sign)
 
 
 def _supervise(chief, crew, say):
@@ -115,13 +128,15 @@ class _Child:
         ended: whether it has ended well.
     """
 
-    def __init__(self, name, command, variables, say):
-        self.name, self.command, self.variables, self.say = name, command, variables, say
+    def __init__(self, name, command, variables, say, sign):
+        self.name, self.command, self.say, self.sign = name, command, say, sign
+        self.variables = {**variables, LAUNCHED: str(sign)}
         self.process, self.reader, self.ended = None, None, False
         self.lives, self.tail = 0, collections.deque(maxlen=20)
 
     def start(self):
         self.tail.clear()
+        self.sign.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             self.command,
             env=self.variables,
@@ -154,7 +169,8 @@ class _Child:
         if status == 0:
             self.ended = True
             return True
-        self.lives = self.lives + 1 if time.monotonic() - self.born < SHORT else 1
+        in_vain = time.monotonic() - self.born < SHORT and not self.sign.exists()
+        self.lives = self.lives + 1 if in_vain else 1
         if self.lives >= LIVES:
             return False
         self.say("launch", f"{self.name} has died: {_cause(status)}. It is started again.")
@@ -208,7 +224,7 @@ class _Printer:
 
 
 def _shared_environment(workers):
-    variables = {**os.environ, LAUNCHED: "1"}
+    variables = dict(os.environ)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     share = str(max(1, cores // workers))

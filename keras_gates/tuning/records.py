@@ -13,6 +13,7 @@ import pathlib
 
 FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
 EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
+BEGUN = "begun.json"
 
 
 @dataclasses.dataclass
@@ -152,6 +153,27 @@ def read_executions(folder):
 
 def write_executions(folder, executions):
     write_json(pathlib.Path(folder) / EXECUTIONS, [dataclasses.asdict(e) for e in executions])
+
+
+def begin(folder, seed, launch):
+    """Notes that a training begins; how often it had begun before in this launch, and not ended.
+
+    Args:
+        folder: of the trial.
+        seed: of the training.
+        launch: whatever tells one launch from another.
+    """
+    path, training = pathlib.Path(folder) / BEGUN, {"seed": seed, "launch": str(launch)}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    times = before.pop("times", 0)
+    times = times if before == training else 0
+    write_json(path, {**training, "times": times + 1})
+    return times
+
+
+def end(folder):
+    """Notes that the training that has begun has ended."""
+    (pathlib.Path(folder) / BEGUN).unlink(missing_ok=True)
 
 
 def read_search(folder):

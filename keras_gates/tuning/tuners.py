@@ -80,7 +80,7 @@ class Tuner(keras_tuner.Tuner):
         self._oracle_name = type(oracle).__name__
         self._prunes = getattr(oracle, "prunes", False)
         self._seed = None  # of the training under way
-        launch.end_with_launcher()
+        self._launched = launch.end_with_launcher()
         oracle._display = self._progress = Progress(oracle)
         super().__init__(
             oracle=oracle,
@@ -135,7 +135,8 @@ class Tuner(keras_tuner.Tuner):
             A list of `records.Execution`.
 
         Raises:
-            keras_tuner.errors.FailedTrialError: a training diverged, or was pruned.
+            keras_tuner.errors.FailedTrialError: a training diverged, was pruned, or has ended its
+                process twice.
             Exception: what a training raised.
         """
         folder = self.get_trial_dir(trial.trial_id)
@@ -143,9 +144,16 @@ class Tuner(keras_tuner.Tuner):
         for seed in self._seeds[len(executions) :]:
             if executions and executions[0].outcome == records.PRUNED:
                 break
-            execution, error = self._execute(trial, seed, args, kwargs)
+            deaths = records.begin(folder, seed, self._launched) if self._launched else 0
+            if deaths >= launch.LIVES - 1:
+                execution, error = _fatal(seed, deaths)
+            else:
+                execution, error = self._execute(trial, seed, args, kwargs)
             executions.append(execution)
             records.write_executions(folder, executions)
+            records.end(folder)
+            if self._launched:
+                self._launched.touch()
             if error is not None:
                 raise error
         for execution in executions:
@@ -383,6 +391,13 @@ def _ended(watch, score):
     if score is not None and not math.isfinite(score):
         return records.DIVERGED, f"the score was {score}"
     return records.FINISHED, None
+
+
+def _fatal(seed, deaths):
+    """As `_execute` for a training that has ended its process so many times."""
+    reason = f"its process died {deaths} times in this training; is there too little memory?"
+    execution = records.Execution(seed, records.RAISED, 0, reason)
+    return execution, keras_tuner.errors.FailedTrialError(f"{reason} (seed {seed})")
 
 
 def _better(objective, score, than):
