@@ -6,7 +6,7 @@ packages are installed (`pip install "keras_gates[onnx,litert,openvino]"`). Ever
 process of its own, with nothing but its runtime; the files take turns, round after round, and the
 medians of ratios within a round are compared. A ratio above 1 means faster than Keras' SavedModel.
 
-    python examples/deployment.py            # about ten minutes on two cores
+    python examples/deployment.py            # about five minutes on two cores
     python examples/deployment.py --quick    # one layer, one round
 """
 
@@ -229,10 +229,13 @@ def draw(rows, path):
         axis.set_xticks(np.arange(len(layers)), layers, fontsize=8)
         axis.set_title(f"batch {batch}")
         axis.set_yscale("log")
+        axis.set_yticks([t for t in (0.5, 1, 1.5, 2, 3, 5, 10, 20) if t <= axis.get_ylim()[1]])
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel(f"times faster than\n{KERAS}")
-    axes[-1].legend(fontsize=8)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(labels), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

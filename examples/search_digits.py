@@ -6,8 +6,8 @@ gates is one that the verdict calls unstable, relu, to show what a search does w
 diverge. Prints the report, draws it, and saves the best model. Stopped at any moment, it goes on
 where it was when it is started again.
 
-    python examples/search_digits.py                          # some ten minutes on two cores
-    python examples/search_digits.py --epochs 1 --trials 4    # a look at everything
+    python examples/search_digits.py                                      # some seven minutes
+    python examples/search_digits.py --epochs 1 --trials 4 --out out/look   # at everything, quickly
 """
 
 import argparse
@@ -53,6 +53,8 @@ def draw(report, path):
     for axis, cell in zip(axes[0], CELLS, strict=True):
         if cell in searched:
             tuning.plot_scores(report, axis, cell=cell)
+        else:
+            axis.set_axis_off()
     grid = axes[1, 0].get_gridspec()
     axes[1, 0].remove()
     axes[1, 1].remove()
@@ -67,10 +69,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=2, help="of each trial; default: %(default)s")
     parser.add_argument("--trials", type=int, default=None, help="default: all, 27")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("out"),
+        help="folder of the search and of what is written; default: %(default)s",
+    )
     arguments = parser.parse_args(argv)
     training, validation, (x_test, y_test) = digits()
     hypermodel = tuning.GatedRNNHyperModel.from_data(

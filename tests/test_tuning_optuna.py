@@ -183,7 +183,8 @@ def test_the_same_seed_proposes_the_same(tmp_path):
     first = drawn("a", seed=0)
     assert drawn("b", seed=0) == first
     other = drawn("c", seed=1)
-    assert not {values["x"] for values in other} & {values["x"] for values in first}
+    assert other[0] == first[0] == {"x": 0.0}  # the defaults
+    assert not {values["x"] for values in other[1:]} & {values["x"] for values in first}
     assert drawn("d") != first
 
 
@@ -331,7 +332,9 @@ def test_a_search_that_prunes(tmp_path):
         tuner.run_trial(trial, X, Y, **DATA)
     assert_only_the_bad_were_pruned(tmp_path / "s", seeds=2)
 
-    with pytest.raises(ValueError, match="its oracle is 'OptunaOracle', not 'RandomSearchOracle'"):
+    with pytest.raises(
+        ValueError, match="its `oracle` is 'OptunaOracle', not 'RandomSearchOracle'"
+    ):
         tuning.Tuner(
             tuning.RandomSearchOracle("val_loss", max_trials=8, seed=0),
             build,

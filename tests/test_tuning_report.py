@@ -227,7 +227,7 @@ def test_print(mixed):
     assert "Time: the best took 4 s per training, 2 times that of the default pair" in text
     assert "loss became nan in epoch 2, batch 3 (seed 0) [gate_activation=relu" in text
     assert "ValueError: a | b c (seed 0)" in text
-    table = text.split("Best trials\n")[1].split("\n\n")[0].splitlines()
+    table = text.split("Best trials (")[1].split("\n\n")[0].splitlines()[1:]
     assert table[1].split()[:5] == ["1", "02", "0.82", "0.02", "3"]
     assert table[1].split()[-3:] == ["hard_sigmoid", "tanh", "-"]
     effect = next(
@@ -235,6 +235,44 @@ def test_print(mixed):
     )
     assert effect.endswith("2 of 2")
     assert "no trial with it finished" in effect
+
+
+def test_print_shows_epochs_where_they_differ(tmp_path):
+    short = finished("1", HARD, 0.6)
+    short.executions[0].epoch = 1
+    text = str(search_report(written(tmp_path, [finished("0", HARD, 0.7), short])))
+    names, *rows = text.split("Best trials (")[1].split("\n\n")[0].splitlines()[1:]
+    column = names.split().index("epochs")
+    assert [row.split()[column - 1] for row in rows] == ["3", "1"]  # no spread of one seed
+    (tmp_path / "a").mkdir()
+    alike = [finished("0", HARD, 0.7), finished("1", RELU, 0.6)]
+    assert "epochs" not in str(search_report(written(tmp_path / "a", alike)))
+
+
+def test_print_tells_a_reason_once(tmp_path):
+    trials = [diverged("0", RELU), diverged("1", HARD), finished("2", DEFAULT, 0.7)]
+    text = str(search_report(written(tmp_path, trials)))
+    assert text.count("loss became nan in epoch 2, batch 3") == 1
+    assert "as trial 0 [gate_activation=hard_sigmoid]" in text
+
+
+def test_print_leaves_out_effects_of_nothing(tmp_path):
+    raised = [
+        Trial(name, values, "FAILED", [Execution(0, "raised", 0, "ValueError: no")])
+        for name, values in (("0", RELU), ("1", HARD))
+    ]
+    assert "Main effects" not in str(search_report(written(tmp_path, raised)))
+    (tmp_path / "a").mkdir()
+    some = [diverged("0", RELU), *raised[1:]]
+    assert "Main effects" in str(search_report(written(tmp_path / "a", some)))
+
+
+def test_a_difference_of_rounding_is_none(tmp_path):
+    trials = [finished("0", DEFAULT, 0.7, 0.8), finished("1", HARD, 0.7, 0.8 + 1e-9)]
+    found = compare(searched(trials))
+    assert found.difference == 0
+    assert "by 0 in val_accuracy" in found.sentence
+    assert "takes about" not in found.sentence
 
 
 def test_print_tells_of_a_quicker_trial_as_good(tmp_path):
@@ -633,7 +671,7 @@ def test_other_verdicts():
     assert "(trial 0: sigmoid + tanh) is itself the best of 2 finished trials" in best.sentence
     none = compare(searched([finished("1", HARD, 0.8, 0.7)]))
     assert none.verdict == "no default"
-    assert "put it among the choices" in none.sentence
+    assert "let it be the default of the choices, which a search begins with" in none.sentence
     tried = compare(searched([finished("1", HARD, 0.8, 0.7), diverged("2", DEFAULT)]))
     assert "No trial with the default pair (sigmoid + tanh) has finished: 2 (diverged)" in (
         tried.sentence
@@ -789,8 +827,33 @@ def test_learning_curves_of_the_best_and_the_default(plt, tmp_path):
     band = axes.collections[0].get_paths()[0].get_extents()
     assert (band.ymin, band.ymax) == pytest.approx((0.6, 0.9))
     labels = [t.get_text() for t in axes.get_legend().get_texts()]
-    assert labels[0] == "best: hard_sigmoid + tanh (trial 0, seeds: 2)"
-    assert labels[1] == "default pair: sigmoid + tanh (trial 1, seeds: 2)"
+    assert labels[0] == "best: hard_sigmoid + tanh"
+    assert labels[1] == "default pair: sigmoid + tanh"
+
+
+def test_learning_curves_of_one_epoch_are_seen(plt, tmp_path):
+    from keras_gates.tuning.report.plots import plot_learning_curves
+
+    trial = finished("0", DEFAULT, 0.8)
+    (execution,) = trial.executions
+    execution.epoch = execution.best_epoch = 1
+    execution.history = {"val_accuracy": [0.8]}
+    axes = plot_learning_curves(search_report(written(tmp_path, [trial])))
+    assert axes.lines[0].get_marker() == "o"
+
+
+def test_scores_of_all_cells_have_one_scale(plt, tmp_path):
+    from keras_gates.tuning.report.plots import plot_scores
+
+    trials = [
+        finished(str(k), {"cell": cell, **values}, score)
+        for k, (cell, values, score) in enumerate(
+            [("gru", DEFAULT, 0.9), ("gru", HARD, 0.7), ("lstm", DEFAULT, 0.6), ("lstm", HARD, 0.4)]
+        )
+    ]
+    found = search_report(written(tmp_path, trials))
+    for cell in ("gru", "lstm"):
+        assert plot_scores(found, cell=cell).images[0].get_clim() == (0.4, 0.9)
 
 
 def test_learning_curves_where_the_default_is_best(plt, tmp_path):

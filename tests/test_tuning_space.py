@@ -426,6 +426,7 @@ MODEL_ERRORS = [
     ({"gates": "relu"}, ValueError, "unstable in the cell 'gru'"),
     ({"return_state": True}, TypeError, "takes no argument `return_state`"),
     ({"head": 3}, ValueError, "`head` must be a list of Keras layers, or a function"),
+    ({"unit": 8}, TypeError, "^GatedRNNHyperModel takes no argument `unit`.*'units'"),
     ({"stem": ["dense"]}, ValueError, "`stem` must be a list of Keras layers"),
     (
         {"stem": [], "input_shape": (None,), "mask_value": 0.0},
@@ -614,6 +615,18 @@ class TestHyperModel:
         model = hypermodel.build(hp)
         assert {"filters": 6, "rate": 0.5}.items() <= hp.values.items()
         assert model.output_shape == (None, None, 3)
+
+    @pytest.mark.parametrize(
+        ("head", "message"),
+        [
+            ([keras.layers.Dense(16, "softmax")], r"shape \(None, 3\), as outputs=3 .* 16\)"),
+            ([keras.layers.Dense(3)], "must return probabilities.*which has no activation"),
+        ],
+    )
+    def test_a_head_that_the_loss_cannot_take_is_refused(self, head, message):
+        hypermodel = GatedRNNHyperModel("classification", (None, 2), 3, head=head, **SMALL)
+        with pytest.raises(ValueError, match=message):
+            hypermodel.build(keras_tuner.HyperParameters())
 
     def test_a_search(self, tmp_path, rng):
         x = rng.normal(size=(12, 5, 2)).astype("float32")

@@ -1,5 +1,6 @@
 """A hypermodel for sequences: recurrent layers whose activations and sizes are searched."""
 
+import inspect
 import math
 import numbers
 
@@ -8,7 +9,15 @@ import keras_tuner
 import numpy as np
 
 from keras_gates.layers import GatedRNN
-from keras_gates.tuning.space import CANDIDATES, GATES, activation_space, choice
+from keras_gates.tuning.space import (
+    CANDIDATES,
+    GATES,
+    SPACE_ARGUMENTS,
+    activation_space,
+    cell_options,
+    choice,
+    named_cells,
+)
 from keras_gates.validation import fraction, one_of, positive_integer
 
 # From each task to its loss and its metrics.
@@ -102,6 +111,9 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
                 f"Received: outputs={outputs}"
             )
         self.activations = {"cell": cell, "gates": gates, "candidates": candidates, **options}
+        of_cell = {name: options[name] for name in options if name not in SPACE_ARGUMENTS}
+        own = inspect.signature(type(self)).parameters
+        cell_options(named_cells(cell), of_cell, type(self).__name__, own)  # its errors
         activation_space(keras_tuner.HyperParameters(), units=1, **self.activations)  # its errors
         self.values = {
             "layers": _values("layers", layers, positive_integer),
@@ -163,10 +175,27 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
             outputs = keras.layers.Dense(self.outputs, activation=activation)(x)
         else:
             outputs = _applied("head", self.head, x, hp)
+            self._check_outputs(outputs, x)
         model = keras.Model(inputs, outputs)
         loss, metrics = TASKS[self.task]
         model.compile(keras.optimizers.Adam(drawn["learning_rate"]), loss, metrics=metrics)
         return model
+
+    def _check_outputs(self, outputs, x):
+        """Raises a ValueError if a head of one's own does not return what the loss takes."""
+        expected = (*x.shape[:-1], self.outputs)
+        if outputs.shape != expected:
+            raise ValueError(
+                f"`head` must return outputs of shape {expected}, as outputs={self.outputs} and "
+                f"task={self.task!r} say. Received: {outputs.shape}"
+            )
+        last = outputs._keras_history.operation
+        linear = getattr(last, "activation", None) is keras.activations.linear
+        if self.task != "regression" and linear:
+            raise ValueError(
+                "`head` must return probabilities, as a Dense layer with activation='softmax' "
+                f"does. Received: {last.name!r}, which has no activation"
+            )
 
 
 def _applied(argument, part, x, hp):

@@ -121,6 +121,9 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
 
     def populate_space(self, trial_id):
         optuna = _optuna()
+        if self.begins() and not self._own_sampler:
+            params, _ = self._params(self.defaults())
+            self.study.enqueue_trial(params)
         for _ in range(DRAWS):
             if self._exhausted:
                 return {"status": "STOPPED"}
@@ -221,16 +224,7 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
     def _given(self, trial_id, values):
         """A trial in the study with these values."""
         optuna = _optuna()
-        params, distributions = {}, {}
-
-        def note(parameter):
-            value = values.get(parameter.hp.name)
-            if parameter.can_be(value):
-                params[parameter.name] = parameter.to_optuna(value)
-                distributions[parameter.name] = parameter.distribution
-            return value
-
-        self._values(note)
+        params, distributions = self._params(values)
         running = optuna.trial.TrialState.RUNNING
         self.study.add_trial(
             optuna.trial.create_trial(
@@ -247,6 +241,23 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
             if trial.user_attrs == {SEARCH: self._search, TRIAL: trial_id}
         ]
         return optuna.trial.Trial(self.study, added[-1]._trial_id)
+
+    def _params(self, values):
+        """What Optuna calls params, and their distributions, of hyperparameters with these values.
+
+        Those that cannot have theirs are left out.
+        """
+        params, distributions = {}, {}
+
+        def note(parameter):
+            value = values.get(parameter.hp.name)
+            if parameter.can_be(value):
+                params[parameter.name] = parameter.to_optuna(value)
+                distributions[parameter.name] = parameter.distribution
+            return value
+
+        self._values(note)
+        return params, distributions
 
     # ------------------------------------------------------------------ on disk
 
@@ -330,7 +341,12 @@ class _Parameter:
         return value is not None and self.distribution.low <= value <= self.distribution.high
 
     def to_optuna(self, value):
-        return self._choices.index(value) if self._choices else self._mirrored(value)
+        if self._choices:
+            return self._choices.index(value)
+        if isinstance(self.hp, (Choice, Boolean)):
+            return value
+        # Mirrored, a bound may be past the other one by rounding.
+        return min(max(self._mirrored(value), self.distribution.low), self.distribution.high)
 
     def _mirrored(self, value):
         """KerasTuner's "reverse_log" is fine-grained near the upper bound."""

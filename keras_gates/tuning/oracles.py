@@ -6,8 +6,10 @@ here differ from KerasTuner's in what a failure does: it never ends the search o
 
 import contextlib
 import copy
+import itertools
 import json
 import math
+import numbers
 import os
 import pathlib
 
@@ -17,10 +19,13 @@ from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 
 from keras_gates.tuning import records, roles
+from keras_gates.validation import positive_integer
 
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 # The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
 INTERMEDIATE = "intermediate"
+# Combinations of a larger grid are not counted.
+MOST_COUNTED = 10_000
 
 
 class RobustOracle:
@@ -31,6 +36,7 @@ class RobustOracle:
     - What is on disk is always whole. A search that was killed goes on with every ended trial
       counted once; a chief that was killed leaves the running trials to its workers.
     - Only trials that were completed are ever among the best.
+    - A search begins with the defaults of all choices, which the others are compared with.
     """
 
     def __init__(self, *args, seed=None, max_consecutive_failed_trials=None, **kwargs):
@@ -40,6 +46,10 @@ class RobustOracle:
             max_consecutive_failed_trials=max_consecutive_failed_trials,
             **kwargs,
         )
+        if self.max_trials is not None:
+            positive_integer("max_trials", self.max_trials)
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral | None):
+            raise ValueError(f"`seed` must be an integer, or None. Received: seed={seed!r}")
         if seed is not None:
             self.seed = self._seed_state = seed  # KerasTuner takes 0 for no seed
         # Of the trainings: every trial gets the same seeds, in every process.
@@ -48,6 +58,7 @@ class RobustOracle:
         self._max_collisions = 1000
         # [max_trials] if the last that asked for a trial heard that there will be none.
         self._stopped = None
+        self._has_begun = False
 
     # ------------------------------------------------------------------ how trials begin and end
 
@@ -77,6 +88,24 @@ class RobustOracle:
         # A worker that outlived its chief may report twice.
         if trial.trial_id not in self.end_order + self._retry_queue:
             super().end_trial(trial)
+
+    def _random_values(self):
+        return self.defaults() if self.begins() else super()._random_values()
+
+    def begins(self):
+        """Whether no trial has been proposed before, in whatever process."""
+        begins = not (self._has_begun or self.start_order)
+        self._has_begun = True
+        return begins
+
+    def defaults(self):
+        """The default of every active choice."""
+        return next(_combinations(self.hyperparameters))
+
+    @property
+    def expected_trials(self):
+        """How many trials there will be, as far as is known; None if it is not."""
+        return self.max_trials
 
     def get_best_trials(self, num_trials=1):
         """The best of the completed trials; fewer than `num_trials` if there are no more."""
@@ -167,6 +196,12 @@ class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
         # What is running may bring hyperparameters that nobody knew of.
         return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
 
+    @property
+    def expected_trials(self):
+        most = MOST_COUNTED if self.max_trials is None else self.max_trials
+        counted = sum(1 for _ in itertools.islice(_combinations(self.hyperparameters), most + 1))
+        return self.max_trials if counted > most else counted
+
 
 class BayesianOptimizationOracle(RobustOracle, keras_tuner.oracles.BayesianOptimizationOracle):
     """A Gaussian process of the score, in which unordered choices are equally far apart.
@@ -229,6 +264,12 @@ class HyperbandOracle(RobustOracle, keras_tuner.oracles.HyperbandOracle):
     def populate_space(self, trial_id):
         with self._failures_count_as_worst():
             return super().populate_space(trial_id)
+
+    @property
+    def expected_trials(self):
+        brackets = range(self._get_num_brackets())
+        rounds = [(b, r) for b in brackets for r in range(self._get_num_rounds(b))]
+        return self.hyperband_iterations * sum(self._get_size(*each) for each in rounds)
 
 
 def _combinations(hyperparameters):

@@ -33,6 +33,7 @@ class Execution:
         parameters: how many numbers the model learns or keeps; None if it was never built.
         sparsity: share of exact zeros in the hidden states of the recurrent layers on data, after
             training; None where it is not known.
+        traceback: of the error that it raised, whole; None if there was none.
     """
 
     seed: int
@@ -45,6 +46,7 @@ class Execution:
     seconds: float = 0.0
     parameters: int | None = None
     sparsity: float | None = None
+    traceback: str | None = None
 
     def at_best(self):
         """All figures at the best epoch."""

@@ -1,11 +1,11 @@
 """The searches: what proposes the trials that a `Tuner` runs."""
 
 import inspect
-import json
-import pathlib
+import numbers
 
 from keras_gates.tuning import oracles, records
 from keras_gates.tuning.tuners import Tuner
+from keras_gates.validation import positive_integer
 
 
 class RandomSearch(Tuner):
@@ -17,7 +17,8 @@ class RandomSearch(Tuner):
         objective: a name such as "val_accuracy", or a `keras_tuner.Objective`.
         max_trials: how many choices are tried at most.
         seed: of the search, and the first of the seeds of the trainings.
-        **kwargs: further arguments of `Tuner`, and of `keras_tuner.RandomSearch`.
+        **kwargs: further arguments of `Tuner` (`executions_per_trial`, `directory`,
+            `project_name`, `overwrite`, ...) and of `keras_tuner.RandomSearch`.
 
     Example:
 
@@ -97,6 +98,10 @@ class Hyperband(Tuner):
         seed=None,
         **kwargs,
     ):
+        positive_integer("max_epochs", max_epochs)
+        positive_integer("hyperband_iterations", hyperband_iterations)
+        if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or factor <= 1:
+            raise ValueError(f"`factor` must be a number above 1. Received: factor={factor!r}")
         oracle = oracles.HyperbandOracle(
             objective,
             max_epochs=max_epochs,
@@ -106,6 +111,10 @@ class Hyperband(Tuner):
             **_options_of(oracles.HyperbandOracle, kwargs),
         )
         super().__init__(oracle, hypermodel, **kwargs)
+
+    def search(self, *args, epochs=None, **kwargs):
+        """As in `Tuner`. `epochs` is taken and not used: `max_epochs` says how long trials are."""
+        super().search(*args, **kwargs)
 
     def run_trial(self, trial, *args, **kwargs):
         values = trial.hyperparameters.values
@@ -121,9 +130,7 @@ class Hyperband(Tuner):
             executions = records.read_executions(self.get_trial_dir(earlier))
             if any(e.outcome != records.FINISHED for e in executions):
                 raise ValueError(f"Trial {earlier}, which this one goes on from, did not finish.")
-            config = json.loads(pathlib.Path(self._get_build_config_fname(earlier)).read_text())
-            model.build_from_config(config)
-            model.load_weights(self._weights_path(earlier, self._seed))
+            self._restore(model, earlier, self._weights_path(earlier, self._seed))
         return model
 
 

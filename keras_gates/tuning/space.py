@@ -27,6 +27,8 @@ CANDIDATES = ("tanh", "softsign", "hard_tanh", "elu", "relu", "leaky_relu")
 CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
 L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
 INITIALIZERS = ("orthogonal", "identity")
+# What `activation_space` does not pass on to a cell.
+SPACE_ARGUMENTS = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
 
 
 def activation_space(
@@ -111,8 +113,8 @@ def activation_space(
             "`double_one_sided` needs the number to be doubled: give `units` as well. Received: "
             f"double_one_sided={double_one_sided!r}, units=None"
         )
-    cells = _cells(cell)
-    options = _options(cells, options)
+    cells = named_cells(cell)
+    options = cell_options(cells, options)
     plans = {
         name: plan_for(name, _class(given), gates, candidates, unstable, options[name])
         for name, given in cells.items()
@@ -230,7 +232,7 @@ def _names(argument, given):
     return tuple(dict.fromkeys(names))
 
 
-def _cells(given):
+def named_cells(given):
     """From the name of each cell to what `GatedRNN(cell=...)` takes."""
     cells = {}
     for cell in given if isinstance(given, (list, tuple)) else [given]:
@@ -253,17 +255,21 @@ def _class(cell):
     return CELLS[cell] if isinstance(cell, str) else cell
 
 
-def _options(cells, given):
-    """From the name of each cell to those of the given arguments that it takes."""
+def cell_options(cells, given, owner="activation_space", close=SPACE_ARGUMENTS):
+    """From the name of each cell to those of the given arguments that it takes.
+
+    Raises:
+        TypeError: an argument that no cell takes, in the name of `owner`, which may have meant one
+            of `close`.
+    """
     for argument, instead in (("gate_activation", "gates"), ("candidate_activation", "candidates")):
         if argument in given:
             raise TypeError(
-                f"activation_space takes no argument `{argument}`, because that is what it "
+                f"{owner} takes no argument `{argument}`, because that is what it "
                 f"chooses: give the names to choose from as `{instead}`"
             )
     taken = {name: _class(cell).options() - {"units"} for name, cell in cells.items()}
-    own = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
-    refuse_unknown("activation_space", given, set().union(*taken.values()), CELLS.values(), own)
+    refuse_unknown(owner, given, set().union(*taken.values()), CELLS.values(), close)
     return {
         name: {argument: value for argument, value in given.items() if argument in taken[name]}
         for name in cells

@@ -1,6 +1,7 @@
 """KerasTuner's tuners, with trials that are repeated, may fail, and are kept on record."""
 
 import collections
+import inspect
 import json
 import math
 import pathlib
@@ -12,11 +13,17 @@ import keras_tuner
 import numpy as np
 from keras import tree
 
+# Not public: runs a block in a strategy's scope, if there is one.
+from keras_tuner.src.engine.tuner import maybe_distribute
+
 from keras_gates import diagnostics
-from keras_gates.tuning import chief, launch, oracles, records, roles
+from keras_gates.tuning import chief, launch, oracles, records, roles, settings
+from keras_gates.tuning.errors import told
 from keras_gates.tuning.progress import Progress
 from keras_gates.tuning.watch import Watch
-from keras_gates.validation import positive_integer
+from keras_gates.validation import close_matches, positive_integer
+
+CURE = "Give another `project_name`, or overwrite=True to delete what is there."
 
 
 class Tuner(keras_tuner.Tuner):
@@ -31,7 +38,7 @@ class Tuner(keras_tuner.Tuner):
       model.)
     - `executions.json` in each trial's folder keeps every training: its history, its end and why.
     - A search that was killed goes on where it was when the same script is run again. A folder with
-      another search in it is refused.
+      another search in it is refused, and other data, epochs or batches than its trials had.
     - While it runs, one line says what is done, running, diverged, and best.
 
     Use one of `RandomSearch`, `GridSearch`, `BayesianOptimization`, `Hyperband`; or this with an
@@ -49,7 +56,9 @@ class Tuner(keras_tuner.Tuner):
         **kwargs: further arguments of `keras_tuner.Tuner`.
 
     Raises:
-        ValueError: the folder holds another search, or one that cannot go on.
+        ValueError: the folder holds another search, or one that cannot go on; an argument out of
+            its range.
+        TypeError: an argument that is unknown, or no `hypermodel`.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class Tuner(keras_tuner.Tuner):
                 "is started again would delete the finished trials. Delete the folder before the "
                 "search begins."
             )
+        _check_arguments(type(self), oracle, hypermodel, directory, kwargs)
         executions = positive_integer("executions_per_trial", executions_per_trial)
         self._seeds = [oracle.first_seed + k for k in range(executions)]
         self._objective, self._resumed = oracle.objective, False
@@ -116,13 +126,22 @@ class Tuner(keras_tuner.Tuner):
 
         Raises:
             SystemExit: in a worker, always.
+            ValueError: the trials that there are had other data, epochs or batches.
         """
+        if "epochs" in kwargs:
+            positive_integer("epochs", kwargs["epochs"])
+        self._refuse_other_training(args, kwargs)
         self._progress.verbose = self._verbose = verbose
         try:
             if roles.role() == roles.CHIEF:
                 chief.serve(self.oracle)
             else:
                 super().search(*args, **kwargs)
+        except KeyboardInterrupt:
+            self._progress.close()
+            if not self._is_worker():
+                print(f"Interrupted. The same script goes on with the search in {self.project_dir}")
+            raise
         finally:
             self._progress.close()
         if self._is_worker():
@@ -170,12 +189,18 @@ class Tuner(keras_tuner.Tuner):
             self._objective,
             self._weights_path(trial.trial_id, seed),
             self._pruner(trial) if index == 0 else None,
+            required=type(self.hypermodel).fit is keras_tuner.HyperModel.fit,
         )
         callbacks = self._deepcopy_callbacks(kwargs.get("callbacks") or [])
         self._configure_tensorboard_dir(callbacks, trial, index)
         kwargs = {"verbose": 2 if self._verbose > 1 else 0, **kwargs}
-        kwargs["callbacks"] = [*callbacks, TunerCallback(self, trial), watch]
-        began, error, score = time.perf_counter(), None, None
+        shown = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: self._progress.on_epoch_end(
+                index + 1, len(self._seeds), epoch + 1
+            )
+        )
+        kwargs["callbacks"] = [*callbacks, TunerCallback(self, trial), shown, watch]
+        began, error, score, trace = time.perf_counter(), None, None, None
         keras.utils.set_random_seed(seed)
         self._seed = seed
         try:
@@ -188,7 +213,7 @@ class Tuner(keras_tuner.Tuner):
             outcome, reason = _ended(watch, score)  # it may have raised because it had diverged
             if outcome == records.FINISHED:
                 error, outcome = raised, records.RAISED
-                reason = "".join(traceback.format_exception_only(raised)).strip()
+                reason, trace = told(raised), traceback.format_exc()
         finally:
             self._seed = None
         finished = outcome == records.FINISHED
@@ -203,6 +228,7 @@ class Tuner(keras_tuner.Tuner):
             seconds=time.perf_counter() - began,
             parameters=None if watch.model is None else watch.model.count_params(),
             sparsity=_sparsity(watch.model, args, kwargs) if finished else None,
+            traceback=trace,
         ), error
 
     def _score(self, results, watch):
@@ -293,6 +319,23 @@ class Tuner(keras_tuner.Tuner):
                 best = other
         return self._weights_path(trial_id, best.seed)
 
+    def load_model(self, trial):
+        """The model of a trial as it was at the best epoch of its best training."""
+        model = self._try_build(trial.hyperparameters)
+        self._restore(model, trial.trial_id, self._get_checkpoint_fname(trial.trial_id))
+        return model
+
+    def _restore(self, model, trial_id, path):
+        """Gives a new model of a trial its weights, and its optimizer the state that it had."""
+        with maybe_distribute(self.distribution_strategy):
+            if not model.built:
+                config = pathlib.Path(self._get_build_config_fname(trial_id)).read_text()
+                model.build_from_config(json.loads(config))
+            optimizer = getattr(model, "optimizer", None)
+            if optimizer is not None and not optimizer.built:
+                optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+
     def _weights_path(self, trial_id, seed):
         return str(pathlib.Path(self.get_trial_dir(trial_id)) / f"seed_{seed}.weights.h5")
 
@@ -310,7 +353,7 @@ class Tuner(keras_tuner.Tuner):
             "objective": self._objective.name,
             "direction": self._objective.direction,
             "seeds": self._seeds,
-            "space": self.oracle.hyperparameters.get_config()["space"],
+            settings.SPACE: self.oracle.hyperparameters.get_config()["space"],
         }
 
     def _get_tuner_fname(self):
@@ -338,16 +381,27 @@ class Tuner(keras_tuner.Tuner):
 
     def _refuse_another_search(self):
         where = f"The folder {self.project_dir!r} holds another search"
-        cure = "Give another `project_name`, or overwrite=True to delete what is there."
         if not self._search_path.exists():
-            raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {cure}")
+            raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {CURE}")
         there = json.loads(self._search_path.read_text())
-        here = json.loads(json.dumps(self._settings()))
-        for name, value in here.items():
-            if name != "space" and there[name] != value:
-                raise ValueError(f"{where}: its {name} is {there[name]!r}, not {value!r}. {cure}")
-        if there["space"] != here["space"]:
-            raise ValueError(f"{where}: {_difference(there['space'], here['space'])}. {cure}")
+        difference = settings.difference(there, self._settings())
+        if difference:
+            raise ValueError(f"{where}: {difference}. {CURE}")
+
+    def _refuse_other_training(self, args, kwargs):
+        """An error where the trials of the search were trained otherwise."""
+        if not self._search_path.exists():
+            return  # of a worker that came before its chief
+        search, here = json.loads(self._search_path.read_text()), settings.training(args, kwargs)
+        if settings.TRAINING in search:
+            difference = settings.difference(search[settings.TRAINING], here)
+            if difference:
+                raise ValueError(
+                    f"The trials of the search in {self.project_dir!r} were trained otherwise, so "
+                    f"that others do not compare with them: {difference}. {CURE}"
+                )
+        elif not self._is_worker():
+            records.write_json(self._search_path, {**search, settings.TRAINING: here})
 
     def _refuse_leftovers(self):
         """An error where trials are left of a search that cannot go on."""
@@ -382,6 +436,30 @@ class TunerCallback(keras.callbacks.Callback):
         self.tuner.on_epoch_end(self.trial, self.model, epoch, logs=logs)
 
 
+def _check_arguments(tuner_class, oracle, hypermodel, directory, kwargs):
+    """Raises an error for what KerasTuner does not name."""
+    if hypermodel is None and tuner_class.run_trial.__module__.startswith("keras_gates."):
+        raise TypeError(
+            "`hypermodel` must be a function of a keras_tuner.HyperParameters that returns a "
+            "compiled model, or a keras_tuner.HyperModel. Received: hypermodel=None"
+        )
+    if directory is not None and pathlib.Path(directory).is_file():
+        raise ValueError(
+            f"`directory` must be a folder. Received: directory={str(directory)!r}, which is a file"
+        )
+    classes = [*tuner_class.__mro__, *type(oracle).__mro__]
+    known = {
+        name
+        for each in classes
+        if "__init__" in vars(each)
+        for name in inspect.signature(each.__init__).parameters
+    }
+    for name in set(kwargs) - known:
+        raise TypeError(
+            f"{tuner_class.__name__} takes no argument `{name}`{close_matches(name, known)}"
+        )
+
+
 def _ended(watch, score):
     """How a training ended, and why where it did not finish."""
     if watch.reason is not None:
@@ -414,22 +492,3 @@ def _sparsity(model, args, kwargs, samples=32):
         return None  # no arrays, or no recurrent layers
     hidden = [layer.states["hidden"].sparsity for layer in layers if "hidden" in layer.states]
     return float(np.mean(hidden)) if hidden else None
-
-
-def _difference(there, here):
-    """In which hyperparameter two spaces first differ, in words."""
-
-    def named(space):
-        return {(hp["config"]["name"], str(hp["config"]["conditions"])): hp for hp in space}
-
-    there, here = named(there), named(here)
-    for key in there:
-        if key not in here:
-            return f"it has a hyperparameter {key[0]!r} that this one has not"
-    for key in here:
-        if key not in there:
-            return f"it has no hyperparameter {key[0]!r}"
-    for key, hp in here.items():
-        if there[key] != hp:
-            return f"its hyperparameter {key[0]!r} is {there[key]['config']}, not {hp['config']}"
-    return "its hyperparameters come in another order"

@@ -4,7 +4,10 @@ import math
 import os
 
 import keras
+import keras_tuner
 import numpy as np
+
+from keras_gates.validation import close_matches
 
 
 class Watch(keras.callbacks.Callback):
@@ -18,6 +21,11 @@ class Watch(keras.callbacks.Callback):
         checkpoint: path for the weights of the best epoch.
         report: called after every epoch with its number, from 1, and its figures; whether to go on
             no further. Default: always go on.
+        required: whether the objective must be among the figures of every epoch.
+
+    Raises:
+        keras_tuner.errors.FatalValueError: at the end of the first epoch, the objective is required
+            and not there.
 
     Attributes:
         model: Keras sets it; None before `fit`.
@@ -28,8 +36,9 @@ class Watch(keras.callbacks.Callback):
         best, best_epoch: the figures and the number of the best epoch, or None.
     """
 
-    def __init__(self, objective, checkpoint, report=None):
+    def __init__(self, objective, checkpoint, report=None, required=False):
         super().__init__()
+        self.required = required
         self.objective, self.checkpoint, self.report = objective, checkpoint, report
         self.epoch, self.history, self.reason, self.pruned = 0, {}, None, False
         self.best = self.best_epoch = None
@@ -44,6 +53,8 @@ class Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {name: float(value) for name, value in (logs or {}).items()}
+        if self.required and not self.objective.has_value(logs):
+            raise _no_objective(self.objective, logs)
         for name, value in logs.items():
             self.history.setdefault(name, []).append(value)
         if self.reason is None:
@@ -80,3 +91,16 @@ class Watch(keras.callbacks.Callback):
     def _diverged(self, reason):
         self.reason = reason
         self.model.stop_training = True
+
+
+def _no_objective(objective, logs):
+    """The error for an objective that no epoch has a figure of."""
+    wanted = [o.name for o in getattr(objective, "objectives", [objective])]
+    missing = next(name for name in wanted if name not in logs)
+    hint = close_matches(missing, logs)
+    if missing.startswith("val_") and not any(name.startswith("val_") for name in logs):
+        hint = "; `search` needs validation data for it: validation_split or validation_data"
+    return keras_tuner.errors.FatalValueError(
+        f"`objective` must be one of the figures of an epoch: {', '.join(logs)}. Received: "
+        f"objective={missing!r}{hint}"
+    )

@@ -24,6 +24,9 @@ UNSCORED = "unscored"  # ended well by its status, but with no score on record
 class SearchReport:
     """What `search_report` finds. `print` shows the verdict, the best trials, and what helped.
 
+    `to_csv`, `to_markdown`, `to_dataframe` and `to_dict` give the same to other programs. Of
+    `keras_gates.tuning`, `plot_scores`, `plot_parallel` and `plot_learning_curves` draw it.
+
     Attributes:
         objective, direction: what was optimized, and "min" or "max".
         trials: a list of dicts, one for every trial, the best first, then those without a score in
@@ -98,7 +101,7 @@ class SearchReport:
 
 
 def search_report(tuner_or_folder):
-    """Reports on a search, whether it is over or still running.
+    """Reports on a search, whether it is over or still running: to be printed, written or drawn.
 
     Args:
         tuner_or_folder: a tuner of `keras_gates.tuning`, or the folder that it keeps its search in,

@@ -20,6 +20,7 @@ from keras_gates.tuning.report.text import number
 
 EPOCHS = "tuner/epochs"  # how long Hyperband trains a trial
 CONFIDENCE, POWER, MOST_SEEDS = 0.95, 0.8, 1000
+ROUNDING = 1e-6  # the share by which scores may differ that are the same but for rounding
 
 
 @dataclasses.dataclass
@@ -98,7 +99,10 @@ def compare(search):
             f"of {_trials(len(trials))}: no other was better in {search.objective}."
         )
         return Comparison("default is best", sentence, **known)
-    found = Comparison("", difference=abs(best.score - default.score), **known)
+    difference = abs(best.score - default.score)
+    if math.isclose(best.score, default.score, rel_tol=ROUNDING):
+        difference = 0.0
+    found = Comparison("", difference=difference, **known)
     if noise is not None:
         margin = found.margin(len(best.scores), len(default.scores))
         found.low, found.high = found.difference - margin, found.difference + margin
@@ -175,7 +179,10 @@ def _no_default(search):
         return f"The activations are no choice of this search: no trial has {GATE} or {CANDIDATE}."
     tried = [trial for trial in search.trials if is_default(trial.values)]
     if not tried:
-        what = "No trial has the default pair (sigmoid + tanh): put it among the choices."
+        what = (
+            "No trial has the default pair (sigmoid + tanh): let it be the default of the choices, "
+            "which a search begins with."
+        )
     else:
         listed = ", ".join(f"{trial.trial_id} ({trial.outcome})" for trial in tried)
         what = f"No trial with the default pair (sigmoid + tanh) has finished: {listed}."

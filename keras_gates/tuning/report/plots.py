@@ -51,11 +51,14 @@ def plot_scores(report, axes=None, *, cell=None):
         )
     cells = list(dict.fromkeys(activations_of(row)[0] for row in rows))
     cell = one_of("cell", cell, cells) if cell is not None or len(cells) > 1 else cells[0]
-    of_pair = {}
+    means_of, of_pair = {}, {}
     for row in rows:
         its_cell, *pair = activations_of(row)
+        if row["rank"]:
+            means_of.setdefault((its_cell, *pair), []).append(row["score"])
         if its_cell == cell:
             of_pair.setdefault(tuple(pair), []).append(row)
+    everywhere = [np.mean(scores) for scores in means_of.values()]  # one scale for all cells
     gates = _default_first((gate for gate, _ in of_pair), DEFAULTS[GATE])
     candidates = _default_first((candidate for _, candidate in of_pair), DEFAULTS[CANDIDATE])
 
@@ -74,7 +77,8 @@ def plot_scores(report, axes=None, *, cell=None):
         words = [f"{means[i, j]:.3g}\nn = {len(scores)}"] if scores else ["no score"]
         words += [f"{diverged} of {len(found)} diverged"] if diverged else []
         axes.text(j, i, "\n".join(words), ha="center", va="center", fontsize=7, bbox=BOX)
-    image = axes.imshow(means, aspect="auto", cmap=_colors(report))
+    low, high = min(everywhere, default=0), max(everywhere, default=1)
+    image = axes.imshow(means, aspect="auto", cmap=_colors(report), vmin=low, vmax=high)
     axes.figure.colorbar(image, ax=axes, label=f"mean {report.objective}")
     axes.set_xticks(range(len(candidates)), _names(candidates), rotation=45, ha="right")
     axes.set_yticks(range(len(gates)), _names(gates))
@@ -126,6 +130,11 @@ def plot_parallel(report, axes=None):
             axes.plot(y, color=RED, ls=":", lw=1.5, zorder=2.5)
     for x in range(len(columns)):
         axes.axvline(x, color="black", lw=0.6)
+    best, worst = (high, low) if report.direction == "max" else (low, high)
+    for y, score in ((1, best), (0, worst)):
+        axes.text(
+            len(values), y, number(float(score)), ha="center", va="center", fontsize=7, bbox=BOX
+        )
     axes.set_xticks(range(len(columns)), [*values, report.objective], rotation=30, ha="right")
     axes.set(yticks=[], xlim=(-0.5, len(columns) - 0.7), ylim=(-0.05, 1.05))
     axes.set(title=f"{len(rows)} trials; dotted: diverged")
@@ -172,12 +181,16 @@ def plot_learning_curves(report, axes=None):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(All-NaN|Mean of empty)", RuntimeWarning)
             mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-        label = f"{role}: {pair_of(rows[trial])} (trial {trial}, seeds: {len(curves)})"
-        axes.plot(epochs, mean, color=color, ls=style, label=label)
+        label = f"{role}: {pair_of(rows[trial])}"
+        marker = "o" if len(epochs) == 1 else None  # of one point no line is seen
+        axes.plot(epochs, mean, color=color, ls=style, marker=marker, label=label)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xlabel="epoch", ylabel=report.objective, title="learning curves")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(framealpha=0.8, fontsize="small")
+    if report.direction == "max":
+        axes.legend(framealpha=0.8, fontsize="small", loc="lower right")
+    else:
+        axes.legend(framealpha=0.8, fontsize="small", loc="upper right")
     return axes
 
 

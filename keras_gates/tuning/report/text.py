@@ -4,7 +4,9 @@ from keras_gates.tuning.records import OUTCOMES
 from keras_gates.tuning.report.pairs import ABSENT
 
 MOST = 10  # trials in print
-FIGURES = ("rank", "trial", "score", "spread", "seeds", "sparsity", "parameters", "seconds")
+FIGURES = (
+    "rank", "trial", "score", "spread", "seeds", "epochs", "sparsity", "parameters", "seconds",
+)  # fmt: skip
 
 
 def markdown(names, rows):
@@ -28,9 +30,8 @@ def report(found):
         lines += [_cost(found), "", *_best(found)]
     failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
     if failed:
-        lines += ["", "Without a score"]
-        lines += _aligned([(row["trial"], row["outcome"], _words(row, found)) for row in failed])
-    if found.effects.levels:
+        lines += ["", "Without a score", *_failed(failed, found)]
+    if any(effect.finished or effect.diverged for effect in found.effects.levels):
         lines += ["", *_effects(found)]
     return "\n".join(lines)
 
@@ -39,20 +40,31 @@ def _best(found):
     """The best trials, with what they differ in."""
     best = [row for row in found.trials if row["rank"]]
     differ = _differing(found)
-    table = [[*FIGURES, *differ]]
+    alike = len({row["epochs"] for row in best}) == 1
+    names = [name for name in FIGURES if not (alike and name == "epochs")]
+    table = [[*names, *differ]]
     for row in best[:MOST]:
-        figures = [number(row[name]) for name in FIGURES]
+        figures = [number(row[name]) for name in names]
         table.append([*figures, *(number(row.get(name, ABSENT)) for name in differ)])
-    lines = ["Best trials", *_aligned(table)]
+    lines = [
+        "Best trials (spread: standard deviation over the seeds; sparsity: zeros in hidden states)",
+        *_aligned(table),
+    ]
     if len(best) > MOST:
         lines.append(f"  and {len(best) - MOST} more; all are in `trials`, to_csv, to_markdown")
     return lines
 
 
-def _words(row, found):
-    """Why a trial has no score, and what was chosen in it."""
-    chosen = ", ".join(f"{name}={number(row[name])}" for name in _differing(found) if name in row)
-    return f"{' '.join(row['reason'].split())} [{chosen}]"
+def _failed(rows, found):
+    """Why trials have no score, each reason once, and what was chosen in them."""
+    lines, told = [], {}
+    for row in rows:
+        chosen = [f"{name}={number(row[name])}" for name in _differing(found) if name in row]
+        reason = " ".join(row["reason"].split())
+        first = told.setdefault(reason, row["trial"])
+        why = reason if first == row["trial"] else f"as trial {first}"
+        lines.append((row["trial"], row["outcome"], f"{why} [{', '.join(chosen)}]"))
+    return _aligned(lines)
 
 
 def _effects(found):
@@ -62,7 +74,8 @@ def _effects(found):
         "  How much better than the mean over the levels (positive is better; for numbers of many "
         "values the slope), all else equal,",
         f"  with 95 % t-intervals (degrees of freedom: {effects.degrees_of_freedom}). An interval "
-        "with 0 in it proves nothing.",
+        "with 0 in it proves nothing, and of 20 levels",
+        "  without any effect one has an interval without it.",
     ]
     if effects.note:
         what.append(f"  {effects.note}")

@@ -1,0 +1,320 @@
+"""What a search says of itself, and of mistakes: arguments, objectives, folders, progress."""
+
+import io
+import pathlib
+import re
+import traceback
+import warnings
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+from helpers import BACKEND
+
+from keras_gates import tuning
+from keras_gates.tuning import oracles, records
+from keras_gates.tuning.errors import told
+from keras_gates.tuning.progress import Progress
+
+X = np.linspace(-1, 1, 24, dtype="float32").reshape(-1, 1)
+Y = 2 * X
+DATA = {"validation_data": (X, Y), "batch_size": 8, "epochs": 2}
+
+
+def build(hp):
+    hp.Choice("gate", ["sigmoid", "hard_sigmoid", "tanh_gate"])
+    hp.Choice("width", [4, 8, 16, 32])
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model
+
+
+def tuner_in(folder, make=tuning.RandomSearch, model=build, objective="val_loss", **options):
+    options = {"max_trials": 2, "seed": 0, **options}
+    return make(model, objective, directory=folder, project_name="search", **options)
+
+
+def json_files(folder):
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*.json")}
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_trials": 0}, ValueError, "`max_trials` must be a positive integer.*max_trials=0"),
+        ({"max_trials": -3}, ValueError, "`max_trials` must be a positive integer"),
+        ({"max_trials": "3"}, ValueError, "`max_trials` must be a positive integer.*'3'"),
+        ({"seed": "a"}, ValueError, "`seed` must be an integer, or None.*seed='a'"),
+        ({"executions_per_trial": 0}, ValueError, "`executions_per_trial` must be a positive"),
+        ({"max_trails": 3}, TypeError, "takes no argument `max_trails`.*'max_trials'"),
+        ({"model": None}, TypeError, "`hypermodel` must be a function of a .*hypermodel=None"),
+    ],
+)
+def test_arguments(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        tuner_in(tmp_path, **options)
+    assert not json_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 0}, "`max_epochs` must be a positive integer"),
+        ({"factor": 1}, "`factor` must be a number above 1"),
+        ({"hyperband_iterations": 0}, "`hyperband_iterations` must be a positive integer"),
+    ],
+)
+def test_arguments_of_hyperband(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tuning.Hyperband(build, "val_loss", directory=tmp_path, **options)
+
+
+def test_a_directory_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="`directory` must be a folder.*which is a file"):
+        tuner_in(tmp_path / "file")
+
+
+def test_an_oracle_that_cannot_take_failures_is_refused():
+    with pytest.raises(ValueError, match="`oracle` must be one of the oracles of keras_gates"):
+        tuning.Tuner(keras_tuner.oracles.RandomSearchOracle("loss"), build)
+
+
+def test_no_epochs_are_refused_before_anything_runs(tmp_path):
+    tuner = tuner_in(tmp_path)
+    with pytest.raises(ValueError, match="`epochs` must be a positive integer.*epochs=0"):
+        tuner.search(X, Y, epochs=0)
+    assert not tuner.oracle.trials
+
+
+# ---------------------------------------------------------------------- the objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "message"),
+    [
+        ("val_los", DATA, "epoch: loss, val_loss. Received: objective='val_los'; did you mean"),
+        (
+            "val_loss",
+            {"epochs": 3},
+            "epoch: loss. Received: objective='val_loss'; `search` needs validation data",
+        ),
+    ],
+)
+def test_an_objective_that_is_not_there_ends_the_search_in_its_first_epoch(
+    objective, data, message, tmp_path
+):
+    epochs = []
+    count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    objective = keras_tuner.Objective(objective, "min")
+    tuner = tuner_in(tmp_path, objective=objective)
+    tuner._deepcopy_callbacks = list
+    with pytest.raises(keras_tuner.errors.FatalValueError, match=re.escape(message)):
+        tuner.search(X, Y, verbose=0, callbacks=[count], **data)
+    assert epochs == [0]
+
+
+def test_an_objective_that_only_the_hypermodel_knows_is_no_mistake(tmp_path):
+    class Own(keras_tuner.HyperModel):
+        def build(self, hp):
+            return build(hp)
+
+        def fit(self, hp, model, *args, **kwargs):
+            model.fit(*args, **kwargs)
+            return {"size": float(hp.get("width"))}
+
+    tuner = tuner_in(tmp_path, model=Own(), objective=keras_tuner.Objective("size", "min"))
+    tuner.search(X, Y, verbose=0, **DATA)
+    assert [trial.outcome for trial in records.read_search(tuner.project_dir).trials] == [
+        "finished",
+        "finished",
+    ]
+
+
+# ---------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 5}, "its `epochs` is 2, not 5"),
+        ({"batch_size": 4}, "its `batch_size` is 8, not 4"),
+        ({"batch_size": None}, "its `batch_size` is 8, not None"),
+        ({"steps_per_epoch": 1}, "its `steps_per_epoch` is None, not 1"),
+        ({"x": X[:16], "y": Y[:16]}, r"its `x` is \[24, 1\], not \[16, 1\]"),
+        ({"validation_data": (X[:8], Y[:8])}, "its `validation_data` is"),
+    ],
+)
+def test_trials_that_do_not_compare_are_refused(changed, message, tmp_path):
+    tuner_in(tmp_path).search(X, Y, verbose=0, **DATA)
+    before = json_files(tmp_path)
+    with pytest.raises(ValueError, match=f"were trained otherwise.*{message}.*project_name"):
+        tuner_in(tmp_path, max_trials=3).search(**{"x": X, "y": Y, **DATA, **changed})
+    assert before == json_files(tmp_path)
+    tuner_in(tmp_path, max_trials=3).search(X, Y, verbose=0, callbacks=[], **DATA)
+    assert len(records.read_search(tmp_path / "search").trials) == 3
+
+
+def test_a_search_from_before_settings_of_training_were_kept_goes_on(tmp_path):
+    tuner_in(tmp_path).search(X, Y, verbose=0, **DATA)
+    path = tmp_path / "search" / records.SEARCH
+    search = records.json.loads(path.read_text())
+    assert search.pop("training")["epochs"] == 2
+    records.write_json(path, search)
+    tuner_in(tmp_path, max_trials=3).search(X, Y, verbose=0, **DATA)
+    assert len(records.read_search(tmp_path / "search").trials) == 3
+
+
+def test_hyperband_takes_epochs_and_does_not_use_them(tmp_path):
+    tuner = tuning.Hyperband(build, "val_loss", max_epochs=2, factor=2, directory=tmp_path)
+    tuner.search(X, Y, verbose=0, validation_data=(X, Y), epochs=50)
+    trials = records.read_search(tuner.project_dir).trials
+    assert max(e.epoch for trial in trials for e in trial.executions) == 2
+
+
+def test_an_interrupted_search_says_how_to_go_on(tmp_path, capsys):
+    def interrupted(hp):
+        if hp.Choice("gate", ["sigmoid", "tanh_gate"]) == "tanh_gate":
+            raise KeyboardInterrupt
+        return build(hp)
+
+    tuner = tuner_in(tmp_path, tuning.GridSearch, interrupted, max_trials=None)
+    with pytest.raises(KeyboardInterrupt):
+        tuner.search(X, Y, **DATA)
+    assert f"The same script goes on with the search in {tuner.project_dir}" in (
+        capsys.readouterr().out
+    )
+
+
+# ---------------------------------------------------------------------- trials
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (tuning.RandomSearch, {}),
+        (tuning.GridSearch, {}),
+        (tuning.BayesianOptimization, {}),
+        (tuning.Hyperband, {"max_epochs": 2, "factor": 2, "max_trials": None}),
+    ],
+)
+def test_a_search_begins_with_the_defaults(make, options, tmp_path):
+    options = {"max_trials": 2, **options}
+    options = {name: value for name, value in options.items() if value is not None}
+    for seed in (0, 1):
+        tuner = make(build, "val_loss", seed=seed, directory=tmp_path / str(seed), **options)
+        tuner.search(X, Y, verbose=0, **DATA)
+        first, second, *_ = records.read_search(tuner.project_dir).trials
+        chosen = ("gate", "width")
+        assert [first.values[name] for name in chosen] == ["sigmoid", 4]
+        assert [second.values[name] for name in chosen] != ["sigmoid", 4]
+
+
+def test_the_number_of_trials_is_known_beforehand(tmp_path):
+    hyperband = tuning.Hyperband(build, "val_loss", max_epochs=4, factor=2, directory=tmp_path)
+    expected = hyperband.oracle.expected_trials
+    hyperband.search(X, Y, verbose=0, validation_data=(X, Y))
+    assert len(hyperband.oracle.trials) == expected
+    assert tuner_in(tmp_path, tuning.GridSearch, max_trials=None).oracle.expected_trials == 12
+    assert tuner_in(tmp_path, tuning.GridSearch, max_trials=5).oracle.expected_trials == 5
+    endless = oracles.GridSearchOracle("loss")
+    for k in range(20):
+        endless.hyperparameters.Choice(f"choice_{k}", [0, 1])
+    assert endless.expected_trials is None
+
+
+def test_best_models_have_the_state_of_their_optimizer(tmp_path):
+    tuner = tuner_in(tmp_path, max_trials=1)
+    tuner.search(X, Y, verbose=0, **DATA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (model,) = tuner.get_best_models()
+    assert int(model.optimizer.iterations) in (3, 6)  # after one epoch or two
+
+
+def test_an_error_is_kept_with_its_traceback_and_told_in_a_line(tmp_path):
+    def failing(hp):
+        raise RuntimeError("I do not like it")
+
+    def built(hp):
+        if hp.Choice("gate", ["sigmoid", "relu"]) == "relu":
+            failing(hp)
+        return build(hp)
+
+    tuner = tuner_in(tmp_path, tuning.GridSearch, built, max_trials=13)
+    tuner.search(X, Y, verbose=0, **DATA)
+    failed = [t for t in records.read_search(tuner.project_dir).trials if t.outcome == "raised"]
+    (execution,) = failed[0].executions
+    line = failing.__code__.co_firstlineno + 1
+    assert execution.reason == f"RuntimeError: I do not like it (test_tuning_usage.py, line {line})"
+    assert execution.traceback.startswith("Traceback (most recent call last)")
+    assert "in failing" in execution.traceback
+
+
+def test_of_an_error_of_tensorflow_what_was_wrong_is_told():
+    text = """Graph execution error:
+
+Detected at node compile_loss/SparseSoftmax defined at (most recent call last):
+  File "script.py", line 3, in <module>
+
+  File "keras/src/trainer.py", line 399, in fit
+
+Received a label value of 9 which is outside the valid range of [0, 3).
+\t [[{{node compile_loss/SparseSoftmax}}]]"""
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        found = told(error)
+        assert len(traceback.format_exc()) > len(found)
+    assert found.startswith(
+        "ValueError: Graph execution error: Received a label value of 9 which is outside"
+    )
+    assert "File" not in found
+
+
+# ---------------------------------------------------------------------- the line
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend is enough")
+def test_the_line_follows_a_training_on_a_terminal(tmp_path):
+    def planted(hp):
+        model = build(hp)
+        if hp.get("gate") == "tanh_gate":
+            model.layers[-1].bias_initializer = "zeros"
+            raise RuntimeError("no such luck")
+        return model
+
+    tuner = tuner_in(tmp_path, tuning.GridSearch, planted, max_trials=None, executions_per_trial=2)
+    tuner._progress.stream = Terminal()
+    tuner.search(X, Y, **DATA)
+    written = tuner._progress.stream.getvalue()
+    lines = [line.strip() for line in re.split("[\\r\\n]", written)]
+    assert any(
+        line.startswith("0 of 12 trials done, 1 running (seed 2 of 2, epoch 1)") for line in lines
+    )
+    (first, *others) = [line for line in lines if "raised: RuntimeError: no such luck" in line]
+    assert first.startswith("trial 0008 raised")
+    assert len(others) == 3
+    assert lines[-2].startswith("12 of 12 trials done, 0 running, 4 raised; best val_loss")
+
+
+def test_a_long_reason_is_cut_in_the_line():
+    oracle = oracles.GridSearchOracle("loss")
+    progress = Progress(oracle, Terminal())
+    trial = keras_tuner.engine.trial.Trial(oracle.hyperparameters, "7", "FAILED")
+    progress._outcomes["7"] = "raised", "ValueError: " + 90 * "long\n"
+    oracle.end_order.append("7")
+    oracle.trials["7"] = trial
+    progress.on_trial_end(trial)
+    first = progress.stream.getvalue().strip().splitlines()[0].strip()
+    assert first.endswith("...")
+    assert len(first) < 250
