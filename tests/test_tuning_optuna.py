@@ -183,7 +183,7 @@ def test_the_same_seed_proposes_the_same(tmp_path):
     first = drawn("a", seed=0)
     assert drawn("b", seed=0) == first
     other = drawn("c", seed=1)
-    assert other[0] == first[0] == {"x": 0.0}  # the defaults
+    assert other[0] == first[0] == {"x": 0.0, "rate": 1e-4}  # the defaults
     assert not {values["x"] for values in other[1:]} & {values["x"] for values in first}
     assert drawn("d") != first
 
