@@ -6,7 +6,7 @@ gates is one that the verdict calls unstable, relu, to show what a search does w
 diverge. Prints the report, draws it, and saves the best model. Stopped at any moment, it goes on
 where it was when it is started again.
 
-    python examples/search_digits.py                                      # some seven minutes
+    python examples/search_digits.py                                      # some six minutes
     python examples/search_digits.py --epochs 1 --trials 4 --out out/look   # at everything, quickly
 """
 
