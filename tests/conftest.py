@@ -1,5 +1,6 @@
 """Settings for all tests: quiet TensorFlow, strict warnings about saving, the cells to test."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items):
         of_files = item.path.name.startswith("test_deploy")
         if of_files and item.originalname not in EXPORTED and not os.environ.get("ALL_TESTS"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays. `keras.utils.clear_session`, which runs before every test and
+    every trial of a search, need not look through it for garbage each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
