@@ -16,6 +16,7 @@ EXPORTED = {
     "test_a_process_of_its_own_runs_the_file",
     "test_a_runner_cannot_import_the_package",
     "test_a_file_that_differs_is_not_left_and_an_older_one_is_kept",
+    "test_killed_while_files_are_moved",
     "test_old_files_run",
     "test_arguments_are_checked_before_anything_is_written",
     "test_the_difference_is_the_largest_of_all_in_the_scale_of_its_output",
