@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import leave_out_for_time
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -111,6 +112,19 @@ def test_search_digits_reports_draws_and_saves(tmp_path, capsys):
         assert (tmp_path / f"search_digits.{suffix}").stat().st_size > size
     example.main(arguments)
     assert "goes on: 3 trials had ended, 0 had not" in capsys.readouterr().out
+
+
+def test_deployment_compares_the_formats_and_draws(tmp_path, capsys):
+    leave_out_for_time(True)
+    result = load("deployment").main(["--quick", "--out", str(tmp_path)])
+    labels = [row["file"] for row in result["rows"]]
+    assert labels[:2] == ["SavedModel by Keras", "SavedModel"]
+    for row in result["rows"]:
+        assert set(row["ratio"]) == {1, 64}
+        assert row["difference"] < (0.05 if "int8" in row["file"] else 1e-5)
+    assert result["mean"]["SavedModel by Keras"] == {1: [1, 1], 64: [1, 1]}
+    assert "| SavedModel |" in capsys.readouterr().out
+    assert (tmp_path / "deployment.png").stat().st_size > 10_000
 
 
 def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):
