@@ -892,6 +892,39 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("format", ["saved_model", "onnx", "litert", "openvino"])
+def test_weights_that_are_not_finite_are_refused(format, tmp_path):
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4, name="ear")])
+    kernel, *others = model.get_weights()
+    kernel[0, 0] = np.nan
+    model.set_weights([kernel, *others])
+    with pytest.raises(ValueError, match=r"`model` must have finite weights.*ear.*kernel"):
+        export.export(model, tmp_path / "m", format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "other"),
+    [
+        ("m.onnx", "saved_model", "onnx"),
+        ("m.tflite", "onnx", "litert"),
+        ("m.xml", "litert", "open"),
+    ],
+)
+def test_a_path_that_ends_as_another_format_is_refused(name, format, other, tmp_path):
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
+    with pytest.raises(ValueError, match=f"`path` ends as a file of format '{other}.*`format` is"):
+        export.export(model, tmp_path / name, format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tolerance", [-1, 0, np.nan])
+def test_tolerance_is_positive(tolerance, tmp_path):
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
+    with pytest.raises(ValueError, match="`tolerance` must be .*, or None for the default"):
+        export.export(model, tmp_path / "m", tolerance=tolerance)
+
+
 def test_a_sample_is_needed_where_no_data_can_be_made():
     for message, shape, dtype in [
         ("is of dtype string", (None,), "string"),

@@ -175,6 +175,39 @@ def test_addresses_that_are_not_there_are_answered_as_every_error(http):
     assert "GET /v1/models/digits:predict" in response.json()["error"]
 
 
+def test_a_request_that_the_model_cannot_take_fails_alone():
+    class Vocabulary:
+        def run(self, signature, arrays):
+            if arrays["tokens"].max() > 9:
+                raise BadRequest("no such token")
+            return arrays
+
+    async def ask():
+        batcher = Batcher(Vocabulary())
+        wanted = [np.array([[value]]) for value in (1, 99, 3)]
+        return await asyncio.gather(
+            *(batcher.run("serve", {"tokens": one}) for one in wanted), return_exceptions=True
+        )
+
+    first, second, third = asyncio.run(ask())
+    assert (first["tokens"].item(), third["tokens"].item()) == (1, 3)
+    assert str(second) == "no such token"
+
+
+@pytest.mark.parametrize("size", [-1, 0, 1025, 2**40])
+def test_numbers_of_streams_are_limited(size, model):
+    with pytest.raises(BadRequest, match="batch_size"):
+        model.checked("initial_state", {"batch_size": size})
+
+
+def test_a_binary_message_is_answered_as_a_text(http):
+    with http.websocket_connect("/v1/models/digits/stream") as socket:
+        socket.send_bytes(b"\x00\xff")
+        assert "must be JSON" in socket.receive_json()["error"]
+        socket.send_bytes(b'{"rows": [0, 0, 0, 0, 0, 0, 0, 0]}')
+        assert len(socket.receive_json()["digit"]) == 10
+
+
 def test_what_is_too_large_is_refused_before_it_is_run(model):
     rows = np.zeros((MOST_SAMPLES + 1, 1, 8))
     with pytest.raises(BadRequest, match="1024 samples at most, not 1025"):
@@ -186,6 +219,9 @@ def test_what_is_too_large_is_refused_before_it_is_run(model):
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(SystemExit, match="run make_model.py first"):
+        ServedModel(tmp_path)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(SystemExit, match="is a SavedModel itself. Give a folder with one folder"):
         ServedModel(tmp_path)
 
 

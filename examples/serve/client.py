@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import json
 import os
+import socket
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -70,6 +72,19 @@ async def steps_websocket(host, image):
             yield json.loads(await socket.recv())["digit"]
 
 
+def wait_for(address, seconds=30):
+    """Waits until a server listens, which takes it some seconds after its start."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), 1).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"There is no server at {address}: {error}") from None
+        time.sleep(0.2)
+
+
 async def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,6 +92,8 @@ async def main(argv=None):
     parser.add_argument("--http", default="127.0.0.1:8501", help="default: %(default)s")
     parser.add_argument("--grpc", default="127.0.0.1:8500", help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    for address in (arguments.http, arguments.grpc):
+        wait_for(address)
     digits = load_digits()
     images, labels = (digits.images[-5:] / 16).astype("float32"), digits.target[-5:]
     print("written:  ", *labels)

@@ -54,7 +54,10 @@ class Prediction(_Service, prediction_service_pb2_grpc.PredictionServiceServicer
             arrays = self.model.checked(signature, given)
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        found = await self.batcher.run(signature, arrays)
+        try:
+            found = await self.batcher.run(signature, arrays)
+        except BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         response = predict_pb2.PredictResponse()
         _describe(response.model_spec, self.model, signature)
         for name, value in found.items():
@@ -110,6 +113,7 @@ def _describe(spec, model, signature=""):
 
 async def _serve(model, address):
     server, _ = await start(model, address)
+    print(f"{model.name}, version {model.version}, at {address}", flush=True)
     try:
         await server.wait_for_termination()
     finally:

@@ -87,17 +87,17 @@ def application(model):
         given = model.checked("initial_state", {"batch_size": 1})
         states = await batcher.run("initial_state", given)
         with contextlib.suppress(fastapi.WebSocketDisconnect):
-            while True:
+            while (message := await socket.receive())["type"] != "websocket.disconnect":
                 try:
-                    given = parsed(await socket.receive_text())
+                    given = parsed(message.get("text") or message.get("bytes") or "")
                     if any(name in states for name in given):
                         raise BadRequest("the states are the server's to keep")
                     step = {name: [value] for name, value in given.items()}
                     arrays = model.checked("step", {**step, **states})
+                    found = await batcher.run("step", arrays)
                 except BadRequest as error:
                     await socket.send_text(json.dumps({"error": str(error)}))
                     continue
-                found = await batcher.run("step", arrays)
                 states = {name: found.pop(name) for name in states}
                 outputs = {name: value[0].tolist() for name, value in found.items()}
                 await socket.send_text(json.dumps(outputs))
@@ -168,8 +168,11 @@ def main(argv=None):
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8501, help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    model = ServedModel(arguments.model)
+    address = f"http://{arguments.host}:{arguments.port}"
+    print(f"{model.name}, version {model.version}, at {address}", flush=True)
     uvicorn.run(
-        application(ServedModel(arguments.model)),
+        application(model),
         host=arguments.host,
         port=arguments.port,
         log_level="warning",

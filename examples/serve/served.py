@@ -36,6 +36,11 @@ class ServedModel:
     def __init__(self, folder):
         folder = pathlib.Path(folder).absolute()
         versions = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+        if (folder / "saved_model.pb").exists():
+            raise SystemExit(
+                f"{folder} is a SavedModel itself. Give a folder with one folder per version in "
+                f"it: {folder.name}/1, and so on."
+            )
         if not versions:
             raise SystemExit(f"There is no model in {folder}: run make_model.py first.")
         self.name, self.version = folder.name, max(versions)
@@ -76,7 +81,11 @@ class ServedModel:
     def run(self, signature, arrays):
         """What a signature gives for arrays that were checked: arrays by name."""
         given = {name: tf.constant(array) for name, array in arrays.items()}
-        found = self._signatures[signature](**given)
+        try:
+            found = self._signatures[signature](**given)
+        except tf.errors.InvalidArgumentError as error:  # a token that no Embedding knows, say
+            said = str(error.message).strip().splitlines()
+            raise BadRequest(f"the model cannot take these values: {said[-1].strip()}") from None
         return {name: value.numpy() for name, value in found.items()}
 
 
@@ -124,6 +133,13 @@ class Batcher:
         try:
             together = {name: np.concatenate([r[name] for r in requests]) for name in requests[0]}
             found = await asyncio.to_thread(self.model.run, signature, together)
+        except BadRequest as error:
+            if len(requests) > 1:  # of one of them: each for itself
+                for request, result in zip(requests, results, strict=True):
+                    await self._answer(signature, [request], [result])
+            elif not results[0].done():
+                results[0].set_exception(error)
+            return
         except Exception as error:  # the server's fault: all of them hear of it
             for result in results:
                 if not result.done():
@@ -158,8 +174,13 @@ def _array(name, value, spec):
     for axis, (most, what) in enumerate([(MOST_SAMPLES, "samples"), (MOST_STEPS, "time steps")]):
         if array.ndim > axis and spec.shape[axis] is None and array.shape[axis] > most:
             raise BadRequest(f"{name} may have {most} {what} at most, not {array.shape[axis]}")
-    if spec.dtype.is_integer and array.dtype.kind == "f":
-        raise BadRequest(f"{expected}, and holds fractions")
+    if spec.dtype.is_integer:
+        if array.dtype.kind == "f":
+            raise BadRequest(f"{expected}, and holds fractions")
+        if not (spec.dtype.min <= array.min() and array.max() <= spec.dtype.max):
+            raise BadRequest(f"{expected}, and holds numbers that are too large for that")
+    if name == "batch_size" and not array.ndim and not 1 <= array <= MOST_SAMPLES:
+        raise BadRequest(f"{name} must be from 1 to {MOST_SAMPLES}, not {array}")
     with np.errstate(over="ignore"):
         array = array.astype(spec.dtype.as_numpy_dtype)
     if not spec.dtype.is_integer and not np.isfinite(array).all():

@@ -4,6 +4,9 @@ import importlib
 import inspect as python
 import pathlib
 
+import keras
+import numpy as np
+
 from keras_gates.diagnostics.data import check_model
 from keras_gates.export.errors import NotExportable, ParityError
 from keras_gates.export.inputs import Inputs
@@ -15,6 +18,7 @@ from keras_gates.export.verify import default_tolerance, verify
 from keras_gates.validation import one_of, positive_number
 
 FORMATS = ("saved_model", "onnx", "litert", "openvino")
+_SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 # What tells that a folder is a SavedModel.
 _SAVED_MODEL = "saved_model.pb"
 
@@ -52,7 +56,8 @@ def export(
     Raises:
         NotExportable: the format cannot hold the model, with the layer and the reason.
         ParityError: the file does not run or differs from the model; nothing is left of it.
-        ValueError: an argument out of its range, or a `path` that is something else.
+        ValueError: an argument out of its range, a `path` that is something else, or a model with
+            weights that are NaN or infinite.
         TypeError: `model` is no Keras model, or an option that the format has not.
 
     Example:
@@ -67,10 +72,17 @@ def export(
     module = _format(one_of("format", format, FORMATS))
     options = _options(format, module, {"streaming": streaming, **options})
     if tolerance is not None:
-        positive_number("tolerance", tolerance)
+        try:
+            positive_number("tolerance", tolerance)
+        except ValueError as error:
+            raise ValueError(
+                "`tolerance` must be a positive finite number, or None for the default. Received: "
+                f"tolerance={tolerance!r}"
+            ) from error
     elif not options.get("quantize"):
         tolerance = default_tolerance(model)
     path = _target(path, module.SUFFIX, format)
+    _check_weights(model)
     inputs = Inputs(model)
     inputs.data(sample)
     module.refuse(model, **options)
@@ -119,14 +131,13 @@ def _format(name):
 
 
 def _format_of(path):
-    suffixes = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
     if (path / _SAVED_MODEL).exists():
         return "saved_model"
-    if path.suffix in suffixes and path.is_file():
-        return suffixes[path.suffix]
+    if path.suffix in _SUFFIXES and path.is_file():
+        return _SUFFIXES[path.suffix]
     raise ValueError(
         "`path` must be the folder of a SavedModel or a file that ends in "
-        f"{', '.join(suffixes)}. Received: path={str(path)!r}"
+        f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}"
     )
 
 
@@ -150,9 +161,27 @@ def _options(format, module, options):
     return given
 
 
+def _check_weights(model):
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        # bfloat16 is not one of NumPy's own types.
+        if value.dtype.kind in "fV" and not np.isfinite(value.astype("float32")).all():
+            raise ValueError(
+                f"`model` must have finite weights to be exported. Received: {model.name!r}, in "
+                f"which {weight.path!r} has NaN or infinite values. "
+                "keras_gates.diagnostics.locate_nonfinite tells where they came from"
+            )
+
+
 def _target(path, suffix, format):
     """Where the file goes; an error if that would destroy something else."""
     path = pathlib.Path(path).absolute()
+    other = _SUFFIXES.get(path.suffix, format)
+    if other != format:
+        raise ValueError(
+            f"`path` ends as a file of format {other!r} does, and `format` is {format!r}: give "
+            f"format={other!r}, or another path. Received: path={str(path)!r}"
+        )
     if not path.name.endswith(suffix):
         path = path.with_name(path.name + suffix)
     if not path.parent.is_dir():
