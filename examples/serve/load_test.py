@@ -1,6 +1,6 @@
 """Load on both servers, on this machine: latency, throughput, a thousand streams, bad requests.
 
-    python examples/serve/load_test.py            # two minutes on two cores
+    python examples/serve/load_test.py            # three minutes on two cores
     python examples/serve/load_test.py --quick    # a few requests of each kind
 
 Starts the servers, asks them for single sequences from several clients at once, and then opens a
