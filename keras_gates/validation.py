@@ -22,10 +22,11 @@ def _finite_number(value):
     return is_number and math.isfinite(value)
 
 
-def positive_number(argument, value):
+def positive_number(argument, value, none="no bound"):
+    """`value` as a float; `none` is what None, which the caller lets pass, stands for."""
     if not _finite_number(value) or value <= 0:
         raise ValueError(
-            f"`{argument}` must be a positive finite number, or None for no bound. "
+            f"`{argument}` must be a positive finite number, or None for {none}. "
             f"Received: {argument}={value!r}"
         )
     return float(value)

@@ -52,9 +52,6 @@ class Prediction(_Service, prediction_service_pb2_grpc.PredictionServiceServicer
         try:
             given = {name: _array(name, tensor) for name, tensor in request.inputs.items()}
             arrays = self.model.checked(signature, given)
-        except BadRequest as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        try:
             found = await self.batcher.run(signature, arrays)
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -72,13 +72,7 @@ def export(
     module = _format(one_of("format", format, FORMATS))
     options = _options(format, module, {"streaming": streaming, **options})
     if tolerance is not None:
-        try:
-            positive_number("tolerance", tolerance)
-        except ValueError as error:
-            raise ValueError(
-                "`tolerance` must be a positive finite number, or None for the default. Received: "
-                f"tolerance={tolerance!r}"
-            ) from error
+        positive_number("tolerance", tolerance, none="the default")
     elif not options.get("quantize"):
         tolerance = default_tolerance(model)
     path = _target(path, module.SUFFIX, format)

@@ -189,6 +189,8 @@ class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
     name under several conditions.
     """
 
+    _counted = None, None  # how many hyperparameters there were, and how many trials they make
+
     def populate_space(self, trial_id):
         for values in _combinations(self.hyperparameters):
             if not self._duplicate(values):
@@ -198,6 +200,13 @@ class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
 
     @property
     def expected_trials(self):
+        # Counting takes long, and is asked for after every epoch.
+        known = len(self.hyperparameters.space)
+        if self._counted[0] != known:
+            self._counted = known, self._count()
+        return self._counted[1]
+
+    def _count(self):
         most = MOST_COUNTED if self.max_trials is None else self.max_trials
         counted = sum(1 for _ in itertools.islice(_combinations(self.hyperparameters), most + 1))
         return self.max_trials if counted > most else counted
