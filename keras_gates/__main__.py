@@ -158,9 +158,12 @@ def _load(given, compile=True):
     try:
         return keras.saving.load_model(given.model, compile=compile)
     except TypeError as error:  # of a class or function that Keras cannot find
+        # Between the configs of all that it is in, and its own.
+        reason = str(error).rpartition("Exception encountered: ")[2]
+        reason = reason.partition("Full object config")[0].strip()
         raise ValueError(
             f"{given.model} cannot be loaded; if it holds cells or functions of your own, name the "
-            f"module that registers them: --import my_module. Keras says: {error}"
+            f"module that registers them: --import my_module. Keras says: {reason}"
         ) from error
 
 

@@ -7,7 +7,10 @@ import numbers
 
 def close_matches(name, known):
     """`"; did you mean 'gru'?"` where `known` holds something like `name`, else an empty string."""
-    matches = difflib.get_close_matches(str(name), sorted(map(str, known)), n=3, cutoff=0.5)
+    if not isinstance(name, str):
+        return ""
+    known = {one.lower(): one for one in sorted(map(str, known))}
+    matches = [known[m] for m in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
@@ -47,10 +50,17 @@ def fraction(argument, value):
     return float(value)
 
 
+def true_or_false(argument, value):
+    if not isinstance(value, bool):
+        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
+    return value
+
+
 def one_of(argument, value, known):
     if value not in known:
+        several = "one of " if len(known) > 1 else ""
         raise ValueError(
-            f"`{argument}` must be one of {', '.join(map(repr, known))}. "
+            f"`{argument}` must be {several}{', '.join(map(repr, known))}. "
             f"Received: {argument}={value!r}{close_matches(value, known)}"
         )
     return value

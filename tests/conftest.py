@@ -30,7 +30,9 @@ EXPORTED = {
     "test_bidirectional_is_one_operator",
     "test_cells_are_operators",
     "test_export_runs_the_file_without_this_package",
+    "test_many_sequences_run_as_a_scan",
     "test_masks_are_obeyed_wherever_the_padding_is",
+    "test_no_time_steps_leave_the_states_as_they_are",
     # LiteRT
     "test_every_cell_at_several_lengths",
     "test_every_kind_of_padding_in_every_direction",

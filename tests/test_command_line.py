@@ -139,6 +139,8 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
     status, _, err = run(capsys, "diagnose", "model.keras", "x.npy")
     assert status == 1
     assert "--import my_module" in err
+    assert "Could not locate function 'my_functions>half'" in err
+    assert "config" not in err
     status, _, err = run(capsys, "diagnose", "model.keras", "x.npy", "--import", "my_functions")
     assert status == 0, err
 

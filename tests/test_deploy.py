@@ -314,8 +314,17 @@ def test_a_stateful_model_keeps_its_states_and_its_batch_size(artifact):
     assert not np.any(model.layers[1].states[0])
     assert report.notes == [
         "memory is stateful: the file begins with the states that the model has now, and keeps "
-        "them from one call to the next."
+        "them from one call of serving_default to the next. A stream begins with zeros all the "
+        "same: see initial_state."
     ]
+
+
+def test_a_report_begins_with_the_operators_that_run_over_time():
+    operators = {"Cast": 9, "Add": 8, **{f"Op{i}": 7 for i in range(8)}, "LSTM": 2, "Loop": 1}
+    report = export.ExportReport("model.onnx", "onnx", 10, {}, operators, [])
+    assert "operators: LSTM 2, Loop 1, Cast 9, Add 8, Op0 7, Op1 7, Op2 7, Op3 7 and 4 more" in (
+        str(report)
+    )
 
 
 @of("cells")
@@ -848,10 +857,14 @@ def test_values_that_are_no_numbers_have_to_be_the_same():
     odd = np.array([[np.nan, np.inf]], "float32")
     pair = (ONE, "y", GOOD, GOOD)
     assert verify.compare([pair, (ONE, "y", odd, odd)]).absolute == 0
-    for given in (GOOD, -odd, odd[:, ::-1]):
-        with pytest.raises(export.ParityError, match="output 'y' is NaN or infinite where the"):
+    for given, told in (
+        (GOOD, "is 1.0 where the model's is nan, in 2 of 2 values"),
+        (-odd, "is -inf where the model's is inf, in 1 of 2 values"),
+        (odd[:, ::-1], "is inf where the model's is nan, in 2 of 2 values"),
+    ):
+        with pytest.raises(export.ParityError, match=f"output 'y' {told}: batch 2 of 3 steps"):
             verify.compare([pair, (ONE, "y", odd, given)])
-    with pytest.raises(export.ParityError, match="output 'y' is NaN or infinite where the"):
+    with pytest.raises(export.ParityError, match="output 'y' is nan where the model's is 1.0, in"):
         verify.compare([(ONE, "y", GOOD, GOOD * np.nan)])
     with pytest.raises(export.ParityError, match="nothing to compare: all values of the model's"):
         verify.compare([(ONE, "y", odd, odd)])
@@ -860,6 +873,9 @@ def test_values_that_are_no_numbers_have_to_be_the_same():
 
 
 # ------------------------------------------------------------------ arguments
+
+
+FRAMES = np.ones((2, 5, 3))
 
 
 def small():
@@ -871,9 +887,25 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "saved_model.pb").write_text("older")
+    (tmp_path / "served" / "labels.txt").write_text("mine")
     before = contents(tmp_path)
     cases = [
         (TypeError, "`model` must be a Keras model", {"model": "model"}),
+        (TypeError, "`path` must be a path. Received: path=None", {"path": None}),
+        (ValueError, "`path` must name a file or a folder. Received: path=''", {"path": ""}),
+        (
+            ValueError,
+            "SavedModel and 'labels.txt', which would be lost",
+            {"path": tmp_path / "served"},
+        ),
+        (ValueError, "did you mean 'onnx'", {"format": "ONNX"}),
+        (ValueError, "`format` must be one of .*Received: format=None$", {"format": None}),
+        (ValueError, "`streaming` must be True or False", {"streaming": "yes"}),
+        (TypeError, "takes no option `steaming`.*did you mean 'streaming'", {"steaming": True}),
+        (ValueError, "inputs of 'small' by their names, .*Received: x$", {"sample": {"x": FRAMES}}),
+        (ValueError, "Received: frames, y$", {"sample": {"frames": FRAMES, "y": FRAMES}}),
         (ValueError, "`model` must be built", {"model": keras.Sequential([kg.GatedRNN(3)])}),
         (ValueError, "`format` must be one of 'saved_model'", {"format": "saved-model"}),
         (ValueError, "Received: tolerance=0", {"tolerance": 0}),
@@ -945,6 +977,26 @@ def test_samples_by_name_and_in_order(rng):
         found = inputs.data(sample)
         assert [value.dtype for value in found] == ["int32", "float32"]
         np.testing.assert_array_equal(found[0], words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([[1.0, 0.5]], "must hold integers for 'words', .* dtype int32. Received: .* such as 0.5"),
+        ([[1, 7]], "integers from 0 to 6 for 'words', which an Embedding .*: integers from 1 to 7"),
+        ([[-1, 2]], "integers from 0 to 6 for 'words'.* Received: integers from -1 to 2"),
+    ],
+)
+def test_samples_of_tokens_hold_what_the_model_reads(words, message):
+    inputs = Inputs(whole_model())
+    with pytest.raises(ValueError, match=f"`sample` .*{message}"):
+        inputs.data([np.array(words), np.ones((1, 2))])
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(core.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="the folder that `path` is in must be one that you"):
+        export.export(small(), tmp_path / "model")
 
 
 def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):

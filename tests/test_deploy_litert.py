@@ -294,7 +294,9 @@ def test_int8_is_smaller_and_its_cost_is_reported(tmp_path, rng):
     assert report.size < 0.45 * (tmp_path / "plain.tflite").stat().st_size
     assert not plain.notes
     assert (
-        report.notes == ["Quantized: 2 weights are 8-bit integers."] == inspect(report.path).notes
+        report.notes
+        == ["Quantized: 2 weights consist of 8-bit integers."]
+        == inspect(report.path).notes
     )
     # A weight in 8 bits is right to 1 in 256 of the largest of its matrix.
     assert 1e-5 < report.difference.relative < 0.05
@@ -307,7 +309,9 @@ def test_int8_is_smaller_and_its_cost_is_reported(tmp_path, rng):
 
 def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
     written = Written(sequential(rng, kg.GatedRNN(4)), tmp_path, quantize="int8")
-    assert written.found.notes == ["Nothing is quantized: no weight has 1024 numbers."]
+    assert written.found.notes == [
+        "Nothing is quantized: no weight has the 1024 numbers from which on LiteRT does it."
+    ]
 
 
 # ---------------------------------------------------------------------- refusals
@@ -319,7 +323,7 @@ def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
         (
             {"quantize": "int4"},
             ValueError,
-            "`quantize` must be one of 'int8'. Received: quantize='int4'",
+            "`quantize` must be 'int8'. Received: quantize='int4'",
         ),
         (
             {"batch_size": -1},

@@ -14,6 +14,7 @@ from keras_gates import diagnostics
 from keras_gates.export import NotExportable, ParityError, export, inspect
 from keras_gates.export import onnx as onnx_format
 from keras_gates.export.onnx.activations import native
+from keras_gates.export.onnx.convert import nodes
 from keras_gates.export.onnx.operators import attributes, operator
 from keras_gates.export.onnx.recurrent import recurrent_operators
 
@@ -25,6 +26,7 @@ if BACKEND != "tensorflow":
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
 LAYERS = keras.layers
+MANY = 129  # copies of a batch; a Scan takes over at fewer
 RECURRENT = ("GRU", "LSTM", "RNN", "Loop")
 
 
@@ -61,11 +63,15 @@ class Written:
         """How often each recurrent operator occurs."""
         return {name: n for name, n in self.found.operators.items() if name in RECURRENT}
 
+    def loops(self):
+        """The notes on layers that have no operator."""
+        return [note for note in self.found.notes if " runs as a Loop, because " in note]
+
     def attributes(self, layer):
         """Those of the operator of a layer."""
         (node,) = [
             node
-            for node in self.file.graph.node
+            for node in nodes(self.file.graph)
             if node.op_type in RECURRENT and f"/{layer}_1/" in node.name
         ]
         return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -82,6 +88,12 @@ class Written:
             outputs = [given.name for given in self.session.get_outputs()]
             for name, y, other in zip(outputs, self.run(inputs), expected, strict=True):
                 assert_close(y, other, name)
+            # As many sequences as ONNX Runtime has another way for, and none.
+            many = self.run([np.tile(x, (MANY, *[1] * (x.ndim - 1))) for x in inputs])
+            none = self.run([x[:0] for x in inputs])
+            for name, y, y_none, other in zip(outputs, many, none, expected, strict=True):
+                assert_close(y, np.tile(other, (MANY, *[1] * (y.ndim - 1))), f"{name} of many")
+                assert y_none.shape == (0, *other.shape[1:])
 
 
 def assert_close(y, expected, name=""):
@@ -226,7 +238,7 @@ def test_gates_share_an_operator_if_they_share_the_activation_of_onnx(tmp_path, 
     ]
     written = Written(parallel(layers, rng), tmp_path)
     assert written.recurrent() == {"GRU": 1, "LSTM": 1, "Loop": 2}
-    assert written.found.notes == [
+    assert written.loops() == [
         "apart runs as a Loop, because all gates of an ONNX GRU share one activation, and update "
         "has hard_sigmoid, reset has sigmoid.",
         "outside runs as a Loop, because ONNX has no activation tanh_gate (of the cell state).",
@@ -256,12 +268,51 @@ def test_cells_are_operators(tmp_path, rng):
     layers += [CELLS[name](name=f"{name}_back", **every) for name in ("gru", "lstm", "simple")]
     written = Written(parallel(layers, rng), tmp_path)
     assert written.recurrent() == {"GRU": 7 + 1, "LSTM": 3 + 1, "RNN": 2 + 1}
-    assert written.found.notes == []
+    assert written.loops() == []
     assert written.attributes("gru")["direction"] == b"forward"
     assert written.attributes("gru_back")["direction"] == b"reverse"
     assert written.attributes("gru")["linear_before_reset"] == 1
     assert written.attributes("gru_before")["linear_before_reset"] == 0
     written.assert_equal(*sequences(rng))
+
+
+def test_many_sequences_run_as_a_scan(tmp_path, rng):
+    """With every activation and option; `assert_equal` runs few, many and none."""
+    activations = {**dict.fromkeys(NATIVE), **MADE}
+    layers = [
+        kg.GatedRNN(3, cell, candidate_activation=made() if made else name, go_backwards=back)
+        for name, made in activations.items()
+        for cell, back in (("gru", False), ("simple", True))
+    ]
+    layers += [CELLS[name](return_sequences=True, return_state=True) for name in CELLS]
+    both = {"gate_activation": "hard_sigmoid", "candidate_activation": "leaky_relu"}
+    layers += [LAYERS.Bidirectional(kg.GatedRNN(3, return_sequences=True, **both))]
+    written = Written(parallel(layers, rng), tmp_path)
+    found = written.recurrent()
+    # One per direction.
+    assert written.found.operators["Scan"] == found["GRU"] + 1 + found["RNN"]
+    assert written.found.operators["If"] == 2 * (found["GRU"] + found["RNN"]) + found["LSTM"]
+    written.assert_equal(*sequences(rng))
+
+
+def test_no_time_steps_leave_the_states_as_they_are(tmp_path, rng):
+    """ONNX Runtime's own operators end the process, as they do for no sequences."""
+    x, h = frames(), keras.Input((4,), name="h")
+    found = [
+        value
+        for cell in CELLS
+        if cell != "stack"
+        for value in CELLS[cell](return_sequences=True, return_state=True)(
+            x, initial_state=[h, h] if "lstm" in cell else [h]
+        )
+    ]
+    written = Written(randomized(keras.Model([x, h], found), rng), tmp_path)
+    before = rng.normal(size=(5, 4)).astype("float32")
+    for y in written.run([np.zeros((5, 0, 3), "float32"), before]):
+        if y.ndim == 3:
+            assert y.shape == (5, 0, 4)
+        else:
+            np.testing.assert_array_equal(y, before)
 
 
 def test_masks_are_obeyed_wherever_the_padding_is(tmp_path, rng):
@@ -321,7 +372,7 @@ def test_bidirectional_is_one_operator(merge_mode, tmp_path, rng):
     assert written.recurrent() == {"GRU": 1, "LSTM": 1}
     directions = [
         attribute.s
-        for node in written.file.graph.node
+        for node in nodes(written.file.graph)
         for attribute in node.attribute
         if attribute.name == "direction"
     ]
@@ -452,7 +503,7 @@ def test_what_onnx_does_not_know_runs_as_a_loop_and_says_so(tmp_path, rng):
     ]
     written = Written(parallel(layers, rng, masked=True), tmp_path)
     assert written.recurrent() == {"Loop": 4}
-    assert written.found.notes == [
+    assert written.loops() == [
         "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell.",
         "bent runs as a Loop, because ONNX has no activation gelu (of candidate).",
         "stack runs as a Loop, because ONNX has no activation relu6 (of candidate).",
@@ -473,7 +524,7 @@ def test_double_precision_runs_as_a_loop(tmp_path, rng):
     x = keras.Input((None, 3), dtype="float64", name="frames")
     model = randomized(keras.Model(x, kg.GatedRNN(4, name="gru", dtype="float64")(x)), rng)
     written = Written(model, tmp_path)
-    assert written.found.notes == [
+    assert written.loops() == [
         "gru runs as a Loop, because it computes in float64, and ONNX Runtime's GRU in float32."
     ]
     data = sequences(rng)[1].astype("float64")
@@ -497,7 +548,8 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert report.difference.relative < 1e-5
     assert {sample.mask for sample in report.samples} == {"none", "right", "any"}
     assert report.notes == [
-        "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell."
+        "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell.",
+        onnx_format.NOT_A_NUMBER.format(runtime="ONNX Runtime"),
     ]
     assert [*tmp_path.iterdir()] == [tmp_path / "model.onnx"]
 
@@ -516,7 +568,8 @@ def test_stateful_layers_are_refused(rng):
 
 
 def test_half_precision_is_refused(rng):
-    model = sequential(rng, kg.GatedRNN(4, dtype="mixed_bfloat16", name="half"))
+    keras.config.set_dtype_policy("mixed_bfloat16")  # the input's too, which computes nothing
+    model = sequential(rng, kg.GatedRNN(4, name="half"))
     assert "'half' computes in bfloat16, for which ONNX Runtime lacks operators" in refused(model)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import client
+import keras
 import load_test
 import make_model
 import numpy as np
@@ -11,6 +12,9 @@ from fastapi.testclient import TestClient
 from helpers import run_python
 from http_server import application
 from served import LARGEST_BATCH, MOST_SAMPLES, BadRequest, Batcher, ServedModel
+
+import keras_gates as kg
+from keras_gates.export import export
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +168,55 @@ def test_a_socket_keeps_its_states_through_an_error(http, model, rng):
             socket.send_json({"rows": row.tolist()})
             found = socket.receive_json()["digit"]
     np.testing.assert_allclose([found], whole(model, rows), atol=1e-5)
+
+
+def test_a_version_may_be_named(http, rng):
+    body = {"instances": rng.normal(size=(1, 4, 8)).tolist()}
+    found = [http.post(f"/v1/models/digits{at}:predict", json=body) for at in ("", "/versions/1")]
+    assert found[0].json() == found[1].json()
+    assert "predictions" in found[0].json()
+    assert http.get("/v1/models/digits/versions/1").status_code == 200
+    missing = http.post("/v1/models/digits/versions/2:predict", json=body)
+    assert missing.status_code == 404
+    assert "served is /v1/models/digits" in missing.json()["error"]
+
+
+def test_a_stream_that_cannot_be_is_closed_with_the_reason(http):
+    with http.websocket_connect("/v1/models/nothing/stream") as socket:
+        closed = socket.receive()
+    assert (closed["type"], closed["code"]) == ("websocket.close", 1008)
+    assert closed["reason"] == "there is no stream here; served is /v1/models/digits/stream"
+
+
+def test_tokens(tmp_path, rng):
+    """A model that reads integers, of a vocabulary."""
+    frames = keras.Input((None,), dtype="int32", name="words")
+    embedded = keras.layers.Embedding(10, 4, mask_zero=True)(frames)
+    score = keras.layers.Dense(1, name="score")(kg.GatedRNN(4, name="reader")(embedded))
+    (tmp_path / "words").mkdir()
+    export(keras.Model(frames, score), tmp_path / "words" / "1", streaming=True)
+    model = ServedModel(tmp_path / "words")
+    http = TestClient(application(model))
+    words = rng.integers(1, 10, (1, 5))
+    answer = http.post("/v1/models/words:predict", json={"instances": words.tolist()}).json()
+    with http.websocket_connect("/v1/models/words/stream") as socket:
+        for word in words[0]:
+            socket.send_json({"words": 99})
+            assert "the model cannot take these values" in socket.receive_json()["error"]
+            socket.send_json({"words": int(word)})
+            found = socket.receive_json()["score"]
+    np.testing.assert_allclose(found, answer["predictions"][0], atol=1e-6)
+    for wrong, message in [
+        ([[1, 99]], "the model cannot take these values"),
+        ([[0.5]], "words must be int32 of shape (any, any), and holds fractions"),
+        ([["a"]], "something other than numbers"),
+        ([[True]], "something other than numbers"),
+        ([[2**40]], "too large"),
+        ([[]], "is empty"),
+    ]:
+        answer = http.post("/v1/models/words:predict", json={"instances": wrong})
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]
 
 
 def test_addresses_that_are_not_there_are_answered_as_every_error(http):

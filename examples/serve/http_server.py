@@ -6,11 +6,13 @@
                                       Serving; "signature_name" if it is not the default
     GET  /v1/models/digits            its versions
     GET  /v1/models/digits/metadata   its signatures
+                                      (or with the version: /v1/models/digits/versions/1:predict)
     WS   /v1/models/digits/stream     one message per time step, {"rows": [...]}; the answer is the
                                       model's output so far. The server keeps the states, which end
                                       with the connection; after an error they are what they were.
 
-What is wrong with a request is answered as {"error": "..."}.
+What is wrong with a request is answered as {"error": "..."}; a stream that cannot be is closed with
+1008 and the reason.
 """
 
 import argparse
@@ -33,12 +35,24 @@ MOST_BYTES = 32_000_000
 # over takes longer than reading.
 LARGE = 200_000
 STREAM = ("initial_state", "step")
+REFUSED = 1008  # WebSocket's code for what goes against the rules of a server
+KEYS = {"instances", "inputs", "signature_name"}
 
 
 def application(model):
     """The FastAPI application that serves a `ServedModel`."""
     app, batcher = fastapi.FastAPI(title=f"{model.name}, version {model.version}"), Batcher(model)
     base = f"/v1/models/{model.name}"
+
+    def serves(method, ending=""):
+        """Registers what answers at an address, with the version in it and without."""
+
+        def register(function):
+            for place in (base, f"{base}/versions/{model.version}"):
+                method(place + ending)(function)
+            return function
+
+        return register
 
     @app.exception_handler(BadRequest)
     async def bad_request(_, error):
@@ -49,7 +63,7 @@ def application(model):
         told = f"{request.method} {request.url.path}: {error.detail}; served is {base}"
         return JSONResponse({"error": told}, error.status_code, error.headers)
 
-    @app.get(base)
+    @serves(app.get)
     async def status():
         version = {
             "version": str(model.version),
@@ -58,7 +72,7 @@ def application(model):
         }
         return {"model_version_status": [version]}
 
-    @app.get(f"{base}/metadata")
+    @serves(app.get, "/metadata")
     async def metadata():
         found = {n: json_format.MessageToDict(d) for n, d in model.definitions.items()}
         return {
@@ -66,7 +80,7 @@ def application(model):
             "metadata": {"signature_def": {"signature_def": found}},
         }
 
-    @app.post(f"{base}:predict")
+    @serves(app.post, ":predict")
     async def predict(request: fastapi.Request):
         body = bytearray()
         async for part in request.stream():
@@ -78,11 +92,11 @@ def application(model):
         found = await batcher.run(signature, arrays)
         return await run(lambda: JSONResponse((rows if by_row else columns)(found)))
 
-    @app.websocket(f"{base}/stream")
+    @serves(app.websocket, "/stream")
     async def stream(socket: fastapi.WebSocket):
         await socket.accept()
         if not set(STREAM) <= set(model.inputs):
-            await socket.close(1011, "the model was exported without streaming=True")
+            await socket.close(REFUSED, "the model was exported without streaming=True")
             return
         given = model.checked("initial_state", {"batch_size": 1})
         states = await batcher.run("initial_state", given)
@@ -90,10 +104,8 @@ def application(model):
             while (message := await socket.receive())["type"] != "websocket.disconnect":
                 try:
                     given = parsed(message.get("text") or message.get("bytes") or "")
-                    if any(name in states for name in given):
-                        raise BadRequest("the states are the server's to keep")
                     step = {name: [value] for name, value in given.items()}
-                    arrays = model.checked("step", {**step, **states})
+                    arrays = model.checked("step", step, kept=states)
                     found = await batcher.run("step", arrays)
                 except BadRequest as error:
                     await socket.send_text(json.dumps({"error": str(error)}))
@@ -101,6 +113,11 @@ def application(model):
                 states = {name: found.pop(name) for name in states}
                 outputs = {name: value[0].tolist() for name, value in found.items()}
                 await socket.send_text(json.dumps(outputs))
+
+    @app.websocket("/{path:path}")
+    async def no_stream_here(socket: fastapi.WebSocket):
+        await socket.accept()
+        await socket.close(REFUSED, f"there is no stream here; served is {base}/stream")
 
     return app
 
@@ -125,6 +142,8 @@ def prediction(model, body):
     given = parsed(body)
     if ("instances" in given) == ("inputs" in given):
         raise BadRequest("the request must hold either instances or inputs")
+    if unknown := sorted(set(given) - KEYS):
+        raise BadRequest(f"the request may hold {', '.join(sorted(KEYS))}, not {unknown[0]}")
     signature, by_row = given.get("signature_name", "serving_default"), "instances" in given
     inputs = by_name(given["instances"]) if by_row else given["inputs"]
     if not isinstance(inputs, dict):  # the name of a single one may be left out

@@ -1,6 +1,6 @@
 """Load on both servers, on this machine: latency, throughput, a thousand streams, bad requests.
 
-    python examples/serve/load_test.py            # three minutes on two cores
+    python examples/serve/load_test.py            # three to four minutes on two cores
     python examples/serve/load_test.py --quick    # a few requests of each kind
 
 Starts the servers, asks them for single sequences from several clients at once, and then opens a
@@ -45,10 +45,12 @@ BAD_REST = [
     ({"instances": [[ROW[1:]]]}, "rows must be float32 of shape (any, any, 8), not (1, 1, 7)"),
     ({"instances": [[ROW, ROW], [ROW]]}, "its rows differ in length"),
     ({"instances": [[["a"] * FEATURES]]}, "something other than numbers"),
+    ({"instances": [[[True] * FEATURES]]}, "something other than numbers"),
     ({"instances": [[[float("nan")] * FEATURES]]}, "rows must be finite"),
     ({"instances": [[[1e300] * FEATURES]]}, "rows must be finite"),
     ({"instances": [[ROW] * (MOST_STEPS + 1)]}, f"rows may have {MOST_STEPS} time steps at most"),
     ({"inputs": {"columns": [[ROW]]}}, "inputs must be rows, not columns"),
+    ({"instances": [[ROW]], "signature": "step"}, "instances, signature_name, not signature"),
     ({"signature_name": "train", "instances": [[ROW]]}, "signature_name must be one of"),
 ]
 BAD_GRPC = [
@@ -62,11 +64,14 @@ BAD_GRPC = [
 ]
 BAD_STEPS = [
     ("{", "the request must be JSON"),
-    ({}, "inputs must be"),
+    ({}, "inputs must be rows, not nothing"),
     ({"rows": ROW[1:]}, "rows must be float32 of shape (any, 8), not (1, 7)"),
     ({"rows": []}, "not (1, 0)"),
     ({"rows": [float("inf")] * FEATURES}, "rows must be finite"),
-    ({"rows": ROW, "gated_rnn_hidden": [0.0] * 64}, "the states are the server's to keep"),
+    (
+        {"rows": ROW, "gated_rnn_hidden": [0.0] * 64},
+        "inputs must be rows, not rows, gated_rnn_hidden",
+    ),
 ]
 
 

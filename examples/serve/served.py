@@ -54,12 +54,13 @@ class ServedModel:
             for name, function in self._signatures.items()
         }
 
-    def checked(self, signature, given):
+    def checked(self, signature, given, kept=None):
         """The inputs of a call as arrays.
 
         Args:
             signature: its name.
             given: from the names of its inputs to arrays, or to lists of numbers.
+            kept: those of its inputs that are not the client's to give.
 
         Raises:
             BadRequest: one of them is not what the signature takes.
@@ -68,10 +69,12 @@ class ServedModel:
             raise BadRequest(
                 f"signature_name must be one of {', '.join(self.inputs)}, not {signature!r}"
             )
-        specs = self.inputs[signature]
-        if not isinstance(given, dict) or set(given) != set(specs):
+        specs, kept = self.inputs[signature], kept or {}
+        wanted = sorted(set(specs) - set(kept))
+        if not isinstance(given, dict) or sorted(given) != wanted:
             received = ", ".join(given) if isinstance(given, dict) else type(given).__name__
-            raise BadRequest(f"inputs must be {', '.join(specs)}, not {received or 'nothing'}")
+            raise BadRequest(f"inputs must be {', '.join(wanted)}, not {received or 'nothing'}")
+        given = {**given, **kept}
         arrays = {name: _array(name, given[name], spec) for name, spec in specs.items()}
         if len({len(array) for array in arrays.values() if array.ndim}) > 1:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -163,7 +166,7 @@ def _array(name, value, spec):
         array = np.asarray(value)
     except ValueError:  # ragged
         raise BadRequest(f"{expected}, and its rows differ in length or depth") from None
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in ("b" if spec.dtype.is_bool else "fiu"):
         raise BadRequest(f"{expected}, and holds something other than numbers")
     if len(array.shape) != len(spec.shape) or any(
         known not in (None, size) for known, size in zip(spec.shape, array.shape, strict=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect as python
+import os
 import pathlib
 
 import keras
@@ -15,12 +16,13 @@ from keras_gates.export.report import ExportReport
 from keras_gates.export.samples import Samples
 from keras_gates.export.streaming import Stream
 from keras_gates.export.verify import default_tolerance, verify
-from keras_gates.validation import one_of, positive_number
+from keras_gates.validation import close_matches, one_of, positive_number, true_or_false
 
 FORMATS = ("saved_model", "onnx", "litert", "openvino")
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
-# What tells that a folder is a SavedModel.
+# What tells that a folder is a SavedModel, and what else is in one.
 _SAVED_MODEL = "saved_model.pb"
+_OF_SAVED_MODEL = {_SAVED_MODEL, "assets", "fingerprint.pb", "keras_metadata.pb", "variables"}
 
 
 def export(
@@ -36,14 +38,14 @@ def export(
     Args:
         model: a built Keras model.
         path: where to; the suffix of the format is added if it is missing. An older file there
-            is replaced.
+            is replaced, the folder of an older SavedModel too unless something else is in it.
         format: "saved_model" (a folder), "onnx", "litert" or "openvino".
         streaming: whether to add signatures for live data: `initial_state` (batch_size to
             states), `step` (one time step and states to outputs and states) and `chunk` (the same
             for some time steps). States are the caller's to keep, so that streams can be
             interleaved.
-        sample: data to compare with: an array, or a list or dict of arrays, with the samples
-            along the first axis. Default: random numbers.
+        sample: data to compare with: an array, or a list or dict of arrays (by the names of the
+            model's inputs), with the samples along the first axis. Default: random numbers.
         tolerance: the largest accepted difference, as a share of the largest value of an output.
             Default: 1e-5; more for a model that computes in half precision; any for a quantized
             file, whose report tells what it costs.
@@ -58,7 +60,9 @@ def export(
         ParityError: the file does not run or differs from the model; nothing is left of it.
         ValueError: an argument out of its range, a `path` that is something else, or a model with
             weights that are NaN or infinite.
-        TypeError: `model` is no Keras model, or an option that the format has not.
+        TypeError: `model` is no Keras model, `path` is no path, or an option that the format has
+            not.
+        PermissionError: the folder that `path` is in cannot be written to.
 
     Example:
 
@@ -70,6 +74,7 @@ def export(
     """
     check_model(model)
     module = _format(one_of("format", format, FORMATS))
+    true_or_false("streaming", streaming)
     options = _options(format, module, {"streaming": streaming, **options})
     if tolerance is not None:
         positive_number("tolerance", tolerance, none="the default")
@@ -148,9 +153,10 @@ def _options(format, module, options):
     for name, value in given.items():
         if name not in known:
             takes = ", ".join(sorted(known - {"streaming"})) or "none"
+            hint = close_matches(name, {*known, "streaming", "sample", "tolerance"})
             raise TypeError(
                 f"the format {format!r} takes no option `{name}`; its options: {takes}. "
-                f"Received: {name}={value!r}"
+                f"Received: {name}={value!r}{hint}"
             )
     return given
 
@@ -169,6 +175,10 @@ def _check_weights(model):
 
 def _target(path, suffix, format):
     """Where the file goes; an error if that would destroy something else."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` must be a path. Received: path={path!r}")
+    if not str(path):
+        raise ValueError("`path` must name a file or a folder. Received: path=''")
     path = pathlib.Path(path).absolute()
     other = _SUFFIXES.get(path.suffix, format)
     if other != format:
@@ -180,6 +190,11 @@ def _target(path, suffix, format):
         path = path.with_name(path.name + suffix)
     if not path.parent.is_dir():
         raise ValueError(f"the folder that `path` is in must exist. Received: path={str(path)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"the folder that `path` is in must be one that you can write to. Received: "
+            f"path={str(path)!r}"
+        )
     if suffix:
         fits = not path.is_dir()
     else:
@@ -192,6 +207,13 @@ def _target(path, suffix, format):
             f"`path` holds something other than a file of format {format!r}, and is not "
             f"overwritten. Received: path={str(path)!r}"
         )
+    if not suffix and path.is_dir():
+        others = sorted({entry.name for entry in path.iterdir()} - _OF_SAVED_MODEL)
+        if others:
+            raise ValueError(
+                f"`path` holds a SavedModel and {', '.join(map(repr, others))}, which would be "
+                f"lost: move it away, or take another path. Received: path={str(path)!r}"
+            )
     return path
 
 

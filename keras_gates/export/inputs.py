@@ -96,20 +96,28 @@ class Inputs:
             rng = np.random.default_rng(0)
             return [self._random(one, rng) for one in self.all]
         sample = arrays("sample", sample)
-        given = tree.flatten(sample)
-        if isinstance(sample, dict):
-            by_key = [
-                next((sample[key] for key in (one.name, one.key) if key in sample), None)
-                for one in self.all
-            ]
-            given = given if any(value is None for value in by_key) else by_key
+        given = self._by_name(sample) if isinstance(sample, dict) else tree.flatten(sample)
         if len(given) != len(self.all) or not all(map(_fits, given, self.all)):
             expected = ", ".join(f"{one.name}: {one.shape}" for one in self.all)
             raise ValueError(
                 f"`sample` must fit the inputs of {self.model.name!r}, {expected}. Received: "
                 f"sample of shape {', '.join(str(value.shape) for value in given)}"
             )
-        return [value.astype(one.dtype) for value, one in zip(given, self.all, strict=True)]
+        return [_cast(value, one) for value, one in zip(given, self.all, strict=True)]
+
+    def _by_name(self, sample):
+        """The flat list of what a dict holds, by the names of inputs or as the model takes it."""
+        found = [sample.get(one.name, sample.get(one.key)) for one in self.all]
+        if len(sample) == len(found) and all(value is not None for value in found):
+            return found
+        try:
+            tree.assert_same_structure(self._structure, sample)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"`sample` must have the inputs of {self.model.name!r} by their names, "
+                f"{', '.join(self.names)}. Received: {', '.join(map(str, sample))}"
+            ) from None
+        return tree.flatten(sample)
 
     def sized(self, values, batch, time):
         """Such arrays for so many samples and time steps: cut off, or repeated."""
@@ -164,8 +172,9 @@ class Inputs:
 
 
 def layers(model):
-    """All layers of a model, those inside of layers too."""
-    return model._flatten_layers(include_self=False)
+    """All layers of a model that compute, those inside of layers too."""
+    found = model._flatten_layers(include_self=False)
+    return [layer for layer in found if not isinstance(layer, keras.layers.InputLayer)]
 
 
 def mask_value(model):
@@ -222,6 +231,21 @@ def _readers(tensor, graph):
             for other, own in zip(given, inner.inputs, strict=False):
                 if other is tensor:
                     yield from _readers(own, inner)
+
+
+def _cast(value, one):
+    """The values of a sample in the dtype of an input; an error where they cannot be its values."""
+    if "int" in one.dtype and value.dtype.kind == "f" and (value != np.round(value)).any():
+        raise ValueError(
+            f"`sample` must hold integers for {one.name!r}, which is of dtype {one.dtype}. "
+            f"Received: numbers such as {value[value != np.round(value)][0]}"
+        )
+    if one.tokens and not (value.min() >= 0 and value.max() < one.tokens):
+        raise ValueError(
+            f"`sample` must hold integers from 0 to {one.tokens - 1} for {one.name!r}, which an "
+            f"Embedding reads. Received: integers from {value.min()} to {value.max()}"
+        )
+    return value.astype(one.dtype)
 
 
 def _fits(value, one):

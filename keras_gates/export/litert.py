@@ -72,7 +72,7 @@ def write(model, path, *, streaming=False, batch_size=None, quantize=None):
     # Not public: what the converter raises.
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    from keras_gates.export.signatures import signatures
+    from keras_gates.export.signatures import notes_on_states, signatures
 
     functions = signatures(model, _batch_size(model, batch_size), streaming)
     archive = keras.export.ExportArchive()
@@ -91,13 +91,10 @@ def write(model, path, *, streaming=False, batch_size=None, quantize=None):
     pathlib.Path(path).write_bytes(content)
     written = read(path)
     if quantize and not written.notes:
-        written.notes.append("Nothing is quantized: no weight has 1024 numbers.")
-    written.notes += [
-        f"{layer.name} is stateful: the file begins with the states that the model has now, and an "
-        "interpreter keeps them from one call to the next."
-        for layer in layers(model)
-        if getattr(layer, "stateful", False)
-    ]
+        written.notes.append(
+            "Nothing is quantized: no weight has the 1024 numbers from which on LiteRT does it."
+        )
+    written.notes += notes_on_states(model, streaming)
     return written
 
 
@@ -138,7 +135,8 @@ def read(path):
         if model.buffers[tensor.buffer].data is not None
     }
     integers = sum(kind == schema.TensorType.INT8 for kind in weights.values())
-    notes = [f"Quantized: {integers} weights are 8-bit integers."] if integers else []
+    each = "1 weight consists" if integers == 1 else f"{integers} weights consist"
+    notes = [f"Quantized: {each} of 8-bit integers."] if integers else []
     default = {name: signatures.pop(name) for name in ["serving_default"] if name in signatures}
     return Written(dict(counted.most_common()), notes, {**default, **signatures})
 

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 import keras
 
+from keras_gates.export import onnx as onnx_format
 from keras_gates.export.errors import NotExportable
 from keras_gates.export.inputs import layers
 from keras_gates.export.written import Written
@@ -75,7 +76,10 @@ def write(model, path):
         graph, reason = _of_operators(model, pathlib.Path(folder, "model.onnx"))
         if graph is None:
             graph = _of_loops(model, pathlib.Path(folder, "model"))
-    notes = [f"Recurrent layers run as Loops, which are slower, because {reason}"] if reason else []
+    if reason:
+        notes = [f"Recurrent layers run as Loops, which are slower. {reason}"]
+    else:
+        notes = [onnx_format.NOT_A_NUMBER.format(runtime="OpenVINO")]
     graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
     graph.set_rt_info(model.name, _SOURCE)
     openvino.save_model(graph, str(path), compress_to_fp16=False)
@@ -102,17 +106,16 @@ def _of_operators(model, path):
     import onnx
     import openvino
 
-    from keras_gates.export import onnx as onnx_format
     from keras_gates.export.onnx.convert import nodes
 
     try:
         onnx_format.refuse(model)
-        written = onnx_format.write(model, path)
+        file, notes = onnx_format.to_onnx(model)
     except NotExportable as error:
-        return None, f"they cannot be ONNX's: {error}"
-    for node in nodes(onnx.load(str(path)).graph):
+        return None, f"They cannot be ONNX's operators: {error}"
+    for node in nodes(file.graph):
         if node.op_type in ("Loop", "Scan"):
-            return None, " ".join(written.notes) or "something in the model is one in ONNX."
+            return None, " ".join(notes) or "Something in the model is one in ONNX."
         if node.op_type not in ("GRU", "LSTM", "RNN"):
             continue
         given = {attribute.name: attribute.strings for attribute in node.attribute}
@@ -122,6 +125,7 @@ def _of_operators(model, path):
             return None, f"OpenVINO's own {node.op_type} has no activation {names}."
         if len(node.input) > 4 and node.input[4]:
             return None, f"OpenVINO's own {node.op_type} passes over the lengths that masks become."
+    onnx.save(file, str(path))
     return openvino.Core().read_model(str(path)), None
 
 

@@ -4,6 +4,12 @@ import dataclasses
 
 from keras_gates.export.samples import Sample
 
+# Operators that run over time: what to look for first.
+_RECURRENT = (
+    *("GRU", "LSTM", "RNN", "GRUSequence", "LSTMSequence", "RNNSequence"),
+    *("Scan", "Loop", "TensorIterator", "While", "StatelessWhile", "WHILE"),
+)
+
 
 @dataclasses.dataclass
 class Difference:
@@ -78,7 +84,8 @@ class ExportReport:
         for name, signature in self.signatures.items():
             lines.append(f"  {name}({_tensors(signature['inputs'])})")
             lines.append(f"    -> {_tensors(signature['outputs'])}")
-        operators = [f"{name} {count}" for name, count in self.operators.items()]
+        operators = sorted(self.operators.items(), key=lambda one: one[0] not in _RECURRENT)
+        operators = [f"{name} {count}" for name, count in operators]
         lines.append(f"  operators: {', '.join(operators[:8])}{_and_more(len(operators) - 8)}")
         if self.difference is not None:
             given = self.difference

@@ -9,6 +9,8 @@ from keras_gates.export.runners.shared import STATIC
 
 # Beyond the longest chunk of the engine, and no multiple of the steps of a turn.
 LONG = 230
+# Beyond the batch sizes at which files choose between ways.
+MANY = 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Samples:
         """Of calls for whole sequences."""
         if "serving_default" not in self.fixed:
             return []
-        wanted = [(1, 7), (17, self.usual_length), (8, LONG), (2, 1)]
+        wanted = [(1, 7), (17, self.usual_length), (8, LONG), (2, 1), (MANY, 3)]
         found = [Sample(batch, length) for batch, length in wanted]
         if self.masked:
             found += [Sample(5, 12, "right"), Sample(19, LONG, "right")]

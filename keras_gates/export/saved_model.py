@@ -19,7 +19,7 @@ from keras_gates.export.errors import NotExportable
 from keras_gates.export.inputs import Inputs, layers
 from keras_gates.export.loops import plain_loops
 from keras_gates.export.names import output_names
-from keras_gates.export.signatures import signatures
+from keras_gates.export.signatures import notes_on_states, signatures
 from keras_gates.export.streaming import Stream
 from keras_gates.export.time_distributed import all_steps_at_once
 from keras_gates.export.written import Written
@@ -80,12 +80,7 @@ def write(model, path, *, streaming=False):
         with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.8 prints whatever one says
             archive.write_out(str(path), verbose=False)
     written = read(path)
-    written.notes += [
-        f"{layer.name} is stateful: the file begins with the states that the model has now, and "
-        "keeps them from one call to the next."
-        for layer in layers(model)
-        if getattr(layer, "stateful", False)
-    ]
+    written.notes += notes_on_states(model, streaming)
     return written
 
 

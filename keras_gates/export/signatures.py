@@ -3,7 +3,7 @@
 import tensorflow as tf
 from keras import tree
 
-from keras_gates.export.inputs import Inputs
+from keras_gates.export.inputs import Inputs, layers
 from keras_gates.export.names import output_names
 from keras_gates.export.streaming import Stream
 from keras_gates.export.time_distributed import all_steps_at_once
@@ -39,6 +39,17 @@ def signatures(model, batch_size=None, streaming=False):
 
     found = {"serving_default": (serving_default, [_spec(one, batch_size) for one in inputs.all])}
     return {**found, **_of_stream(Stream(model), batch_size)} if streaming else found
+
+
+def notes_on_states(model, streaming=False):
+    """A sentence for each layer whose states a file keeps."""
+    streams = " A stream begins with zeros all the same: see initial_state." if streaming else ""
+    return [
+        f"{layer.name} is stateful: the file begins with the states that the model has now, and "
+        f"keeps them from one call of serving_default to the next.{streams}"
+        for layer in layers(model)
+        if getattr(layer, "stateful", False)
+    ]
 
 
 def _of_stream(stream, batch_size):

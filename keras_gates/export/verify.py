@@ -153,12 +153,13 @@ def compare(pairs, tolerance=None):
         with np.errstate(invalid="ignore"):
             absolute = np.where(given == expected, 0.0, np.abs(given - expected))
         absolute = np.where(np.isnan(given) & np.isnan(expected), 0.0, absolute)
-        absolute = float(absolute.max(initial=0.0))
-        if not np.isfinite(absolute):
+        apart = ~np.isfinite(absolute)
+        if apart.any():
             raise ParityError(
-                f"the file's output {name!r} is NaN or infinite where the model's is not, or the "
-                f"other way round: {sample}."
+                f"the file's output {name!r} is {given[apart][0]} where the model's is "
+                f"{expected[apart][0]}, in {apart.sum()} of {apart.size} values: {sample}."
             )
+        absolute = float(absolute.max(initial=0.0))
         relative = absolute / float(scales[name])
         if worst is None or relative > worst.relative:
             worst = Difference(absolute, relative, tolerance, name, str(sample))

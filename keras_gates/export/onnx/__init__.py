@@ -1,9 +1,9 @@
 """ONNX files, in which recurrent layers are ONNX's own GRU, LSTM and RNN operators.
 
 Batch and time are dynamic. The operators take the activations as attributes, by their exact
-parameters (`activations`), and masks of every kind as lengths (`recurrent`). What ONNX has no
-operator for, such as a cell of one's own, runs as a Loop of plain operators, which is slower; the
-notes say which layer, and why.
+parameters (`activations`), and masks of every kind as lengths (`recurrent`). Beside them is what
+runs large batches faster (`batches`). What ONNX has no operator for, such as a cell of one's own,
+runs as a Loop of plain operators, which is slower; the notes say which layer, and why.
 
     import onnxruntime
 
@@ -24,6 +24,14 @@ from keras_gates.export.names import functional
 from keras_gates.export.written import Written
 
 SUFFIX = ".onnx"
+NOT_A_NUMBER = (
+    "{runtime}'s own recurrent operators may turn NaN into numbers: look for NaN in what goes in, "
+    "not in what comes out."
+)
+_TWICE = (
+    "What runs over time is there twice: as ONNX's own operator for a few sequences, and for many "
+    "as a Scan, which ONNX Runtime runs faster."
+)
 _NOTES = "keras_gates.notes"  # key in the metadata of a file
 
 
@@ -67,18 +75,33 @@ def write(model, path):
     """Writes the model to the file `path`; see `keras_gates.export.export`."""
     import onnx
 
-    from keras_gates.export.onnx.convert import convert
+    from keras_gates.export.onnx.batches import suit_all_batches
+    from keras_gates.export.onnx.convert import nodes
+
+    file, notes = to_onnx(model)
+    suit_all_batches(file)
+    operators = {node.op_type for node in nodes(file.graph)}
+    if "Scan" in operators:
+        notes.append(_TWICE)
+    if operators & {"GRU", "LSTM", "RNN"}:
+        notes.append(NOT_A_NUMBER.format(runtime="ONNX Runtime"))
+    onnx.checker.check_model(file, full_check=True)
+    onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
+    pathlib.Path(path).write_bytes(file.SerializeToString())
+    return read(path)
+
+
+def to_onnx(model):
+    """The model as an `onnx.ModelProto` of one operator per recurrent layer, and notes on it."""
+    from keras_gates.export.onnx.convert import convert_function
     from keras_gates.export.onnx.recurrent import recurrent_operators
     from keras_gates.export.signatures import signatures
 
     with recurrent_operators(model) as loops:
-        file = convert(*signatures(model)["serving_default"])
-    notes = [f"{name} runs as a Loop, because {reason}." for name, reason in loops.items()]
+        file = convert_function(*signatures(model)["serving_default"])
     _name_axes(file.graph, Inputs(model))
     file.producer_name, file.producer_version = "keras_gates", __version__
-    onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
-    pathlib.Path(path).write_bytes(file.SerializeToString())
-    return read(path)
+    return file, [f"{name} runs as a Loop, because {reason}." for name, reason in loops.items()]
 
 
 def read(path):

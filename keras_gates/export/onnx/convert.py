@@ -12,7 +12,7 @@ from keras_gates.export.onnx.recurrent import STAND_IN
 OPSET = 15
 
 
-def convert(function, specs):
+def convert_function(function, specs):
     """The ONNX model of a function.
 
     Args:
