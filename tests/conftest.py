@@ -1,7 +1,9 @@
 """Settings for all tests: quiet TensorFlow, strict warnings about saving, the cells to test."""
 
+import functools
 import gc
 import os
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -72,3 +74,43 @@ def _fresh_keras():
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def worker():
+    import deployed
+
+    with deployed.worker() as process:
+        yield process
+
+
+@pytest.fixture
+def quick(worker, monkeypatch):
+    """Has runners run in one process that lasts, which is as far from here as a new one."""
+    import deployed
+
+    from keras_gates.export import verify
+
+    run = functools.partial(deployed.run_in, worker)
+    monkeypatch.setattr(verify, "subprocess", types.SimpleNamespace(run=run))
+    monkeypatch.setattr(verify, "REPETITIONS", 2)
+
+
+@pytest.fixture(scope="session")
+def exported():
+    return {}
+
+
+@pytest.fixture
+def artifact(request, exported, quick, tmp_path_factory):
+    """The model of that name, its file and its report; exported once."""
+    import deployed
+
+    from keras_gates.export import export
+
+    name = request.param
+    if name not in exported:
+        make, streaming = deployed.MODELS[name]
+        model, path = make(), tmp_path_factory.mktemp("exported") / name
+        exported[name] = model, path, export(model, path, streaming=streaming)
+    return exported[name]

@@ -1,10 +1,9 @@
 """The searches: what proposes the trials that a `Tuner` runs."""
 
-import inspect
 import numbers
 
 from keras_gates.tuning import oracles, records
-from keras_gates.tuning.tuners import Tuner
+from keras_gates.tuning.tuners import Tuner, constructor_arguments
 from keras_gates.validation import positive_integer
 
 
@@ -136,7 +135,5 @@ class Hyperband(Tuner):
 
 def _options_of(oracle_class, kwargs):
     """Takes out of `kwargs` what the oracle takes, and returns it."""
-    bases = [base for base in oracle_class.__mro__ if "__init__" in vars(base)]
-    names = {name for base in bases for name in inspect.signature(base.__init__).parameters}
-    taken = [name for name in kwargs if name in names - {"self", "args", "kwargs"}]
+    taken = constructor_arguments(oracle_class) & set(kwargs)
     return {name: kwargs.pop(name) for name in taken}

@@ -447,17 +447,18 @@ def _check_arguments(tuner_class, oracle, hypermodel, directory, kwargs):
         raise ValueError(
             f"`directory` must be a folder. Received: directory={str(directory)!r}, which is a file"
         )
-    classes = [*tuner_class.__mro__, *type(oracle).__mro__]
-    known = {
-        name
-        for each in classes
-        if "__init__" in vars(each)
-        for name in inspect.signature(each.__init__).parameters
-    }
+    known = constructor_arguments(tuner_class) | constructor_arguments(type(oracle))
     for name in set(kwargs) - known:
         raise TypeError(
             f"{tuner_class.__name__} takes no argument `{name}`{close_matches(name, known)}"
         )
+
+
+def constructor_arguments(of):
+    """Names of all arguments that the constructors of a class and its bases take."""
+    own = [base.__init__ for base in of.__mro__ if "__init__" in vars(base)]
+    names = {name for each in own for name in inspect.signature(each).parameters}
+    return names - {"self", "args", "kwargs"}
 
 
 def _ended(watch, score):

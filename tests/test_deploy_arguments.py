@@ -1,0 +1,185 @@
+"""What `export` and `inspect` are given: errors that name the argument, and write nothing."""
+
+import doctest
+import types
+
+import keras
+import numpy as np
+import pytest
+from deployed import contents, small_model, whole_model
+
+import keras_gates as kg
+from keras_gates import export
+from keras_gates.export import core, saved_model
+from keras_gates.export.inputs import Inputs
+from keras_gates.export.names import output_names
+from keras_gates.export.streaming import Stream
+
+FRAMES = np.ones((2, 5, 3))
+
+
+def small():
+    return small_model(kg.GatedRNN(3))
+
+
+def test_arguments_are_checked_before_anything_is_written(tmp_path):
+    path = tmp_path / "model"
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "saved_model.pb").write_text("older")
+    (tmp_path / "served" / "labels.txt").write_text("mine")
+    before = contents(tmp_path)
+    cases = [
+        (TypeError, "`model` must be a Keras model", {"model": "model"}),
+        (TypeError, "`path` must be a path. Received: path=None", {"path": None}),
+        (ValueError, "`path` must name a file or a folder. Received: path=''", {"path": ""}),
+        (
+            ValueError,
+            "SavedModel and 'labels.txt', which would be lost",
+            {"path": tmp_path / "served"},
+        ),
+        (ValueError, "did you mean 'onnx'", {"format": "ONNX"}),
+        (ValueError, "`format` must be one of .*Received: format=None$", {"format": None}),
+        (ValueError, "`streaming` must be True or False", {"streaming": "yes"}),
+        (TypeError, "takes no option `steaming`.*did you mean 'streaming'", {"steaming": True}),
+        (ValueError, "inputs of 'small' by their names, .*Received: x$", {"sample": {"x": FRAMES}}),
+        (ValueError, "Received: frames, y$", {"sample": {"frames": FRAMES, "y": FRAMES}}),
+        (ValueError, "`model` must be built", {"model": keras.Sequential([kg.GatedRNN(3)])}),
+        (ValueError, "`format` must be one of 'saved_model'", {"format": "saved-model"}),
+        (ValueError, "Received: tolerance=0", {"tolerance": 0}),
+        (TypeError, "takes no option `quantize`; its options: none", {"quantize": "int8"}),
+        (ValueError, "the folder that `path` is in must exist", {"path": path / "a" / "b"}),
+        (ValueError, "holds something other than a file of", {"path": tmp_path / "file"}),
+        (ValueError, "holds something other than a file of", {"path": tmp_path / "folder"}),
+        (ValueError, "`sample` must fit the inputs of 'small'", {"sample": np.ones((2, 5, 4))}),
+        (ValueError, "`sample` must hold at least one sample", {"sample": np.ones((0, 5, 3))}),
+        (ValueError, "`sample` must be an array", {"sample": "data"}),
+    ]
+    for error, message, changed in cases:
+        arguments = {"model": small(), "path": path, **changed}
+        with pytest.raises(error, match=message):
+            export.export(**arguments)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", ["saved_model", "onnx", "litert", "openvino"])
+def test_weights_that_are_not_finite_are_refused(format, tmp_path):
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4, name="ear")])
+    kernel, *others = model.get_weights()
+    kernel[0, 0] = np.nan
+    model.set_weights([kernel, *others])
+    with pytest.raises(ValueError, match=r"`model` must have finite weights.*ear.*kernel"):
+        export.export(model, tmp_path / "m", format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "other"),
+    [
+        ("m.onnx", "saved_model", "onnx"),
+        ("m.tflite", "onnx", "litert"),
+        ("m.xml", "litert", "open"),
+    ],
+)
+def test_a_path_that_ends_as_another_format_is_refused(name, format, other, tmp_path):
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
+    with pytest.raises(ValueError, match=f"`path` ends as a file of format '{other}.*`format` is"):
+        export.export(model, tmp_path / name, format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tolerance", [-1, 0, np.nan])
+def test_tolerance_is_positive(tolerance, tmp_path):
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
+    with pytest.raises(ValueError, match="`tolerance` must be .*, or None for the default"):
+        export.export(model, tmp_path / "m", tolerance=tolerance)
+
+
+def test_a_sample_is_needed_where_no_data_can_be_made():
+    for message, shape, dtype in [
+        ("is of dtype string", (None,), "string"),
+        (r"has the shape \(None, 8, None, 3\)", (8, None, 3), "float32"),
+    ]:
+        given = keras.Input(shape, dtype=dtype, name="given")
+        model = keras.Model(given, keras.layers.Identity(dtype=dtype)(given))
+        with pytest.raises(
+            ValueError, match=f"`sample` is needed: the input 'given' of .* {message}"
+        ):
+            Inputs(model).data()
+
+
+def test_samples_by_name_and_in_order(rng):
+    inputs = Inputs(whole_model())
+    words, speaker = rng.integers(0, 7, (2, 6)), np.ones((2, 2))
+    for sample in ([words, speaker], {"words": words, "inputs": speaker}):
+        found = inputs.data(sample)
+        assert [value.dtype for value in found] == ["int32", "float32"]
+        np.testing.assert_array_equal(found[0], words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([[1.0, 0.5]], "must hold integers for 'words', .* dtype int32. Received: .* such as 0.5"),
+        ([[1, 7]], "integers from 0 to 6 for 'words', which an Embedding .*: integers from 1 to 7"),
+        ([[-1, 2]], "integers from 0 to 6 for 'words'.* Received: integers from -1 to 2"),
+    ],
+)
+def test_samples_of_tokens_hold_what_the_model_reads(words, message):
+    inputs = Inputs(whole_model())
+    with pytest.raises(ValueError, match=f"`sample` .*{message}"):
+        inputs.data([np.array(words), np.ones((1, 2))])
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(core.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="the folder that `path` is in must be one that you"):
+        export.export(small(), tmp_path / "model")
+
+
+def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
+    class Two(keras.Model):
+        def call(self, a, b):
+            return a + b
+
+    model = Two(name="two")
+    model(np.ones((1, 2, 3)), np.ones((1, 2, 3)))
+    with pytest.raises(
+        export.NotExportable, match="'two' is a subclassed model whose `call` takes"
+    ):
+        export.export(model, tmp_path / "model")
+
+
+def test_backends_that_cannot_write_are_told_apart(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(export.NotExportable, match="Keras on torch cannot write a SavedModel"):
+        saved_model.refuse(None)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(export.NotExportable, match="streaming=True needs Keras on TensorFlow"):
+        saved_model.refuse(None, streaming=True)
+
+
+def test_inspect_refuses_what_it_does_not_know(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder `path`"):
+        export.inspect(tmp_path / "model")
+    (tmp_path / "notes.txt").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match="`path` must be the folder of a SavedModel or a file"):
+            export.inspect(path)
+
+
+def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
+    module = types.SimpleNamespace(SUFFIX=".x", write=lambda model, path: None)
+    monkeypatch.setattr(core, "_format", lambda name: module)
+    with pytest.raises(export.NotExportable, match="the format 'onnx' holds no streams"):
+        export.export(small(), tmp_path / "model", format="onnx", streaming=True)
+
+
+@pytest.mark.parametrize("public", [export.export, Stream, output_names], ids=lambda p: p.__name__)
+def test_examples_in_docstrings_run(public, quick):
+    names = {"keras": keras, "numpy": np, "keras_gates": kg}
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, globs=names)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0

@@ -1,0 +1,114 @@
+"""How a file is compared with its model: samples, differences, the process that runs it."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from deployed import small_model, whole_model
+
+from keras_gates import export
+from keras_gates.export import verify
+from keras_gates.export.inputs import Inputs
+from keras_gates.export.samples import Sample, Samples
+
+
+def test_padding_is_what_the_model_masks():
+    words = Samples(Inputs(whole_model()), None, {"serving_default": {"inputs": WORDS}}, True)
+    frames = keras.Sequential([keras.Input((None, 2)), keras.layers.Masking(-1.0)])
+    frames = Samples(Inputs(frames), None, {"serving_default": {"inputs": FRAMES}}, True)
+    for samples, blank in ((words, 0), (frames, -1.0)):
+        right, anywhere = (s for s in samples.whole() if s.mask != "none" and s.length == 12)
+        valid = valid_steps(samples.values(right)[0], blank)
+        np.testing.assert_array_equal(valid.sum(1)[[0, -1]], [12, 1])
+        np.testing.assert_array_equal(valid, np.sort(valid, 1)[:, ::-1])
+        valid = valid_steps(samples.values(anywhere)[0], blank)
+        assert valid[0].all()
+        np.testing.assert_array_equal(valid[1], np.arange(12) > 0)  # at the start
+        np.testing.assert_array_equal(valid[2, :4], [True, False, True, True])  # in between
+        assert not valid[3].any()
+
+
+WORDS = {
+    "words": {"shape": [None, None], "dtype": "int32"},
+    "inputs": {"shape": [None, 2], "dtype": "float32"},
+}
+
+
+FRAMES = {"inputs": {"shape": [None, None, 2], "dtype": "float32"}}
+
+
+def valid_steps(values, blank):
+    return (values.reshape(*values.shape[:2], -1) != blank).any(-1)
+
+
+def test_a_runner_cannot_import_the_package(tmp_path, monkeypatch):
+    shutil.copy(verify.RUNNERS / "shared.py", tmp_path)
+    (tmp_path / "probe.py").write_text(
+        "import importlib, shared, numpy\n"
+        "def blocked(name):\n"
+        "    try:\n"
+        "        return numpy.array(not importlib.import_module(name))\n"
+        "    except ImportError:\n"
+        "        return numpy.array(True)\n"
+        "def load(path):\n"
+        "    names = ('keras_gates', 'json', 'x')\n"
+        "    return lambda signature, inputs: {name: blocked(name) for name in names}\n"
+        "shared.run(load, without=['x'])\n"
+    )
+    (tmp_path / "x.py").write_text("")
+    monkeypatch.setattr(verify, "RUNNERS", tmp_path)
+    found = verify.run("probe", tmp_path, {"whole/0": {"frames": np.zeros((1, 2))}})
+    names = ("keras_gates", "json", "x")
+    assert [bool(found[f"whole/0/0/{name}"]) for name in names] == [True, False, True]
+    assert found["whole/0/seconds"].shape == (1,)
+
+
+def test_time_distributed_layers_are_compared_with_what_they_should_do():
+    """Keras' own graph of one is wrong where neither the batch size nor the length is fixed."""
+    model = small_model(keras.layers.TimeDistributed(keras.layers.Dense(2, "relu")))
+    samples = Samples(Inputs(model), None, {"serving_default": {"inputs": ONE_INPUT}}, True)
+    ((_, _, expected),) = verify._expected(samples.whole()[1], samples, None)
+    assert expected.shape == (17, 100, 2)
+
+
+ONE_INPUT = {"frames": {"shape": [None, None, 3], "dtype": "float32"}}
+
+
+ONE = Sample(2, 3)
+
+
+GOOD = np.array([[1.0, -4.0]], "float32")
+
+
+def test_the_difference_is_the_largest_of_all_in_the_scale_of_its_output():
+    pairs = [
+        (ONE, "large", 100 * GOOD, 100 * GOOD + 0.1),
+        (ONE, "small", GOOD, GOOD + 0.01),
+        (Sample(5, 7, "any", "step"), "small", GOOD / 2, GOOD / 2 + [[0.0, 0.02]]),
+    ]
+    found = verify.compare(pairs, 0.5)
+    assert found.output == "small"
+    assert found.absolute == pytest.approx(0.02, rel=1e-4)
+    assert found.relative == pytest.approx(0.005, rel=1e-4)
+    assert found.sample == "batch 5 of 7 steps, padded anywhere, step by step"
+    assert found.tolerance == 0.5
+
+
+def test_values_that_are_no_numbers_have_to_be_the_same():
+    odd = np.array([[np.nan, np.inf]], "float32")
+    pair = (ONE, "y", GOOD, GOOD)
+    assert verify.compare([pair, (ONE, "y", odd, odd)]).absolute == 0
+    for given, told in (
+        (GOOD, "is 1.0 where the model's is nan, in 2 of 2 values"),
+        (-odd, "is -inf where the model's is inf, in 1 of 2 values"),
+        (odd[:, ::-1], "is inf where the model's is nan, in 2 of 2 values"),
+    ):
+        with pytest.raises(export.ParityError, match=f"output 'y' {told}: batch 2 of 3 steps"):
+            verify.compare([pair, (ONE, "y", odd, given)])
+    with pytest.raises(export.ParityError, match="output 'y' is nan where the model's is 1.0, in"):
+        verify.compare([(ONE, "y", GOOD, GOOD * np.nan)])
+    with pytest.raises(export.ParityError, match="nothing to compare: all values of the model's"):
+        verify.compare([(ONE, "y", odd, odd)])
+    with pytest.raises(export.ParityError, match=r"has the shape \(2,\) where the model's has"):
+        verify.compare([(ONE, "y", GOOD, GOOD[0])])
