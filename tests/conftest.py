@@ -34,6 +34,7 @@ EXPORTED = {
     "test_export_runs_the_file_without_this_package",
     "test_many_sequences_run_as_a_scan",
     "test_masks_are_obeyed_wherever_the_padding_is",
+    "test_what_onnx_does_not_know_runs_as_a_scan_and_says_so",
     "test_no_time_steps_leave_the_states_as_they_are",
     # LiteRT
     "test_every_cell_at_several_lengths",
@@ -41,6 +42,7 @@ EXPORTED = {
     "test_int8_is_smaller_and_its_cost_is_reported",
     # OpenVINO
     "test_operators_of_its_own",
+    "test_other_activations_and_cells_run_as_scans",
     # of several formats
     "test_export_in_a_process_of_its_own",
     "test_missing_package_is_named_with_the_command",

@@ -1,6 +1,7 @@
 """ONNX files: their operators, and what ONNX Runtime makes of them against the Keras model."""
 
 import doctest
+import re
 import sys
 
 import keras
@@ -64,8 +65,12 @@ class Written:
         return {name: n for name, n in self.found.operators.items() if name in RECURRENT}
 
     def loops(self):
-        """The notes on layers that have no operator."""
-        return [note for note in self.found.notes if " runs as a Loop, because " in note]
+        """The notes on layers that have no operator, in the order of their names."""
+        return [
+            note
+            for note in sorted(self.found.notes)
+            if re.search(" runs as a (Scan|Loop), bec", note)
+        ]
 
     def attributes(self, layer):
         """Those of the operator of a layer."""
@@ -237,11 +242,11 @@ def test_gates_share_an_operator_if_they_share_the_activation_of_onnx(tmp_path, 
         kg.GatedRNN(4, "lstm", output_activation="tanh_gate", name="outside"),
     ]
     written = Written(parallel(layers, rng), tmp_path)
-    assert written.recurrent() == {"GRU": 1, "LSTM": 1, "Loop": 2}
+    assert written.recurrent() == {"GRU": 1, "LSTM": 1}
     assert written.loops() == [
-        "apart runs as a Loop, because all gates of an ONNX GRU share one activation, and update "
+        "apart runs as a Scan, because all gates of an ONNX GRU share one activation, and update "
         "has hard_sigmoid, reset has sigmoid.",
-        "outside runs as a Loop, because ONNX has no activation tanh_gate (of the cell state).",
+        "outside runs as a Scan, because ONNX has no activation tanh_gate (of the cell state).",
     ]
     written.assert_equal(*sequences(rng))
 
@@ -343,7 +348,8 @@ def test_what_is_in_masked_steps_does_not_matter(tmp_path, rng):
     layers = [kg.GatedRNN(4), kg.GatedRNN(4, cell=MGUCell)]
     model = keras.Model([x, mask], [layer(x, mask=mask) for layer in layers])
     written = Written(randomized(model, rng), tmp_path)
-    assert written.recurrent() == {"GRU": 1, "Loop": 1}
+    assert written.recurrent() == {"GRU": 1}
+    assert written.found.operators["Scan"] == 1
     data = sequences(rng)[1]
     data[~MASK] = np.nan
     assert np.isfinite(written.run([data, MASK])).all()
@@ -493,7 +499,7 @@ def test_axes_and_tensors_have_lasting_names(tmp_path, rng):
 # ---------------------------------------------------------------------- loops
 
 
-def test_what_onnx_does_not_know_runs_as_a_loop_and_says_so(tmp_path, rng):
+def test_what_onnx_does_not_know_runs_as_a_scan_and_says_so(tmp_path, rng):
     clipped = {"grad_clip_norm": 1.0, "activation_l1": 0.1, "candidate_l1": 0.1}
     layers = [
         kg.GatedRNN(4, cell=MGUCell, name="mgu", return_sequences=True, **clipped),
@@ -502,12 +508,13 @@ def test_what_onnx_does_not_know_runs_as_a_loop_and_says_so(tmp_path, rng):
         LAYERS.GRU(4, activation=LAYERS.PReLU(), name="prelu", return_state=True),
     ]
     written = Written(parallel(layers, rng, masked=True), tmp_path)
-    assert written.recurrent() == {"Loop": 4}
+    assert written.recurrent() == {"Loop": 1}
+    assert written.found.operators["Scan"] == 3
     assert written.loops() == [
-        "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell.",
-        "bent runs as a Loop, because ONNX has no activation gelu (of candidate).",
+        "bent runs as a Scan, because ONNX has no activation gelu (of candidate).",
+        "mgu runs as a Scan, because ONNX has no operator for the cell MGUCell.",
+        "prelu runs as a Scan, because ONNX has no activation PReLU (of candidate).",
         "stack runs as a Loop, because ONNX has no activation relu6 (of candidate).",
-        "prelu runs as a Loop, because ONNX has no activation PReLU (of candidate).",
     ]
     assert onnx_format.read(tmp_path / "model.onnx").notes == written.found.notes
     written.assert_equal(*sequences(rng, masked=True))
@@ -515,17 +522,19 @@ def test_what_onnx_does_not_know_runs_as_a_loop_and_says_so(tmp_path, rng):
 
 def test_a_layer_with_code_of_its_own_is_left_alone(rng):
     model = sequential(rng, OwnRNN(4, name="own"))
-    with recurrent_operators(model) as loops:
+    with recurrent_operators(model) as (_, notes):
         assert "inner_loop" not in vars(model.layers[0])
-    assert loops == {"own": "OwnRNN is a subclass with a loop of its own, maybe"}
+    assert notes == {
+        "own": "own runs as a Loop, because OwnRNN is a subclass with a loop of its own, maybe."
+    }
 
 
-def test_double_precision_runs_as_a_loop(tmp_path, rng):
+def test_double_precision_runs_as_a_scan(tmp_path, rng):
     x = keras.Input((None, 3), dtype="float64", name="frames")
     model = randomized(keras.Model(x, kg.GatedRNN(4, name="gru", dtype="float64")(x)), rng)
     written = Written(model, tmp_path)
     assert written.loops() == [
-        "gru runs as a Loop, because it computes in float64, and ONNX Runtime's GRU in float32."
+        "gru runs as a Scan, because it computes in float64, and ONNX Runtime's GRU in float32."
     ]
     data = sequences(rng)[1].astype("float64")
     np.testing.assert_allclose(written.run([data])[0], model(data), rtol=1e-12)
@@ -548,7 +557,7 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert report.difference.relative < 1e-5
     assert {sample.mask for sample in report.samples} == {"none", "right", "any"}
     assert report.notes == [
-        "mgu runs as a Loop, because ONNX has no operator for the cell MGUCell.",
+        "mgu runs as a Scan, because ONNX has no operator for the cell MGUCell.",
         onnx_format.NOT_A_NUMBER.format(runtime="ONNX Runtime"),
     ]
     assert [*tmp_path.iterdir()] == [tmp_path / "model.onnx"]

@@ -114,7 +114,7 @@ def test_operators_of_its_own(tmp_path, rng):
     assert "INFERENCE_PRECISION_HINT=f32" in precision
 
 
-def test_other_activations_and_cells_run_as_loops(tmp_path, rng):
+def test_other_activations_and_cells_run_as_scans(tmp_path, rng):
     per_gate = {"update": "hard_sigmoid", "reset": "softsign_gate"}
     layers = {
         "gru": kg.GatedRNN(4, gate_activation=per_gate, candidate_activation="relu"),
@@ -128,11 +128,29 @@ def test_other_activations_and_cells_run_as_loops(tmp_path, rng):
     model = keras.Model(model.inputs[0], {**model.output, "again": model.output["lstm_0"]})
     written = Written(model, tmp_path)
     written.assert_equal(*sequences(rng))
-    assert written.found.operators["Loop"] == 3
+    assert written.found.operators["TensorIterator"] == 3
     assert not written.found.operators.keys() & SEQUENCES
     assert set(written.found.signatures["serving_default"]["outputs"]) == set(model.output)
-    assert "Recurrent layers run as Loops, which are slower. " in written.found.notes[0]
+    name = model.layers[-1].name
+    assert f"{name} runs as a Scan, because ONNX has no operator for the cell LeakyCell." in (
+        written.found.notes
+    )
     assert inspect(written.path).notes == written.found.notes
+
+
+def test_layers_whose_equations_are_not_known_run_as_loops(tmp_path, rng):
+    class OwnRNN(kg.GatedRNN):
+        pass
+
+    cells = [kg.GRUCell(4), kg.GRUCell(3, candidate_activation="relu6")]
+    layers = {"own": OwnRNN(4, name="own"), "stack": LAYERS.RNN(cells, name="stack")}
+    written = Written(parallel(layers, rng), tmp_path)
+    written.assert_equal(*sequences(rng))
+    assert written.found.operators["Loop"] == 2
+    (note, _) = written.found.notes
+    assert note.startswith(
+        "Recurrent layers run as Loops, which are slower. own runs as a Loop, be"
+    )
 
 
 def test_every_kind_of_padding(tmp_path, rng):

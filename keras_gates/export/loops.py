@@ -91,7 +91,7 @@ class _Loop:
         states, mask = given[:count], given[count] if given[count:] else None
         x = tf.transpose(sequences, (1, 0, 2))
         valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
-        step = _HoistedStep(self.cell)
+        step = HoistedStep(self.cell)
         time = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
         turns = time // STEPS
 
@@ -102,7 +102,7 @@ class _Loop:
                 masks = tf.unstack(valid[first : first + steps], steps)
             hidden = []
             for given, mask in zip(step.project_inputs(xs, steps), masks, strict=True):
-                states = self._advance(step, given, states, mask)
+                states = step.advance(given, states, mask)
                 hidden.append(states[0])
             return states, tf.stack(hidden)
 
@@ -139,19 +139,13 @@ class _Loop:
             return states, None
         return states, tf.reshape(arrays[0].stack()[:turns], (-1, batch, units))
 
-    def _advance(self, step, x, states, mask):
-        self.cell.step = step
-        try:
-            new = self.cell.advance(*step.project(x, states[0]), states)
-        finally:
-            self.cell.step = None
-        if mask is None:
-            return list(new)
-        return [tf.where(mask, after, before) for after, before in zip(new, states, strict=True)]
 
+class HoistedStep(Step):
+    """Time steps with weights that are read, and cut into groups of blocks, before the loop.
 
-class _HoistedStep(Step):
-    """Time steps with weights that are read, and cut into groups of blocks, before the loop."""
+    Args:
+        cell: a GatedCell whose step is its own.
+    """
 
     def __init__(self, cell):
         super().__init__(cell)
@@ -170,6 +164,27 @@ class _HoistedStep(Step):
         x = tf.reshape(x, (-1 if batch is None else steps * batch, features))
         parts = [tf.split(_product(x, *weights), steps) for weights in self.of_input]
         return zip(*parts, strict=True)
+
+    def project_all_inputs(self, x):
+        """The same for all time steps at once, each tensor (time, batch, columns)."""
+        return [_product(x, kernel[None], bias) for kernel, bias in self.of_input]
+
+    def advance(self, x, states, mask):
+        """The states after a time step.
+
+        Args:
+            x: one tensor of each of those that `project_inputs` gives.
+            states: those before, each (batch, units).
+            mask: (batch, 1), whether they change, or None.
+        """
+        self.cell.step = self
+        try:
+            new = self.cell.advance(*self.project(x, states[0]), states)
+        finally:
+            self.cell.step = None
+        if mask is None:
+            return list(new)
+        return [tf.where(mask, after, before) for after, before in zip(new, states, strict=True)]
 
     def project(self, x, hidden):
         """What `update` takes: x, from `project_inputs`, and u, by name."""

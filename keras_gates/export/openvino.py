@@ -2,9 +2,10 @@
 
 Batch and time are dynamic. Recurrent layers are OpenVINO's own GRUSequence, LSTMSequence and
 RNNSequence, by way of an ONNX file, where that is right: these operators know the activations
-sigmoid, tanh and relu alone, and pass over the lengths that stand for a mask, without a word. A
-model that needs more runs as Loops of plain operators, by way of a SavedModel, which are slower;
-the notes say why.
+sigmoid, tanh and relu alone, and pass over the lengths that stand for a mask, without a word. What
+needs more runs as a Scan of the cell's own equations (OpenVINO's TensorIterator), which is slower.
+A model with layers whose equations are not known runs as Loops, by way of a SavedModel, which are
+the slowest. The notes say what runs how, and why.
 
     import openvino
 
@@ -27,9 +28,10 @@ from keras_gates.export.inputs import layers
 from keras_gates.export.written import Written
 
 SUFFIX = ".xml"
-ACTIVATIONS = {b"Sigmoid", b"Tanh", b"Relu"}
+ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu"})
 _NOTES = ["keras_gates", "notes"]  # path in the metadata of a file
 _SOURCE = ["conversion_parameters", "input_model"]  # a temporary folder, otherwise
+_LOOPS = "Recurrent layers run as Loops, which are slower. {reason}"
 _PRECISION = (
     "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
     "processors that can, and agrees to two or three digits then."
@@ -73,13 +75,9 @@ def write(model, path):
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
-        graph, reason = _of_operators(model, pathlib.Path(folder, "model.onnx"))
+        graph, notes = _by_onnx(model, pathlib.Path(folder, "model.onnx"))
         if graph is None:
             graph = _of_loops(model, pathlib.Path(folder, "model"))
-    if reason:
-        notes = [f"Recurrent layers run as Loops, which are slower. {reason}"]
-    else:
-        notes = [onnx_format.NOT_A_NUMBER.format(runtime="OpenVINO")]
     graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
     graph.set_rt_info(model.name, _SOURCE)
     openvino.save_model(graph, str(path), compress_to_fp16=False)
@@ -101,32 +99,29 @@ def read(path):
     return Written(dict(counted.most_common()), json.loads(notes), {"serving_default": signature})
 
 
-def _of_operators(model, path):
-    """The model by way of an ONNX file, and why that is no way for it, or None."""
+def _by_onnx(model, path):
+    """The model by way of an ONNX file, or None where that is no way for it; and notes."""
     import onnx
     import openvino
 
     from keras_gates.export.onnx.convert import nodes
+    from keras_gates.export.onnx.recurrent import Runtime
 
     try:
         onnx_format.refuse(model)
-        file, notes = onnx_format.to_onnx(model)
+        file, notes = onnx_format.to_onnx(model, Runtime("OpenVINO", ACTIVATIONS, lengths=False))
     except NotExportable as error:
-        return None, f"They cannot be ONNX's operators: {error}"
-    for node in nodes(file.graph):
-        if node.op_type in ("Loop", "Scan"):
-            return None, " ".join(notes) or "Something in the model is one in ONNX."
-        if node.op_type not in ("GRU", "LSTM", "RNN"):
-            continue
-        given = {attribute.name: attribute.strings for attribute in node.attribute}
-        unknown = {*given.get("activations", ())} - ACTIVATIONS
-        if unknown:
-            names = " and ".join(sorted(name.decode() for name in unknown))
-            return None, f"OpenVINO's own {node.op_type} has no activation {names}."
-        if len(node.input) > 4 and node.input[4]:
-            return None, f"OpenVINO's own {node.op_type} passes over the lengths that masks become."
+        return None, [_LOOPS.format(reason=f"They cannot be ONNX's operators: {error}")]
+    if any(node.op_type == "Loop" for node in nodes(file.graph)):
+        reasons = [note for note in notes if "runs as a Loop" in note]
+        reason = " ".join(reasons) or "Something in the model is one in ONNX."
+        return None, [_LOOPS.format(reason=reason)]
     onnx.save(file, str(path))
-    return openvino.Core().read_model(str(path)), None
+    try:
+        graph = openvino.Core().read_model(str(path))
+    except RuntimeError as error:
+        return None, [_LOOPS.format(reason=f"OpenVINO cannot read the ONNX file: {error}")]
+    return graph, [*notes, onnx_format.NOT_A_NUMBER.format(runtime="OpenVINO")]
 
 
 def _of_loops(model, folder):

@@ -9,7 +9,7 @@ class Written:
 
     Attributes:
         operators: how often each operator occurs, by name.
-        notes: sentences for the reader of the report, such as "gated_rnn runs as a Loop, because
+        notes: sentences for the reader of the report, such as "gated_rnn runs as a Scan, because
             ONNX has no activation swish".
         signatures: from the name of a signature, the one for whole sequences first
             ("serving_default"), to {"inputs": tensors, "outputs": tensors}, where tensors is a

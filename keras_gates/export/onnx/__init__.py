@@ -3,7 +3,8 @@
 Batch and time are dynamic. The operators take the activations as attributes, by their exact
 parameters (`activations`), and masks of every kind as lengths (`recurrent`). Beside them is what
 runs large batches faster (`batches`). What ONNX has no operator for, such as a cell of one's own,
-runs as a Loop of plain operators, which is slower; the notes say which layer, and why.
+runs as a Scan of the cell's equations (`scans`), and a layer whose equations are not known as a
+Loop; both are slower, and the notes say which layer, and why.
 
     import onnxruntime
 
@@ -79,10 +80,9 @@ def write(model, path):
     from keras_gates.export.onnx.convert import nodes
 
     file, notes = to_onnx(model)
-    suit_all_batches(file)
-    operators = {node.op_type for node in nodes(file.graph)}
-    if "Scan" in operators:
+    if suit_all_batches(file):
         notes.append(_TWICE)
+    operators = {node.op_type for node in nodes(file.graph)}
     if operators & {"GRU", "LSTM", "RNN"}:
         notes.append(NOT_A_NUMBER.format(runtime="ONNX Runtime"))
     onnx.checker.check_model(file, full_check=True)
@@ -91,17 +91,22 @@ def write(model, path):
     return read(path)
 
 
-def to_onnx(model):
-    """The model as an `onnx.ModelProto` of one operator per recurrent layer, and notes on it."""
+def to_onnx(model, runtime=None):
+    """The model as an `onnx.ModelProto`, and notes on it.
+
+    Args:
+        model: a built Keras model.
+        runtime: the `recurrent.Runtime` that is to run it. Default: ONNX Runtime.
+    """
     from keras_gates.export.onnx.convert import convert_function
-    from keras_gates.export.onnx.recurrent import recurrent_operators
+    from keras_gates.export.onnx.recurrent import ONNX_RUNTIME, recurrent_operators
     from keras_gates.export.signatures import signatures
 
-    with recurrent_operators(model) as loops:
-        file = convert_function(*signatures(model)["serving_default"])
+    with recurrent_operators(model, runtime or ONNX_RUNTIME) as (bodies, notes):
+        file = convert_function(*signatures(model)["serving_default"], bodies)
     _name_axes(file.graph, Inputs(model))
     file.producer_name, file.producer_version = "keras_gates", __version__
-    return file, [f"{name} runs as a Loop, because {reason}." for name, reason in loops.items()]
+    return file, [*notes.values()]
 
 
 def read(path):

@@ -23,15 +23,19 @@ def suit_all_batches(model):
     """Puts an If in the place of every GRU, LSTM and RNN of an `onnx.ModelProto`.
 
     Of their inputs only the lengths may be missing.
+
+    Returns:
+        Whether any of them is a Scan for many sequences.
     """
-    _suit(model.graph, _names_read(model.graph))
+    return _suit(model.graph, _names_read(model.graph))
 
 
 def _suit(graph, read):
-    found = []
+    found, twice = [], False
     for node in graph.node:
         for subgraph in _subgraphs(node):
-            _suit(subgraph, read)
+            twice |= _suit(subgraph, read)
+        twice |= _has_two_ways(node)
         if node.op_type in _RECURRENT:
             nodes = _choice(node, [name for name in node.output if name in read])
             found += nodes.all
@@ -40,6 +44,7 @@ def _suit(graph, read):
             found.append(node)
     del graph.node[:]
     graph.node.extend(found)
+    return twice
 
 
 def _subgraphs(node):
@@ -57,9 +62,9 @@ def _names_read(graph):
 def _choice(node, wanted):
     """The nodes that stand for a recurrent one, with those of its outputs that are wanted."""
     nodes, some, none = (_Nodes(node.name + place) for place in ("", "/some", "/none"))
-    x, lengths = node.input[0], node.input[4]
-    smallest = nodes("ReduceMin", nodes("Shape", x, end=2), keepdims=0)  # of time and batch
-    if node.op_type in MANY and not lengths:
+    shape = nodes("Shape", node.input[0], end=2)  # time and batch
+    smallest = nodes("ReduceMin", shape, keepdims=0)
+    if _has_two_ways(node):
         values = _few_or_many(node, nodes, some, wanted)
     else:
         values = some.copy(node, wanted)
@@ -71,6 +76,11 @@ def _choice(node, wanted):
         else_branch=none.graph(_of(wanted, node, _nothing(node, none))),
     )
     return nodes
+
+
+def _has_two_ways(node):
+    """Whether a node is a recurrent one that is a Scan for many sequences."""
+    return node.op_type in MANY and not node.input[4]  # without lengths
 
 
 def _few_or_many(node, outside, nodes, wanted):

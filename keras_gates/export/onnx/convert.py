@@ -6,19 +6,22 @@ import logging
 import numpy as np
 
 from keras_gates.export.errors import NotExportable
-from keras_gates.export.onnx.recurrent import STAND_IN
+from keras_gates.export.onnx.scans import STAND_IN
 
 # Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
 OPSET = 15
+_DOMAIN = "keras_gates"  # of Scans that have no body yet
 
 
-def convert_function(function, specs):
+def convert_function(function, specs, bodies=()):
     """The ONNX model of a function.
 
     Args:
         function: from as many tensors as there are specs to a dict of tensors, whose keys become
             the names of the outputs, in their order.
         specs: `tf.TensorSpec`s, whose names become those of the inputs.
+        bodies: of the Scans that the function has stand-ins for, each a function and its specs; may
+            grow while the function is traced.
 
     Returns:
         An `onnx.ModelProto`.
@@ -57,6 +60,7 @@ def convert_function(function, specs):
         logger.setLevel(level)
     _keep_constants(model.graph, concrete)
     model.graph.output.sort(key=lambda info: names.index(info.name))
+    _put_bodies(model, bodies)
     _refuse_foreign(model.graph)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -80,6 +84,10 @@ def _put_operator(graph, node, name, _):
     if not token.startswith(STAND_IN):
         return  # a Python function of the user's, which `_refuse_foreign` finds
     description = json.loads(token.removeprefix(STAND_IN))
+    if description["op_type"] == "Scan":
+        attributes = {"body": description["body"], "num_scan_inputs": description["over_time"]}
+        _replace(graph, node, "Scan", node.input, attributes, _DOMAIN)
+        return
     if not description["masked"]:
         node.input.insert(4, "")  # there are no lengths
     _replace(graph, node, description["op_type"], node.input, description["attributes"])
@@ -102,13 +110,40 @@ def _put_erf(graph, node, name, _):
     _replace(graph, node, "Sub", [one.output[0], erf.output[0]])
 
 
-def _replace(graph, node, op_type, inputs, attributes=None):
+def _put_bodies(model, bodies):
+    """Makes Scans of the nodes that have the number of their body."""
+    import onnx
+
+    for node in nodes(model.graph):
+        if node.domain != _DOMAIN:
+            continue
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        body = convert_function(*bodies[attributes["body"]]).graph
+        body = onnx.compose.add_prefix_graph(body, f"{node.name}/body/")
+        node.domain = ""
+        del node.attribute[:]
+        helper = onnx.helper.make_attribute
+        node.attribute.append(helper("body", body))
+        node.attribute.append(helper("num_scan_inputs", attributes["num_scan_inputs"]))
+    for index, used in reversed(list(enumerate(model.opset_import))):
+        if used.domain == _DOMAIN:
+            del model.opset_import[index]
+
+
+def _replace(graph, node, op_type, inputs, attributes=None, domain=""):
     """Puts another operator where a node is."""
     inputs, outputs = list(inputs), list(node.output)
     shapes, dtypes = node.output_shapes, node.output_dtypes
     graph.remove_node(node.name)
     graph.make_node(
-        op_type, inputs, attributes, outputs=outputs, name=node.name, shapes=shapes, dtypes=dtypes
+        op_type,
+        inputs,
+        attributes,
+        outputs=outputs,
+        name=node.name,
+        shapes=shapes,
+        dtypes=dtypes,
+        domain=domain,
     )
 
 

@@ -12,6 +12,7 @@ That is exact for every mask, padding on the left and in the middle too.
 """
 
 import contextlib
+import dataclasses
 import json
 
 import keras
@@ -20,9 +21,9 @@ import tensorflow as tf
 from keras import tree
 
 from keras_gates.export.onnx.operators import NoOperator, attributes, operator
+from keras_gates.export.onnx.scans import STAND_IN, Bodies
 from keras_gates.layers import GatedRNN
 
-STAND_IN = "keras_gates:"  # begins the token of a stand-in; its description as JSON follows
 _STATES = {"GRU": 1, "LSTM": 2, "RNN": 1}  # how many
 _LAYERS = (
     GatedRNN,
@@ -33,14 +34,35 @@ _LAYERS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """What runs ONNX's recurrent operators, and what it can.
+
+    Attributes:
+        name: of the runtime.
+        activations: names of those of ONNX that its operators have; None for all.
+        lengths: whether its operators obey the lengths of sequences.
+    """
+
+    name: str
+    activations: frozenset | None = None
+    lengths: bool = True
+
+
+ONNX_RUNTIME = Runtime("ONNX Runtime")
+
+
 @contextlib.contextmanager
-def recurrent_operators(model):
+def recurrent_operators(model, runtime=ONNX_RUNTIME):
     """While it lasts, recurrent layers of `model` are traced as ONNX operators where they can be.
 
+    Others are traced as a Scan of their equations or, where these are not known, as a Loop.
+
     Yields:
-        From the name of each recurrent layer that cannot be an operator to the reason.
+        The `Bodies` of Scans, and from the name of each layer that is a Scan or a Loop to a
+        sentence that says why; both grow while the model is traced.
     """
-    native, loops = {}, {}
+    bodies, notes, native = Bodies(), {}, {}
     with contextlib.ExitStack() as stack:
         for layer in model._flatten_layers():
             if hasattr(layer, "use_cudnn"):  # not even both layers of a Bidirectional at once
@@ -51,30 +73,68 @@ def recurrent_operators(model):
             if not (isinstance(layer, keras.layers.RNN) and layer.built):
                 continue
             try:
-                native[layer] = _Native(layer)
-            except NoOperator as reason:
-                loops[layer.name] = str(reason)
-            else:
-                stack.enter_context(_attribute(layer, "inner_loop", native[layer].inner_loop))
+                native[layer], reason = _Native(layer, runtime), None
+            except NoOperator as error:
+                reason = str(error)
+            loop = _loop_of(layer, native.get(layer), reason, runtime, bodies, notes)
+            if loop is not None:
+                stack.enter_context(_attribute(layer, "inner_loop", loop))
         for layer in model._flatten_layers():
             if type(layer) is keras.layers.Bidirectional:
                 pair = [native.get(part) for part in (layer.forward_layer, layer.backward_layer)]
                 if None not in pair and _fit_together(*pair):
-                    stack.enter_context(_attribute(layer, "call", _call_of(layer, pair)))
-        yield loops
+                    stack.enter_context(_attribute(layer, "call", _call_of(layer, pair, runtime)))
+        yield bodies, notes
+
+
+def _loop_of(layer, native, reason, runtime, bodies, notes):
+    """What stands for the `inner_loop` of a layer; None where nothing does.
+
+    Args:
+        layer: a recurrent layer.
+        native: it as `_Native`; None for the `reason` why it is no operator.
+        runtime: a `Runtime`.
+        bodies, notes: where it is noted if it is no operator.
+    """
+    original, scan = layer.inner_loop, None
+    if type(layer) in _LAYERS and (native is None or not runtime.lengths):
+        scan = bodies.inner_loop(layer)
+    if native is None and scan is None:
+        notes[layer.name] = f"{layer.name} runs as a Loop, because {reason}."
+        return None
+
+    def inner_loop(sequences, initial_state, mask, training=False):
+        why = reason
+        if why is None and mask is not None and not runtime.lengths:
+            op_type = native.operators[0].op_type
+            why = f"{runtime.name}'s own {op_type} passes over the lengths that masks become"
+        if why is None:
+            return native.inner_loop(sequences, initial_state, mask)
+        kind, loop = ("Loop", original) if scan is None else ("Scan", scan)
+        notes[layer.name] = f"{layer.name} runs as a {kind}, because {why}."
+        return loop(sequences, initial_state, mask, training=training)
+
+    return inner_loop
 
 
 class _Native:
     """A recurrent layer as ONNX operators: one, or one per cell of a stack, from the bottom."""
 
-    def __init__(self, layer):
+    def __init__(self, layer, runtime):
         if type(layer) not in _LAYERS:
             raise NoOperator(f"{type(layer).__name__} is a subclass with a loop of its own, maybe")
         stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
         self.layer = layer
         self.operators = [operator(c) for c in (layer.cell.cells if stacked else [layer.cell])]
+        for each in self.operators:
+            names = {name for name, _, _ in each.activations}
+            unknown = sorted(names - (runtime.activations or names))
+            if unknown:
+                raise NoOperator(
+                    f"{runtime.name}'s own {each.op_type} has no activation {' and '.join(unknown)}"
+                )
 
-    def inner_loop(self, sequences, initial_state, mask, training=False):
+    def inner_loop(self, sequences, initial_state, mask):
         (found,) = _run([self], sequences, mask, [initial_state])
         return found
 
@@ -94,11 +154,13 @@ def _fit_together(forward, backward):
     return one == other and not forward.layer.go_backwards
 
 
-def _call_of(layer, pair):
+def _call_of(layer, pair, runtime):
     """What stands for the `call` of a Bidirectional: Keras' own, with both directions at hand."""
     original = layer.call
 
     def call(sequences, initial_state=None, mask=None, training=None):
+        if mask is not None and not runtime.lengths:
+            return original(sequences, initial_state=initial_state, mask=mask, training=training)
         if initial_state is None:
             batch = tf.shape(sequences)[0]
             states = [native.layer.get_initial_state(batch_size=batch) for native in pair]
