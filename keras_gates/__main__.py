@@ -154,7 +154,10 @@ def _diagnose(given):
 
 def _load(given, compile=True):
     for module in given.modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(f"--import {module}: {error}") from error
     try:
         return keras.saving.load_model(given.model, compile=compile)
     except TypeError as error:  # of a class or function that Keras cannot find

@@ -10,7 +10,10 @@ def close_matches(name, known):
     if not isinstance(name, str):
         return ""
     known = {one.lower(): one for one in sorted(map(str, known))}
-    matches = [known[m] for m in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
+    matches = [name.lower()]
+    if matches[0] not in known:
+        matches = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    matches = [known[match] for match in matches]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 

@@ -244,11 +244,11 @@ def test_a_newer_file_takes_the_place_of_an_older_one(quick, tmp_path):
     path = tmp_path / "model"
     (path / "variables").mkdir(parents=True)
     (path / "saved_model.pb").write_text("old")
-    (path / "variables" / "old").write_text("old")
+    (path / "variables" / "variables.data-00000-of-00002").write_text("old")
     model = small_model(kg.GatedRNN(3))
     report = export.export(model, str(path), sample=np.ones((2, 5, 3)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-    assert not (path / "variables" / "old").exists()
+    assert not (path / "variables" / "variables.data-00000-of-00002").exists()
     assert 5 in {sample.length for sample in report.samples}
 
 

@@ -34,13 +34,14 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
     cases = [
         (TypeError, "`model` must be a Keras model", {"model": "model"}),
         (TypeError, "`path` must be a path. Received: path=None", {"path": None}),
-        (ValueError, "`path` must name a file or a folder. Received: path=''", {"path": ""}),
+        (ValueError, "`path` must end with the name of a file. Received: path=''", {"path": ""}),
         (
             ValueError,
-            "SavedModel and 'labels.txt', which would be lost",
+            "of format 'saved_model' and would be lost, 'labels.txt': move it",
             {"path": tmp_path / "served"},
         ),
-        (ValueError, "did you mean 'onnx'", {"format": "ONNX"}),
+        (ValueError, r"did you mean 'onnx'\?$", {"format": "ONNX"}),
+        (ValueError, "`sample` must be an array. NumPy says: ", {"sample": [[1.0, 2.0], [1.0]]}),
         (ValueError, "`format` must be one of .*Received: format=None$", {"format": None}),
         (ValueError, "`streaming` must be True or False", {"streaming": "yes"}),
         (TypeError, "takes no option `steaming`.*did you mean 'streaming'", {"steaming": True}),
@@ -161,7 +162,52 @@ def test_backends_that_cannot_write_are_told_apart(monkeypatch):
         saved_model.refuse(None, streaming=True)
 
 
+@pytest.mark.parametrize("name", ["variables/mine.txt", "assets/vocabulary.txt", "eval/notes"])
+def test_what_is_put_into_the_folder_of_a_saved_model_is_not_lost(name, quick, tmp_path):
+    path = tmp_path / "model"
+    export.export(small(), path)
+    export.export(small(), path)
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"would be lost, '{name}': move it away"):
+        export.export(small(), path)
+    assert (path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_what_is_no_openvino_file_is_not_lost(name, tmp_path):
+    (tmp_path / name).write_text("<mine/>")
+    with pytest.raises(ValueError, match=f"would be lost, '{name}': move it away"):
+        export.export(small(), tmp_path / "model", "openvino")
+    assert (tmp_path / name).read_text() == "<mine/>"
+
+
+@pytest.mark.parametrize("path", [".", "..", "new/"])
+def test_a_file_has_a_name(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="`path` must end with the name of a file"):
+        export.export(small(), path, "onnx")
+
+
+def test_texts_are_samples_too():
+    given = keras.Input((1,), dtype="string", name="given")
+    inputs = Inputs(keras.Model(given, keras.layers.Identity(dtype="string")(given)))
+    for dtype in (str, object):
+        (found,) = inputs.data(np.array([["a b"], ["c"]], dtype))
+        assert found.dtype.kind == "U"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml", "saved_model.pb"])
+def test_damaged_files_are_told(name, tmp_path):
+    (tmp_path / name).write_text("no model")
+    path = tmp_path if name == "saved_model.pb" else tmp_path / name
+    with pytest.raises(ValueError, match="`path` is not a file of format '.*', or damaged: "):
+        export.inspect(path)
+
+
 def test_inspect_refuses_what_it_does_not_know(tmp_path):
+    with pytest.raises(TypeError, match="`path` must be a path. Received: path=None"):
+        export.inspect(None)
     with pytest.raises(FileNotFoundError, match="there is no file or folder `path`"):
         export.inspect(tmp_path / "model")
     (tmp_path / "notes.txt").write_text("mine")

@@ -559,6 +559,7 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert report.notes == [
         "mgu runs as a Scan, because ONNX has no operator for the cell MGUCell.",
         onnx_format.NOT_A_NUMBER.format(runtime="ONNX Runtime"),
+        onnx_format._ELSEWHERE,
     ]
     assert [*tmp_path.iterdir()] == [tmp_path / "model.onnx"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from deployed import small_model, whole_model
 
+import keras_gates as kg
 from keras_gates import export
 from keras_gates.export import verify
 from keras_gates.export.inputs import Inputs
@@ -62,6 +63,23 @@ def test_a_runner_cannot_import_the_package(tmp_path, monkeypatch):
     names = ("keras_gates", "json", "x")
     assert [bool(found[f"whole/0/0/{name}"]) for name in names] == [True, False, True]
     assert found["whole/0/seconds"].shape == (1,)
+
+
+@pytest.mark.parametrize("short", [1e-7, 1.0])
+def test_a_difference_that_grows_with_the_length_may_be_chaos(short, monkeypatch):
+    samples = Samples(
+        Inputs(small_model(kg.GatedRNN(2))), None, {"serving_default": {"inputs": ONE_INPUT}}, True
+    )
+    found = {}
+    for index, sample in enumerate(samples.whole()):
+        ((_, name, value),) = verify._expected(sample, samples, None)
+        error = 1.0 if sample.length > 7 else short
+        found |= {f"whole/{index}/0/{name}": value + error, f"whole/{index}/seconds": [0.0]}
+    found |= {f"latency/{index}/seconds": [0.0] for index in range(2)}
+    monkeypatch.setattr(verify, "run", lambda *_: found)
+    with pytest.raises(export.ParityError) as error:
+        verify.verify("onnx", None, samples, tolerance=verify.TOLERANCE)
+    assert ("positive Lyapunov exponent" in str(error.value)) == (short < 1e-6)
 
 
 def test_time_distributed_layers_are_compared_with_what_they_should_do():

@@ -33,6 +33,24 @@ def test_import_registers_and_stays_light():
     assert printed.strip() == "[]"
 
 
+def test_packages_are_imported_when_they_are_asked_for():
+    printed = run_python(
+        """
+        import sys, keras_gates
+        assert "keras_gates.export.core" not in sys.modules
+        print(keras_gates.export.export.__name__, "tuning" in dir(keras_gates))
+        try:
+            keras_gates.nothing
+        except AttributeError as error:
+            print(error)
+        """
+    )
+    assert printed.splitlines() == [
+        "export True",
+        "module 'keras_gates' has no attribute 'nothing'",
+    ]
+
+
 def test_every_public_name_is_there_and_documented():
     for name in kg.__all__:
         assert getattr(kg, name)

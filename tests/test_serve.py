@@ -1,17 +1,24 @@
 """The servers in examples/serve: every client its own answer, every bad request its error."""
 
 import asyncio
+import subprocess
+import sys
 
 import client
+import grpc
+import grpc_server
+import http_server
 import keras
 import load_test
 import make_model
 import numpy as np
 import pytest
+import tensorflow as tf
 from fastapi.testclient import TestClient
 from helpers import run_python
 from http_server import application
 from served import LARGEST_BATCH, MOST_SAMPLES, BadRequest, Batcher, ServedModel
+from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 import keras_gates as kg
 from keras_gates.export import export
@@ -202,13 +209,13 @@ def test_tokens(tmp_path, rng):
     with http.websocket_connect("/v1/models/words/stream") as socket:
         for word in words[0]:
             socket.send_json({"words": 99})
-            assert "the model cannot take these values" in socket.receive_json()["error"]
+            assert "= 99 is not in [0, 10)" in socket.receive_json()["error"]
             socket.send_json({"words": int(word)})
             found = socket.receive_json()["score"]
     np.testing.assert_allclose(found, answer["predictions"][0], atol=1e-6)
     for wrong, message in [
-        ([[1, 99]], "the model cannot take these values"),
-        ([[0.5]], "words must be int32 of shape (any, any), and holds fractions"),
+        ([[1, 99]], "the model cannot take these values: indices[0,1] = 99 is not in [0, 10)"),
+        ([[0.5]], "words must be int32 of shape (any, any), and holds floating-point numbers"),
         ([["a"]], "something other than numbers"),
         ([[True]], "something other than numbers"),
         ([[2**40]], "too large"),
@@ -217,6 +224,53 @@ def test_tokens(tmp_path, rng):
         answer = http.post("/v1/models/words:predict", json={"instances": wrong})
         assert answer.status_code == 400
         assert message in answer.json()["error"]
+
+
+def test_a_small_message_may_not_stand_for_a_large_tensor():
+    """TensorFlow repeats the last value until the shape is full."""
+    small = tf.make_tensor_proto(np.zeros(1, "float32"))
+    for sizes, message in [
+        ([10_000, 20_000], "numbers at most, not 200000000"),
+        ([2**30, 2**40], "numbers at most"),
+        ([1, -1], "must have a shape that is known"),
+    ]:
+        del small.tensor_shape.dim[:]
+        for size in sizes:
+            small.tensor_shape.dim.add(size=size)
+        with pytest.raises(BadRequest, match=f"rows .*{message}"):
+            grpc_server._array("rows", small)
+
+
+def test_outputs_are_chosen_by_grpc(model):
+    async def ask(*names):
+        server, port = await grpc_server.start(model, "127.0.0.1:0")
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+                states = client.arrays(
+                    await stub.Predict(client.predict_request("initial_state", batch_size=1))
+                )
+                rows = np.zeros((1, 8), "float32")
+                request = client.predict_request("step", rows=rows, **states)
+                request.output_filter.extend(names)
+                return set(client.arrays(await stub.Predict(request))), set(states)
+        finally:
+            await server.stop(None)
+
+    assert asyncio.run(ask("digit"))[0] == {"digit"}
+    found, states = asyncio.run(ask())
+    assert found == {"digit", *states}
+    with pytest.raises(grpc.aio.AioRpcError, match="output_filter must be of digit, .*, not toe"):
+        asyncio.run(ask("toe"))
+
+
+def test_a_server_is_ready_when_it_says_so_and_not_where_another_is(folder):
+    with load_test.server("http_server.py", str(folder)) as port:
+        command = [sys.executable, http_server.__file__, str(folder), "--port", str(port)]
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode
+    assert second.stdout == ""
+    assert "address already in use" in second.stderr
 
 
 def test_addresses_that_are_not_there_are_answered_as_every_error(http):

@@ -10,6 +10,7 @@ which it gets from the signature "initial_state" and hands to "step" and "chunk"
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,6 +27,7 @@ from tensorflow_serving.apis import (
 )
 
 MOST_BYTES = 32_000_000
+MOST_NUMBERS = MOST_BYTES // 4  # of one tensor: a small message may stand for a large one
 
 
 class _Service:
@@ -55,10 +57,14 @@ class Prediction(_Service, prediction_service_pb2_grpc.PredictionServiceServicer
             found = await self.batcher.run(signature, arrays)
         except BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        wanted = set(request.output_filter) or set(found)
+        if unknown := wanted - set(found):
+            told = f"output_filter must be of {', '.join(sorted(found))}, not {min(unknown)}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
         response = predict_pb2.PredictResponse()
         _describe(response.model_spec, self.model, signature)
-        for name, value in found.items():
-            response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+        for name in wanted:
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(found[name]))
         return response
 
     async def GetModelMetadata(self, request, context):
@@ -97,6 +103,11 @@ async def start(model, address):
 
 
 def _array(name, tensor):
+    sizes = [axis.size for axis in tensor.tensor_shape.dim]
+    if tensor.tensor_shape.unknown_rank or min(sizes, default=0) < 0:
+        raise BadRequest(f"{name} must have a shape that is known, not {sizes or 'none'}")
+    if math.prod(sizes) > MOST_NUMBERS:
+        raise BadRequest(f"{name} may hold {MOST_NUMBERS} numbers at most, not {math.prod(sizes)}")
     try:
         return tf.make_ndarray(tensor)
     except (TypeError, ValueError) as error:

@@ -188,9 +188,7 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=8501, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     model = ServedModel(arguments.model)
-    address = f"http://{arguments.host}:{arguments.port}"
-    print(f"{model.name}, version {model.version}, at {address}", flush=True)
-    uvicorn.run(
+    config = uvicorn.Config(
         application(model),
         host=arguments.host,
         port=arguments.port,
@@ -198,6 +196,21 @@ def main(argv=None):
         backlog=4096,
         ws_max_size=1_000_000,
     )
+    address = f"http://{arguments.host}:{arguments.port}"
+    Server(config, f"{model.name}, version {model.version}, at {address}").run()
+
+
+class Server(uvicorn.Server):
+    """Says so once it listens."""
+
+    def __init__(self, config, ready):
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        if self.started:
+            print(self.ready, flush=True)
 
 
 if __name__ == "__main__":

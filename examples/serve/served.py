@@ -35,7 +35,8 @@ class ServedModel:
 
     def __init__(self, folder):
         folder = pathlib.Path(folder).absolute()
-        versions = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+        files = folder.glob("*/saved_model.pb")
+        versions = [int(file.parent.name) for file in files if file.parent.name.isdecimal()]
         if (folder / "saved_model.pb").exists():
             raise SystemExit(
                 f"{folder} is a SavedModel itself. Give a folder with one folder per version in "
@@ -87,8 +88,11 @@ class ServedModel:
         try:
             found = self._signatures[signature](**given)
         except tf.errors.InvalidArgumentError as error:  # a token that no Embedding knows, say
-            said = str(error.message).strip().splitlines()
-            raise BadRequest(f"the model cannot take these values: {said[-1].strip()}") from None
+            # The reason is the last line that does not tell where in the graph it arose.
+            lines = [line.strip() for line in str(error.message).splitlines()]
+            said = [line for line in lines if line and "{{" not in line and "[Op:" not in line]
+            reason = said[-1] if said else "invalid argument"
+            raise BadRequest(f"the model cannot take these values: {reason}") from None
         return {name: value.numpy() for name, value in found.items()}
 
 
@@ -179,7 +183,7 @@ def _array(name, value, spec):
             raise BadRequest(f"{name} may have {most} {what} at most, not {array.shape[axis]}")
     if spec.dtype.is_integer:
         if array.dtype.kind == "f":
-            raise BadRequest(f"{expected}, and holds fractions")
+            raise BadRequest(f"{expected}, and holds floating-point numbers")
         if not (spec.dtype.min <= array.min() and array.max() <= spec.dtype.max):
             raise BadRequest(f"{expected}, and holds numbers that are too large for that")
     if name == "batch_size" and not array.ndim and not 1 <= array <= MOST_SAMPLES:

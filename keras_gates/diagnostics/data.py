@@ -47,7 +47,10 @@ def check_compiled(model, purpose):
 def arrays(argument, values):
     """`values`, one array or a list or dict of them, as NumPy arrays; none of them empty."""
     if isinstance(values, (list, tuple)) and not any(hasattr(v, "shape") for v in values):
-        values = np.asarray(values)
+        try:
+            values = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"`{argument}` must be an array. NumPy says: {error}") from None
     values = tree.map_structure(functools.partial(_array, argument), values)
     if len({len(value) for value in tree.flatten(values)}) != 1:
         shapes = [value.shape for value in tree.flatten(values)]
@@ -109,6 +112,8 @@ def slices(count, batch_size):
 def _array(argument, value):
     # A dataset has none, and may have a length and items, all of which NumPy would read.
     array = np.asarray(value) if hasattr(value, "__array__") else None
+    if array is not None and array.dtype == object and all(isinstance(v, str) for v in array.flat):
+        array = array.astype(str)
     if array is None or array.ndim == 0 or array.dtype == object:
         received = "" if array is None else f", shape {array.shape} and dtype {array.dtype}"
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Models as files that run elsewhere, each compared with its model before it counts as written."""
+"""Models as files that run elsewhere, each compared with its model before it counts as written.
+
+`export` writes one, `inspect` tells what is in one; both return an `ExportReport`.
+"""
 
 from keras_gates.export.core import export, inspect
 from keras_gates.export.errors import NotExportable, ParityError

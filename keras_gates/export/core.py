@@ -20,9 +20,7 @@ from keras_gates.validation import close_matches, one_of, positive_number, true_
 
 FORMATS = ("saved_model", "onnx", "litert", "openvino")
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
-# What tells that a folder is a SavedModel, and what else is in one.
-_SAVED_MODEL = "saved_model.pb"
-_OF_SAVED_MODEL = {_SAVED_MODEL, "assets", "fingerprint.pb", "keras_metadata.pb", "variables"}
+_SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
 
 
 def export(
@@ -80,7 +78,7 @@ def export(
         positive_number("tolerance", tolerance, none="the default")
     elif not options.get("quantize"):
         tolerance = default_tolerance(model)
-    path = _target(path, module.SUFFIX, format)
+    path = _target(path, module, format)
     _check_weights(model)
     inputs = Inputs(model)
     inputs.data(sample)
@@ -113,16 +111,31 @@ def inspect(path):
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: no file of a known format.
+        ValueError: no file of a known format, or one that is damaged.
+        TypeError: `path` is no path.
     """
+    _check_path(path)
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder `path`. Received: path={str(path)!r}")
     format = _format_of(path)
-    written = _format(format).read(path)
+    try:
+        written = _format(format).read(path)
+    except ImportError:
+        raise
+    except Exception as error:  # what the readers of the formats raise is of any kind
+        raise ValueError(
+            f"`path` is not a file of format {format!r}, or damaged: {error}. Received: "
+            f"path={str(path)!r}"
+        ) from error
     return ExportReport(
         str(path), format, _size(path), written.signatures, written.operators, written.notes
     )
+
+
+def _check_path(path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` must be a path. Received: path={path!r}")
 
 
 def _format(name):
@@ -132,8 +145,8 @@ def _format(name):
 def _format_of(path):
     if (path / _SAVED_MODEL).exists():
         return "saved_model"
-    if path.suffix in _SUFFIXES and path.is_file():
-        return _SUFFIXES[path.suffix]
+    if path.suffix.lower() in _SUFFIXES and path.is_file():
+        return _SUFFIXES[path.suffix.lower()]
     raise ValueError(
         "`path` must be the folder of a SavedModel or a file that ends in "
         f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}"
@@ -173,20 +186,21 @@ def _check_weights(model):
             )
 
 
-def _target(path, suffix, format):
+def _target(path, module, format):
     """Where the file goes; an error if that would destroy something else."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`path` must be a path. Received: path={path!r}")
-    if not str(path):
-        raise ValueError("`path` must name a file or a folder. Received: path=''")
+    suffix = module.SUFFIX
+    _check_path(path)
+    name = os.path.basename(path)
+    if name in ("", os.curdir, os.pardir) and (suffix or not str(path)):
+        raise ValueError(f"`path` must end with the name of a file. Received: path={str(path)!r}")
     path = pathlib.Path(path).absolute()
-    other = _SUFFIXES.get(path.suffix, format)
+    other = _SUFFIXES.get(path.suffix.lower(), format)
     if other != format:
         raise ValueError(
             f"`path` ends as a file of format {other!r} does, and `format` is {format!r}: give "
             f"format={other!r}, or another path. Received: path={str(path)!r}"
         )
-    if not path.name.endswith(suffix):
+    if not path.name.lower().endswith(suffix):
         path = path.with_name(path.name + suffix)
     if not path.parent.is_dir():
         raise ValueError(f"the folder that `path` is in must exist. Received: path={str(path)!r}")
@@ -207,13 +221,12 @@ def _target(path, suffix, format):
             f"`path` holds something other than a file of format {format!r}, and is not "
             f"overwritten. Received: path={str(path)!r}"
         )
-    if not suffix and path.is_dir():
-        others = sorted({entry.name for entry in path.iterdir()} - _OF_SAVED_MODEL)
-        if others:
-            raise ValueError(
-                f"`path` holds a SavedModel and {', '.join(map(repr, others))}, which would be "
-                f"lost: move it away, or take another path. Received: path={str(path)!r}"
-            )
+    if others := getattr(module, "foreign", lambda path: ())(path):
+        raise ValueError(
+            f"`path` holds what is not of format {format!r} and would be lost, "
+            f"{', '.join(map(repr, sorted(others)))}: move it away, or take another path. "
+            f"Received: path={str(path)!r}"
+        )
     return path
 
 

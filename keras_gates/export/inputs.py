@@ -245,7 +245,7 @@ def _cast(value, one):
             f"`sample` must hold integers from 0 to {one.tokens - 1} for {one.name!r}, which an "
             f"Embedding reads. Received: integers from {value.min()} to {value.max()}"
         )
-    return value.astype(one.dtype)
+    return value.astype("str" if one.dtype == "string" else one.dtype)
 
 
 def _fits(value, one):

@@ -70,6 +70,14 @@ def refuse(model):
             )
 
 
+def foreign(path):
+    """What has the name of one of the two files, and is of something else."""
+    weights = path.with_suffix(".bin")
+    if path.exists() and b"<net " not in path.read_bytes()[:1000]:
+        return {path.name}
+    return {weights.name} if weights.exists() and not path.exists() else set()
+
+
 def write(model, path):
     """Writes the model to the file `path`, and its weights beside it."""
     import openvino

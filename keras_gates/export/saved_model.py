@@ -9,9 +9,11 @@ import collections
 import contextlib
 import io
 import pathlib
+import re
 
 import keras
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from keras import tree
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -51,6 +53,21 @@ def refuse(model, *, streaming=False):
                 "the model with KERAS_BACKEND=tensorflow, and export it there."
             )
         Stream(model)
+
+
+def foreign(path):
+    """What is in the folder `path` and does not belong to the SavedModel there."""
+    if not path.is_dir():
+        return set()
+    saved = saved_model_pb2.SavedModel()
+    with contextlib.suppress(DecodeError, FileNotFoundError):  # damaged, or an empty folder
+        saved.ParseFromString((path / FILE).read_bytes())
+    assets = {asset.filename for graph in saved.meta_graphs for asset in graph.asset_file_def}
+    own = re.compile(
+        rf"{FILE}|fingerprint\.pb|keras_metadata\.pb|variables/variables\.(index|data-\d+-of-\d+)"
+    )
+    files = {str(e.relative_to(path)) for e in path.rglob("*") if not e.is_dir()}
+    return {name for name in files - {f"assets/{a}" for a in assets} if not own.fullmatch(name)}
 
 
 def write(model, path, *, streaming=False):

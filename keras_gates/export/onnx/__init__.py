@@ -29,6 +29,10 @@ NOT_A_NUMBER = (
     "{runtime}'s own recurrent operators may turn NaN into numbers: look for NaN in what goes in, "
     "not in what comes out."
 )
+_ELSEWHERE = (
+    "Compared in ONNX Runtime. For OpenVINO take format='openvino': from an ONNX file it can read "
+    "not all, and passes over masks without a word."
+)
 _TWICE = (
     "What runs over time is there twice: as ONNX's own operator for a few sequences, and for many "
     "as a Scan, which ONNX Runtime runs faster."
@@ -84,7 +88,7 @@ def write(model, path):
         notes.append(_TWICE)
     operators = {node.op_type for node in nodes(file.graph)}
     if operators & {"GRU", "LSTM", "RNN"}:
-        notes.append(NOT_A_NUMBER.format(runtime="ONNX Runtime"))
+        notes += [NOT_A_NUMBER.format(runtime="ONNX Runtime"), _ELSEWHERE]
     onnx.checker.check_model(file, full_check=True)
     onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
     pathlib.Path(path).write_bytes(file.SerializeToString())
