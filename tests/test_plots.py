@@ -123,7 +123,7 @@ def test_bad_input(trace, monkeypatch):
         diagnostics.plot_gate(trace, "updat")
     with pytest.raises(TypeError, match="`trace` must be one of.*Received: Sequential"):
         diagnostics.plot_gate(keras.Sequential(), "update")
-    with pytest.raises(ValueError, match="`state` must be one of 'hidden'"):
+    with pytest.raises(ValueError, match="`state` must be 'hidden'"):
         diagnostics.plot_states(trace, state="cell")
     with pytest.raises(ValueError, match="`traces` must be a dict"):
         diagnostics.plot_gradient_norms(trace)
