@@ -10,6 +10,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from helpers import MGUCell
 
 import keras_gates as kg
 from keras_gates.export import verify
@@ -49,20 +50,6 @@ def run_in(process, command, **_):
 
 
 @keras.saving.register_keras_serializable(package="tests_deploy")
-class MGUCell(kg.GatedCell):
-    """f = σ(x W_f + b_f + h U_f); n = φ(x W_n + b_n + (f * h) U_n); h' = (1 - f) h + f n"""
-
-    blocks = ("forget", "candidate")
-    projected_blocks = ("forget",)
-
-    def update(self, x, u, states):
-        (h,) = states
-        f = self.gate("forget", x.forget + u.forget)
-        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
-        return ((1 - f) * h + f * n,)
-
-
-@keras.saving.register_keras_serializable(package="tests_deploy")
 class DoublingCell(kg.GRUCell):
     """A cell with a step of its own, which no loop but Keras' can run."""
 
@@ -71,8 +58,6 @@ class DoublingCell(kg.GRUCell):
 
 
 CLIP = {"grad_clip_norm": 1.0, "activation_l1": 1e-3}
-
-
 CELLS = {
     "gru": {"cell": "gru", **CLIP},
     "gru_reset_before": {"cell": "gru", "reset_after": False, "candidate_l1": 1e-3},

@@ -24,6 +24,26 @@ TOLERANCE = 1e-10 if BACKEND == "tensorflow" else 1e-4
 # What a masked step at the very start of a sequence outputs, in Keras' own layers.
 FIRST_OUTPUT = "state" if BACKEND == "jax" else "zero"
 
+
+@keras.saving.register_keras_serializable(package="helpers")
+class MGUCell(kg.GatedCell):
+    """A cell of one's own.
+
+    f  = σ(x W_f + b_f + h U_f)
+    n  = φ(x W_n + b_n + (f * h) U_n)
+    h' = (1 - f) * h + f * n
+    """
+
+    blocks = ("forget", "candidate")
+    projected_blocks = ("forget",)
+
+    def update(self, x, u, states):
+        (h,) = states
+        f = self.gate("forget", x.forget + u.forget)
+        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
+        return ((1 - f) * h + f * n,)
+
+
 # One entry per cell and variant: arguments of GatedRNN, and of its reference.
 CASES = {
     "gru": (

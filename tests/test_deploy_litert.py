@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, CASES, MASK, golden_files, run_python, unpacked
+from helpers import BACKEND, CASES, MASK, MGUCell, golden_files, run_python, unpacked
 
 import keras_gates as kg
 from keras_gates.export import NotExportable, ParityError, export, inspect, verify
@@ -25,20 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivations
 LAYERS = keras.layers
 CONVERTS_SOFTSIGN = not tf.__version__.startswith("2.18.")  # the oldest that is accepted
 ARGUMENTS = {name: arguments for name, (arguments, _) in CASES.items()}
-
-
-@keras.saving.register_keras_serializable(package="test_litert")
-class MGUCell(kg.GatedCell):
-    """f = σ(x W_f + b_f + h U_f); n = φ(x W_n + b_n + (f * h) U_n); h' = (1 - f) h + f n"""
-
-    blocks = ("forget", "candidate")
-    projected_blocks = ("forget",)
-
-    def update(self, x, u, states):
-        (h,) = states
-        f = self.gate("forget", x.forget + u.forget)
-        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
-        return ((1 - f) * h + f * n,)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import BACKEND, MASK, built, golden_files, unpacked
+from helpers import BACKEND, MASK, MGUCell, built, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates import diagnostics
@@ -29,20 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivations
 LAYERS = keras.layers
 MANY = 129  # copies of a batch; a Scan takes over at fewer
 RECURRENT = ("GRU", "LSTM", "RNN", "Loop")
-
-
-@keras.saving.register_keras_serializable(package="test_onnx")
-class MGUCell(kg.GatedCell):
-    """A cell that ONNX does not know."""
-
-    blocks = ("forget", "candidate")
-    projected_blocks = ("forget",)
-
-    def update(self, x, u, states):
-        (h,) = states
-        f = self.gate("forget", x.forget + u.forget)
-        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
-        return ((1 - f) * h + f * n,)
 
 
 class OwnRNN(kg.GatedRNN):

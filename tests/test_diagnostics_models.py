@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from diagnosed import TENSORFLOW, dense, model_of, sequences
-from helpers import BATCH, FEATURES, MASK, TIME, UNITS
+from helpers import BATCH, FEATURES, MASK, TIME, UNITS, MGUCell
 from keras import ops
 
 import keras_gates as kg
@@ -178,17 +178,8 @@ class TwoInputs(keras.Model):
         return self.head(self.recurrent(inputs["sequence"])) + inputs["offset"]
 
 
-class MinimalCell(kg.GatedCell):
-    """f = σ(x W_f + b_f + h U_f); n = φ(x W_n + b_n + (f * h) U_n); h' = (1 - f) h + f n"""
-
-    blocks = ("forget", "candidate")
-    projected_blocks = ("forget",)
-
-    def update(self, x, u, states):
-        (h,) = states
-        f = self.gate("forget", x.forget + u.forget)
-        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
-        return ((1 - f) * h + f * n,)
+class MinimalCell(MGUCell):
+    """A cell that is not registered."""
 
 
 def test_a_cell_of_ones_own_in_a_subclassed_model(rng):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from helpers import run_python
+from helpers import MGUCell, run_python
 
 import keras_gates as kg
 from keras_gates.activations import ANALYTIC, functions, measure, profile
@@ -318,18 +318,6 @@ def test_an_activation_without_a_value_is_unstable():
 
 
 def test_reasons_of_cells_of_ones_own():
-    class MGUCell(kg.GatedCell):
-        """h' = (1 - f) * h + f * n"""
-
-        blocks = ("forget", "candidate")
-        projected_blocks = ("forget",)
-
-        def update(self, x, u, states):
-            (h,) = states
-            f = self.gate("forget", x.forget + u.forget)
-            n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
-            return ((1 - f) * h + f * n,)
-
     class Integrator(kg.SimpleRNNCell):
         """h' = h + φ(x W + h U + b)"""
 

@@ -9,7 +9,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import MGUCell, run_python
 
 import keras_gates as kg
 from keras_gates.tuning import hypermodel as hypermodels
@@ -25,18 +25,6 @@ PLAIN = {"grad_clip_norm": None, L1: 0.0, INITIALIZER: "orthogonal"}
 @keras.saving.register_keras_serializable(package="test_space")
 def low_gate(x):
     return 0.4 * keras.ops.sigmoid(x)
-
-
-@keras.saving.register_keras_serializable(package="test_space")
-class MGUCell(kg.GatedCell):
-    blocks = ("forget", "candidate")
-    projected_blocks = ("forget",)
-
-    def update(self, x, u, states):
-        (h,) = states
-        f = self.gate("forget", x.forget + u.forget)
-        n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
-        return ((1 - f) * h + f * n,)
 
 
 def searched(tmp_path, build, count=60, tuner=keras_tuner.RandomSearch):

@@ -18,7 +18,7 @@ from keras_gates.tuning.space import (
     choice,
     named_cells,
 )
-from keras_gates.validation import fraction, one_of, positive_integer
+from keras_gates.validation import fraction, one_of, positive_integer, true_or_false
 
 # From each task to its loss and its metrics.
 CLASSES = ("sparse_categorical_crossentropy", ["accuracy"])
@@ -118,7 +118,7 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
         self.values = {
             "layers": _values("layers", layers, positive_integer),
             "units": _values("units", units, positive_integer),
-            "bidirectional": _values("bidirectional", bidirectional, _flag),
+            "bidirectional": _values("bidirectional", bidirectional, true_or_false),
             "dropout": _values("dropout", dropout, fraction),
             "learning_rate": _values("learning_rate", learning_rate, _rate),
         }
@@ -239,12 +239,6 @@ def _values(argument, given, check):
             f"{argument}={given!r}"
         )
     return tuple(dict.fromkeys(check(argument, value) for value in values))
-
-
-def _flag(argument, value):
-    if not isinstance(value, bool):
-        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
-    return value
 
 
 def _rate(argument, value):

@@ -12,6 +12,8 @@ import functools
 
 import numpy as np
 
+from keras_gates.export.onnx.convert import subgraphs
+
 # From so many sequences on a Scan is faster, if their states hold so many numbers in all. For an
 # LSTM it never is.
 MANY = {"GRU": (32, 2048), "RNN": (16, 512)}
@@ -33,7 +35,7 @@ def suit_all_batches(model):
 def _suit(graph, read):
     found, twice = [], False
     for node in graph.node:
-        for subgraph in _subgraphs(node):
+        for subgraph in subgraphs(node):
             twice |= _suit(subgraph, read)
         twice |= _has_two_ways(node)
         if node.op_type in _RECURRENT:
@@ -47,15 +49,11 @@ def _suit(graph, read):
     return twice
 
 
-def _subgraphs(node):
-    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-
-
 def _names_read(graph):
     """Names of all tensors that something reads."""
     names = {output.name for output in graph.output}
     for node in graph.node:
-        names.update(node.input, *map(_names_read, _subgraphs(node)))
+        names.update(node.input, *map(_names_read, subgraphs(node)))
     return names
 
 
@@ -138,7 +136,7 @@ def _scanned(node, outside, nodes, every):
         W, R, b = outside.split(W, blocks), outside.split(R, blocks), outside.split(b, 2 * blocks)
         b, c = b[:blocks], b[blocks:]
         summed = 2 if after_reset else blocks  # so many of b are simply added to those of c
-        b = [*map(functools.partial(outside, "Add"), b[:summed], c), *b[summed:]]
+        b = [outside("Add", b[k], c[k]) if k < summed else b[k] for k in range(blocks)]
         projected = [
             nodes("Add", nodes("MatMul", x, outside("Transpose", kernel)), bias)
             for kernel, bias in zip(W, b, strict=True)

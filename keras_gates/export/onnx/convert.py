@@ -73,9 +73,13 @@ def nodes(graph):
     """All nodes of an ONNX graph, those of loops and branches too."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)
+        for subgraph in subgraphs(node):
+            yield from nodes(subgraph)
+
+
+def subgraphs(node):
+    """The graphs in an ONNX node: the body of a loop, the branches of an If."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
 def _put_operator(graph, node, name, _):
