@@ -1,5 +1,7 @@
 """What all cells share: arguments, weights, the time step around their equations, config."""
 
+import typing
+
 import keras
 from keras import ops
 
@@ -94,6 +96,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     projected_blocks = None
     # Whether U has a bias c of its own; the bias is then (2, columns) instead of (columns,).
     two_biases = False
+    # From a block or state to its symbol in equations, where it is not the usual one.
+    symbols: typing.ClassVar[dict[str, str]] = {}
     default_gate_activation = "sigmoid"
     default_candidate_activation = "tanh"
 

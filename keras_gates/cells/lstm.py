@@ -1,5 +1,7 @@
 """The long short-term memory."""
 
+import typing
+
 import keras
 from keras import ops
 
@@ -42,6 +44,7 @@ class LSTMCell(GatedCell):
 
     blocks = ("input", "forget", "candidate", "output")
     state_names = ("hidden", "cell")
+    symbols: typing.ClassVar[dict[str, str]] = {"candidate": "g"}
 
     def __init__(self, units, *, output_activation=None, unit_forget_bias=True, **kwargs):
         super().__init__(units, **kwargs)

@@ -1,0 +1,137 @@
+"""A cell's `update`, traced: from its Python code to its program."""
+
+import functools
+import types
+
+import keras
+
+from keras_gates._keras import graph
+from keras_gates.cells.step import named, projected_blocks
+from keras_gates.equations.program import Program
+from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
+from keras_gates.equations.values import leaf
+
+
+def trace(cell):
+    """The `Program` of a cell: of its `update`, with its activations, options and weights.
+
+    The cell itself is left alone: its code runs on a copy whose weights are symbols.
+
+    Args:
+        cell: a GatedCell, built if its equations use weights.
+
+    Raises:
+        NotTraceableError: its equations cannot become a program, with the reason.
+    """
+    scope = keras.StatelessScope()
+    with graph.names_kept(), scope:
+        tracing = _Tracing(cell, scope)
+        known = len(scope.state_mapping)
+        try:
+            outputs = tracing.run()
+        except NotTraceableError:
+            raise
+        except Exception as error:
+            raise NotTraceableError(
+                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
+        if len(scope.state_mapping) > known:
+            raise NotTraceableError("its equations change variables (random numbers?)")
+    return outputs
+
+
+class _Tracing:
+    """Stands in for a `Step` while a copy of the cell's equations runs on symbols."""
+
+    def __init__(self, cell, scope):
+        self.cell, self.leaves, self.activated = cell, {}, {}
+        self.weights, self.copies, self.tensors = {}, {}, []
+        seen = set()
+        for index, variable in enumerate(cell.weights):
+            name = variable.name if variable.name not in seen else f"{variable.name}_{index}"
+            seen.add(name)
+            shape = tuple(variable.shape)
+            tensor = self._tensor(
+                leaf("weight", name, False, shape not in ((), (1,))), name, shape or ()
+            )
+            self.weights[id(variable)] = tensor
+            self.leaves[id(variable)] = self.leaves[id(tensor)]
+            graph.map_variable(scope, variable, tensor)
+
+    def run(self):
+        cell, projected = self.cell, projected_blocks(self.cell)
+        copy = self._copy(cell)
+        vars(copy)["step"] = self
+        x, u = (
+            named(blocks, [self._tensor(leaf(kind, name), f"{kind}_{name}") for name in blocks])
+            for kind, blocks in (("x", cell.blocks), ("u", projected))
+        )
+        states = [self._tensor(leaf("state", name), name) for name in cell.state_names]
+        new = copy.advance(x, u, states)
+        outputs = tuple(
+            (name, read(tensor, self.leaves))
+            for name, tensor in zip(cell.state_names, new, strict=True)
+        )
+        activated = ((name, read(tensor, self.leaves)) for name, tensor in self.activated.items())
+        return Program(outputs, tuple(activated))
+
+    # ------------------------------------------------------------------ what a Step does
+
+    def activate(self, name, activation, preactivation):
+        self.activated[name] = activated = activation(preactivation)
+        return activated
+
+    def recurrent(self, block, value):
+        return self.clip("preactivation", Symbolic("recurrent", block=block)(value))
+
+    def clip(self, place, x):
+        cell = self.cell
+        if place != cell.grad_clip_at or not cell.clips or not isinstance(x, keras.KerasTensor):
+            return x
+        bounds = {"value": cell.grad_clip_value, "norm": cell.grad_clip_norm}
+        return Symbolic("clip_gradient", **bounds)(x)
+
+    # ------------------------------------------------------------------ symbols
+
+    def _tensor(self, value, name, shape=None):
+        shape = (None, self.cell.units) if shape is None else shape
+        tensor = keras.KerasTensor(shape, self.cell.compute_dtype, name=name)
+        self.leaves[id(tensor)] = value
+        self.tensors.append(tensor)  # an id is that of what is alive
+        return tensor
+
+    def _copy(self, layer):
+        """A layer that computes the same on symbols: with symbols for weights, and copies inside"""
+        if id(layer) not in self.copies:
+            kind = type(layer) if layer is self.cell else _called_directly(type(layer))
+            self.copies[id(layer)] = copy = object.__new__(kind)
+            attributes = {
+                name: self._converted(value, inside=not name.startswith("_"))
+                for name, value in vars(layer).items()
+            }
+            vars(copy).update(attributes)
+            graph.disconnected(copy)
+        return self.copies[id(layer)]
+
+    def _converted(self, value, inside=True):
+        if isinstance(value, keras.Variable):
+            return self.weights.get(id(value), value)
+        if isinstance(value, keras.layers.Layer):
+            return self._copy(value)
+        if inside and isinstance(value, dict):
+            return {name: self._converted(v) for name, v in value.items()}
+        if inside and type(value) in (list, tuple):
+            return type(value)(self._converted(v) for v in value)
+        if isinstance(value, types.MethodType) and id(value.__self__) in self.copies:
+            return types.MethodType(value.__func__, self.copies[id(value.__self__)])
+        return symbolic(value) if callable(value) else value
+
+
+@functools.cache
+def _called_directly(kind):
+    """A subclass of a layer's class that computes nothing but its `call` when it is called."""
+
+    def __call__(self, *args, **kwargs):
+        return self.call(*args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})

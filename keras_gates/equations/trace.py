@@ -1,0 +1,126 @@
+"""From what Keras recorded of KerasTensors to values."""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gates._keras import graph
+from keras_gates.equations.operations import BY_KERAS_CLASS, TABLE
+from keras_gates.equations.values import apply, constant
+
+
+class NotTraceableError(ValueError):
+    """Equations that cannot become a program; the message is the reason."""
+
+
+class Symbolic(keras.Operation):
+    """A row of the table as an operation on KerasTensors, for what Keras has none for.
+
+    Args:
+        row: name of the row.
+        parameters: its parameters.
+    """
+
+    def __init__(self, row, **parameters):
+        super().__init__(name=row)
+        self.row, self.parameters = row, parameters
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype, name=self.row)
+
+
+# Activations that convert their argument to a tensor of the backend first.
+_CONVERTING = {
+    getattr(keras.activations, name): name
+    for name in ("hard_silu", "mish", "sparsemax", "threshold")
+}
+
+
+def symbolic(function):
+    """A function that also takes KerasTensors, for one of Keras' that does not; else itself."""
+    try:
+        row = _CONVERTING.get(function)
+    except TypeError:  # not hashable
+        return function
+    if row is None:
+        return function
+
+    def on_any_tensor(*args, **kwargs):
+        given = inspect.signature(function).bind(*args, **kwargs)
+        given.apply_defaults()
+        x, *rest = given.args
+        if not isinstance(x, keras.KerasTensor):
+            return function(*args, **kwargs)
+        if row == "sparsemax" and rest != [-1]:
+            raise NotTraceableError(f"{row} is along axis {rest[0]} and not along the units, -1")
+        return Symbolic(row, **dict(zip(TABLE[row].parameters, rest, strict=False)))(x)
+
+    return on_any_tensor
+
+
+def read(tensor, leaves):
+    """The value that a KerasTensor, number or array stands for.
+
+    Args:
+        tensor: what the equations gave.
+        leaves: from the id of each KerasTensor or variable that they were given to its leaf. What
+            is read is added, so that it is read once.
+    """
+    if isinstance(tensor, (keras.KerasTensor, keras.Variable)):
+        if id(tensor) not in leaves:
+            if isinstance(tensor, keras.Variable):
+                raise NotTraceableError(f"{tensor.path} is not among the cell's weights")
+            leaves[id(tensor)] = _read_operation(tensor, leaves)
+        return leaves[id(tensor)]
+    if isinstance(tensor, bool):
+        return constant(float(tensor))
+    try:
+        array = np.asarray(ops.convert_to_numpy(tensor), "float64")
+        return constant(array)
+    except Exception as error:
+        raise NotTraceableError(f"{tensor!r} is neither a number nor one per unit") from error
+
+
+def _read_operation(tensor, leaves):
+    found = graph.origin(tensor)
+    if found is None:
+        raise NotTraceableError("a tensor comes from outside the equations")
+    operation, args, kwargs, _ = found
+    if isinstance(operation, Symbolic):
+        arguments = [read(argument, leaves) for argument in args]
+        return apply(operation.row, *arguments, **operation.parameters)
+    kind = type(operation)
+    row = BY_KERAS_CLASS.get(kind.__name__)
+    if row is None or not kind.__module__.startswith("keras."):
+        raise NotTraceableError(f"no program knows the operation {kind.__name__}")
+    _check_axis(operation, row)
+    parameters = {}
+    for name, attribute in zip(row.parameters, row.keras[kind.__name__], strict=True):
+        parameters[name] = _parameter(kind.__name__, attribute, getattr(operation, attribute))
+    given = [*args, *kwargs.values()]
+    while given[-1] is None:  # a normalization without gain and shift
+        given.pop()
+    arguments = [read(argument, leaves) for argument in given]
+    return apply(row.name, *arguments, **parameters)
+
+
+def _parameter(kind, name, given):
+    if given is None or isinstance(given, (bool, str)):
+        return given
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise NotTraceableError(f"`{name}` of {kind} is not a number but {given!r}") from None
+
+
+def _check_axis(operation, row):
+    """Everything is along the units, and stays beside them."""
+    axis = getattr(operation, "axis", -1)
+    if isinstance(axis, (list, tuple)) and len(axis) == 1:
+        (axis,) = axis
+    if axis not in (-1, 1):
+        raise NotTraceableError(f"{row.name} is along axis {axis} and not along the units, -1")
+    if row.reduces and not getattr(operation, "keepdims", True):
+        raise NotTraceableError(f"{row.name} over the units needs keepdims=True")

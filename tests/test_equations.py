@@ -1,0 +1,365 @@
+"""Programs: what is traced equals what runs, and its derivative that of finite differences."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, DTYPE, MGUCell
+from keras import ops
+
+import keras_gates as kg
+from keras_gates.cells.program import trace
+from keras_gates.engine.recurrence import Dropout, Recurrence
+from keras_gates.equations.derivative import pulled
+from keras_gates.equations.operations import TABLE
+from keras_gates.equations.program import evaluate
+from keras_gates.equations.text import equations
+from keras_gates.equations.trace import NotTraceableError
+from keras_gates.equations.values import apply, leaf
+
+ROWS, UNITS = 5, 4
+UNSUITED = {"glu", "threshold"}  # the one changes the size, the other needs arguments
+ACTIVATIONS = [name for name in kg.activations.names() if name not in UNSUITED]
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def swished_tanh(x):
+    return ops.tanh(x) * ops.sigmoid(2 * x)
+
+
+class PeepholeCell(kg.GatedCell):
+    """An LSTM whose forget gate sees the cell state, and whose output is normalized."""
+
+    blocks = ("forget", "candidate", "output")
+    state_names = ("hidden", "cell")
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.peephole = self.add_weight(shape=(self.units,), name="peephole")
+        self.scale = self.add_weight(shape=(), name="scale", initializer="ones")
+        self.norm = keras.layers.LayerNormalization(dtype=self.dtype_policy)
+        self.norm.build((None, self.units))
+
+    def update(self, x, u, states):
+        _, c = states
+        f = self.gate("forget", x.forget + u.forget + self.peephole * c)
+        c = self.clip_state(f * c + (1 - f) * self.candidate(x.candidate + u.candidate))
+        o = self.gate("output", x.output + u.output)
+        return o * ops.tanh(self.scale * self.norm(c)), c
+
+
+def built(cell, rng):
+    cell.build((None, 3))
+    for weight in cell.weights:
+        weight.assign(0.5 * rng.normal(size=weight.shape))
+    return cell
+
+
+def given_to(cell, program, rng):
+    """Arrays for all leaves, and the recurrent product of the cell."""
+    given = {}
+    for (kind, name), v in program.leaves.items():
+        if kind != "size":
+            given[kind, name] = rng.normal(size=(ROWS, UNITS) if v.rows else (UNITS,))
+    seen = set()
+    for index, weight in enumerate(cell.weights):
+        name = weight.name if weight.name not in seen else f"{weight.name}_{index}"
+        seen.add(name)
+        if ("weight", name) in given:
+            given["weight", name] = ops.convert_to_numpy(weight).astype("float64")
+    for kind, names in (("x", cell.blocks), ("u", cell.blocks), ("state", cell.state_names)):
+        for name in names:
+            given.setdefault((kind, name), rng.normal(size=(ROWS, UNITS)))
+    columns = {block: slice(i * UNITS, (i + 1) * UNITS) for i, block in enumerate(cell.blocks)}
+    kernel = ops.convert_to_numpy(cell.recurrent_kernel).astype("float64")
+    products = {
+        "recurrent": lambda block, value: value @ kernel[:, columns[block]],
+        "transposed": lambda block, value: value @ kernel[:, columns[block]].T,
+    }
+    return given, products
+
+
+def executed(cell, given):
+    """What the cell's own code makes of the same numbers, and a function of gradients."""
+    recurrence = Recurrence(cell)
+
+    def tensor(array):
+        return ops.convert_to_tensor(array, DTYPE)
+
+    x = [tensor(given["x", name]) for name in cell.blocks]
+    u = [tensor(given["u", name]) for name in recurrence.projected]
+    states = [tensor(given["state", name]) for name in cell.state_names]
+    values = recurrence.values()
+    return recurrence, values, x, u, states
+
+
+def check(cell, rng, gradients=True):
+    program = trace(cell)
+    given, products = given_to(cell, program, rng)
+    outputs = [v for _, v in program.outputs]
+    found = evaluate(outputs, given, **products)
+    recurrence, values, x, u, states = executed(cell, given)
+    nothing = Dropout([], [])
+    expected = recurrence.advance(values, x, u, states, None, nothing)
+    tolerance = 1e-7 if BACKEND == "tensorflow" else 1e-4  # some of Keras hold float32 constants
+    for one, other in zip(found, expected, strict=False):
+        other = ops.convert_to_numpy(other)
+        np.testing.assert_allclose(np.broadcast_to(one, other.shape), other, tolerance, tolerance)
+    if not gradients or BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    d = [rng.normal(size=(ROWS, UNITS)) for _ in outputs]
+    with tf.GradientTape() as tape:
+        tape.watch([x, u, states])
+        new = recurrence.advance(values, x, u, states, None, nothing)
+        loss = sum(tf.reduce_sum(a * b) for a, b in zip(new, d, strict=False))
+    wanted = tape.gradient(loss, [*x, *u, *states], unconnected_gradients="zero")
+    keys = [
+        *[("x", n) for n in cell.blocks],
+        *[("u", n) for n in recurrence.projected],
+        *[("state", n) for n in cell.state_names],
+    ]
+    arriving = [leaf("gradient", name) for name in cell.state_names]
+    values, _ = pulled(outputs, arriving, [leaf(*key) for key in keys])
+    given |= {("gradient", n): a for n, a in zip(cell.state_names, d, strict=True)}
+    of_values = iter(evaluate([v for v in values if v is not None], given, **products))
+    for value, expected, key in zip(values, wanted, keys, strict=True):
+        one = np.zeros((ROWS, UNITS)) if value is None else next(of_values)
+        np.testing.assert_allclose(one, expected, 1e-6, 1e-6, err_msg=str(key))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_programs_of_all_activations_equal_the_executed_update(activation, rng):
+    for role in ("gate_activation", "candidate_activation"):
+        check(built(kg.GRUCell(UNITS, dtype=DTYPE, **{role: activation}), rng), rng)
+    cell = kg.LSTMCell(UNITS, dtype=DTYPE, output_activation=activation)
+    check(built(cell, rng), rng)
+
+
+CELLS = {
+    "gru": lambda: kg.GRUCell(UNITS, dtype=DTYPE),
+    "reset before": lambda: kg.GRUCell(UNITS, reset_after=False, use_bias=False, dtype=DTYPE),
+    "lstm": lambda: kg.LSTMCell(UNITS, dtype=DTYPE),
+    "simple": lambda: kg.SimpleRNNCell(UNITS, dtype=DTYPE),
+    "of one's own": lambda: MGUCell(UNITS, use_bias=False, dtype=DTYPE),
+    "peepholes": lambda: PeepholeCell(UNITS, dtype=DTYPE),
+    "prelu": lambda: kg.GRUCell(
+        UNITS, candidate_activation=keras.layers.PReLU(dtype=DTYPE), dtype=DTYPE
+    ),
+    "per gate": lambda: kg.GRUCell(
+        UNITS, gate_activation={"update": "hard_sigmoid", "reset": "tanh_gate"}, dtype=DTYPE
+    ),
+    "function": lambda: kg.SimpleRNNCell(UNITS, candidate_activation=swished_tanh, dtype=DTYPE),
+}
+
+
+@pytest.mark.parametrize("clip", [{}, {"grad_clip_value": 0.3}, {"grad_clip_norm": 0.5}], ids=str)
+@pytest.mark.parametrize("place", ["state", "preactivation"])
+@pytest.mark.parametrize("name", CELLS)
+def test_programs_of_all_cells_and_options_equal_the_executed_update(name, place, clip, rng):
+    cell = CELLS[name]()
+    if clip:
+        cell._set_clipping(clip.get("grad_clip_value"), clip.get("grad_clip_norm"), place)
+    check(built(cell, rng), rng)
+
+
+ELEMENTWISE = [
+    row.name
+    for row in TABLE.values()
+    if (row.pull or row.expand) and not row.alias and row.name not in ("clip_gradient", "recurrent")
+]
+
+
+def argument_count(name):
+    if name == "where":
+        return 3
+    row = TABLE[name]
+    return 2 if "{1}" in row.text else 1
+
+
+PARAMETERS = {
+    "slope": 0.3, "alpha": 0.7, "b": 2.0, "approximate": True, "low": -0.4, "high": 0.9,
+    "dtype": "float32", "bound": 0.5, "threshold": 0.3, "epsilon": 1e-3, "rms": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_derivatives_of_all_operations_equal_finite_differences(name, rng):
+    row = TABLE[name]
+    given = {("x", i): rng.uniform(0.2, 2, size=(3, 4)) for i in range(argument_count(name))}
+    if argument_count(name) == 1 and name not in ("log", "sqrt", "rsqrt", "log1p"):
+        given["x", 0] = rng.normal(size=(3, 4))
+    if name == "broadcast":
+        given["x", 0] = given["x", 0][:, :1]
+    arguments = [leaf(*key, wide=name != "broadcast") for key in given]
+    parameters = {p: PARAMETERS[p] for p in row.parameters}
+    if name == "where":
+        output = apply(name, arguments[0] > 1, *arguments[1:])
+    elif name.startswith("logical"):
+        output = apply(name, *[a > 1 for a in arguments])
+    else:
+        output = apply(name, *arguments, **parameters)
+    if name in ("greater", "less", "greater_equal", "less_equal", "equal") or "logical" in name:
+        output = apply("cast", output, dtype="float32")
+    if not output.wide:
+        output = apply("broadcast", output)
+    d = rng.normal(size=(3, 4))
+    gradients, _ = pulled([output], [leaf("gradient", "d")], arguments)
+    for key, gradient in zip(given, gradients, strict=True):
+        direction = rng.normal(size=given[key].shape)
+        sums = []
+        for step in (1e-6, -1e-6):
+            moved = {**given, key: given[key] + step * direction}
+            sums.append((evaluate([output], moved, units=4)[0] * d).sum())
+        measured = (sums[0] - sums[1]) / 2e-6
+        if name == "stop_gradient":
+            measured = 0.0
+        analytic = 0.0
+        if gradient is not None:
+            (found,) = evaluate([gradient], {**given, ("gradient", "d"): d}, units=4)
+            analytic = (found * direction).sum()
+        assert analytic == pytest.approx(measured, rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_cells_drawn_at_random_from_the_operations(seed):
+    """Equations of random operations: traced, run and differentiated."""
+    rng = np.random.default_rng(seed)
+    unary = [
+        ops.tanh, ops.sigmoid, ops.softplus, ops.softsign, ops.square, ops.abs, ops.relu,
+        lambda v: ops.exp(-ops.square(v)), lambda v: ops.log(1 + ops.square(v)), ops.sin,
+        lambda v: v - ops.mean(v, axis=-1, keepdims=True), ops.softmax,
+        lambda v: v / ops.sqrt(1 + ops.sum(ops.square(v), axis=-1, keepdims=True)),
+        lambda v: ops.max(v, axis=-1, keepdims=True) - v, lambda v: ops.clip(v, -0.7, 0.8),
+    ]  # fmt: skip
+    binary = [
+        ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum,
+        lambda a, b: a / (2 + ops.tanh(b)), lambda a, b: ops.where(a > b, a, 0.5 * b),
+    ]  # fmt: skip
+    plan = [(int(rng.integers(99)), int(rng.integers(99)), int(rng.integers(99))) for _ in range(9)]
+
+    class Drawn(kg.GatedCell):
+        blocks = ("gate", "candidate")
+        state_names = ("hidden", "more")
+
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.extra = self.add_weight(shape=(self.units,), name="extra")
+
+        def update(self, x, u, states):
+            pool = [*states, self.gate("gate", x.gate + u.gate), self.extra * x.candidate]
+            pool.append(self.candidate(x.candidate + u.candidate))
+            for kind, first, second in plan:
+                a, b = pool[first % len(pool)], pool[second % len(pool)]
+                which = kind % (len(unary) + len(binary))
+                if which < len(unary):
+                    pool.append(unary[which](a))
+                else:
+                    pool.append(binary[which - len(unary)](a, b))
+            return sum(pool[1:], pool[0]) / 4, pool[-1] * pool[-2]
+
+    check(built(Drawn(UNITS, dtype=DTYPE), rng), rng)
+
+
+def test_equations_read_like_the_papers():
+    assert dict(equations(trace(kg.GRUCell(3)))) == {
+        "z": "sigmoid(x_z + u_z)",
+        "r": "sigmoid(x_r + u_r)",
+        "n": "tanh(x_n + r * u_n)",
+        "h'": "z * h + (1 - z) * n",
+    }
+    before = kg.GRUCell(3, reset_after=False, candidate_activation="relu")
+    assert dict(equations(trace(before)))["n"] == "relu(x_n + (r * h) U_n)"
+    lstm = dict(equations(trace(kg.LSTMCell(3)), kg.LSTMCell.symbols))
+    assert lstm["c'"] == "f * c + i * g"
+    assert lstm["h'"] == "o * tanh(c')"
+    latex = dict(equations(trace(kg.GRUCell(3)), latex=True))
+    assert latex["h'"] == r"z \odot h + \left(1 - z\right) \odot n"
+
+
+def test_programs_are_equal_exactly_if_they_compute_the_same():
+    assert trace(kg.GRUCell(3)) == trace(kg.GRUCell(7, kernel_initializer="zeros"))
+    different = [
+        kg.GRUCell(3),
+        kg.GRUCell(3, reset_after=False),
+        kg.GRUCell(3, gate_activation="hard_sigmoid"),
+        kg.GRUCell(3, candidate_activation="relu"),
+        kg.GRUCell(3, grad_clip_norm=1.0),
+        kg.GRUCell(3, grad_clip_norm=2.0),
+        kg.GRUCell(3, candidate_activation=keras.layers.LeakyReLU(negative_slope=0.1)),
+        kg.GRUCell(3, candidate_activation=keras.layers.LeakyReLU(negative_slope=0.2)),
+        kg.LSTMCell(3),
+    ]
+    assert len({trace(cell) for cell in different}) == len(different)
+
+
+def test_tracing_leaves_the_cell_alone():
+    cell = kg.GRUCell(3, candidate_activation=keras.layers.PReLU(), grad_clip_norm=1.0)
+    cell.build((None, 2))
+    attributes, name = dict(vars(cell)), keras.Input((1,)).name
+    trace(cell)
+    assert vars(cell) == attributes
+    assert cell.candidate_activation._inbound_nodes == []
+    number = int(name.rpartition("_")[2]) if "_" in name.replace("keras_tensor", "") else 0
+    assert keras.Input((1,)).name == f"keras_tensor_{number + 1}"
+
+
+def not_traceable(update, **arguments):
+    class Odd(kg.GatedCell):
+        pass
+
+    Odd.update = update
+    cell = Odd(3, **arguments)
+    cell.build((None, 2))
+    with pytest.raises(NotTraceableError) as caught:
+        trace(cell)
+    return str(caught.value)
+
+
+def test_what_cannot_be_traced_is_told_apart_with_a_reason():
+    generator = keras.random.SeedGenerator(1)
+    outside = keras.Variable([1.0, 2.0, 3.0], name="outside")
+
+    def noisy(self, x, u, states):
+        return (x.candidate + keras.random.normal((3,), seed=generator),)
+
+    def mixing(self, x, u, states):
+        return (ops.roll(x.candidate, 1, axis=-1),)
+
+    def foreign(self, x, u, states):
+        return (ops.multiply(outside, x.candidate),)
+
+    def narrow(self, x, u, states):
+        return (x.candidate - ops.mean(x.candidate, axis=-1),)
+
+    def over_samples(self, x, u, states):
+        return (x.candidate - ops.mean(x.candidate, axis=0, keepdims=True),)
+
+    assert "change variables (random numbers?)" in not_traceable(noisy)
+    assert "no program knows the operation Roll" in not_traceable(mixing)
+    assert "outside is not among the cell's weights" in not_traceable(foreign)
+    assert "needs keepdims=True" in not_traceable(narrow)
+    assert "along axis 0 and not along the units" in not_traceable(over_samples)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def raw(self, x, u, states):
+            return (tf.nn.relu(x.candidate),)
+
+        assert "KerasTensor" in not_traceable(raw)
+
+
+def test_threads_trace_side_by_side():
+    cell, found = kg.LSTMCell(3, grad_clip_norm=1.0), []
+    threads = [
+        threading.Thread(target=lambda: found.extend(trace(cell) for _ in range(40)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 160
+    assert set(found) == {trace(cell)}
