@@ -9,7 +9,7 @@ from helpers import BACKEND, DTYPE, MGUCell
 from keras import ops
 
 import keras_gates as kg
-from keras_gates.cells.program import trace
+from keras_gates.cells.program import trace, weights_by_name
 from keras_gates.engine.recurrence import Dropout, Recurrence
 from keras_gates.equations.derivative import pulled
 from keras_gates.equations.operations import TABLE
@@ -62,10 +62,7 @@ def given_to(cell, program, rng):
     for (kind, name), v in program.leaves.items():
         if kind != "size":
             given[kind, name] = rng.normal(size=(ROWS, UNITS) if v.rows else (UNITS,))
-    seen = set()
-    for index, weight in enumerate(cell.weights):
-        name = weight.name if weight.name not in seen else f"{weight.name}_{index}"
-        seen.add(name)
+    for name, weight in weights_by_name(cell).items():
         if ("weight", name) in given:
             given["weight", name] = ops.convert_to_numpy(weight).astype("float64")
     for kind, names in (("x", cell.blocks), ("u", cell.blocks), ("state", cell.state_names)):
@@ -182,6 +179,7 @@ def argument_count(name):
 PARAMETERS = {
     "slope": 0.3, "alpha": 0.7, "b": 2.0, "approximate": True, "low": -0.4, "high": 0.9,
     "dtype": "float32", "bound": 0.5, "threshold": 0.3, "epsilon": 1e-3, "rms": False,
+    "function": np.arctan,
 }  # fmt: skip
 
 

@@ -219,6 +219,95 @@ def test_carry_of_a_cell_of_ones_own():
     assert "h' = 1.5 * h" in verdict.reasons[0].what
 
 
+def test_an_option_of_a_subclass_changes_the_verdict():
+    """No verdict is shared by what merely looks alike."""
+
+    class Scaled(kg.GRUCell):
+        def __init__(self, units, *, gain=1.0, **kwargs):
+            super().__init__(units, **kwargs)
+            self.gain = gain
+
+        def update(self, x, u, states):
+            (h,) = super().update(x, u, states)
+            return (self.gain * h,)
+
+    for cell in (Scaled, lambda **k: Scaled(3, **k)):
+        judge = kg.check_activations if isinstance(cell, type) else None
+        for gain, level in ((1.0, "sound"), (3.0, "unstable"), (1.0, "sound")):
+            verdict = judge(cell, gain=gain) if judge else kg.check_activations(cell(gain=gain))
+            assert verdict.level == level
+            assert verdict.carry == {"hidden": (0, gain)}
+
+
+class Peepholes(kg.GatedCell):
+    """c' = f * c + (1 - f) * n, h' = tanh(c'), where f sees c through weights of its own."""
+
+    blocks = ("forget", "candidate")
+    state_names = ("hidden", "cell")
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.peephole = self.add_weight(shape=(self.units,), initializer="ones", name="peephole")
+
+    def update(self, x, u, states):
+        _, c = states
+        f = self.gate("forget", x.forget + u.forget + self.peephole * c)
+        c = self.clip_state(f * c + (1 - f) * self.candidate(x.candidate + u.candidate))
+        return keras.ops.tanh(c), c
+
+
+def test_cells_with_weights_of_their_own():
+    sound = kg.check_activations(Peepholes)
+    assert (sound.level, sound.growth) == ("sound", 1)
+    assert 0 < sound.spectral_radius < 1.5
+    cell = Peepholes(5, gate_activation="relu")
+    unstable = kg.check_activations(cell)
+    assert unstable.level == "unstable"
+    assert "the gate forget (relu) has no upper bound" in unstable.reasons[0].what
+    assert not cell.built
+    assert kg.check_activations(Peepholes, "relu").level == "unstable"
+
+
+def test_normalization_over_units():
+    class Normalized(kg.GatedCell):
+        blocks = ("update", "candidate")
+
+        def update(self, x, u, states):
+            (h,) = states
+            z = self.gate("update", x.update + u.update)
+            n = x.candidate + u.candidate
+            n = n - keras.ops.mean(n, axis=-1, keepdims=True)
+            n = n / keras.ops.sqrt(0.1 + keras.ops.mean(n * n, axis=-1, keepdims=True))
+            return (z * h + (1 - z) * self.candidate(n),)
+
+    assert kg.check_activations(Normalized).carry == {"hidden": (0, 1)}
+    assert kg.check_activations(Normalized).level == "sound"
+    assert kg.check_activations(Normalized, "relu").level == "unstable"
+
+
+def test_equations_that_cannot_be_traced():
+    class Rolling(kg.SimpleRNNCell):
+        def update(self, x, u, states):
+            return (keras.ops.roll(self.candidate(x.candidate + u.candidate), 1, axis=-1),)
+
+    verdict = kg.check_activations(Rolling)
+    assert (verdict.level, verdict.spectral_radius) == ("caution", None)
+    assert "cannot be traced: no program knows the operation Roll" in verdict.reasons[0].what
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own functions")
+def test_activations_that_cannot_be_traced_are_judged_by_their_values():
+    import tensorflow as tf
+
+    def raw_relu(x):
+        return tf.maximum(x, 0 * x)
+
+    verdict = kg.check_activations("gru", raw_relu, lambda x: tf.tanh(x))
+    known = kg.check_activations("gru", "relu")
+    assert (verdict.level, verdict.carry, verdict.growth) == ("unstable", known.carry, known.growth)
+    assert verdict.spectral_radius == pytest.approx(known.spectral_radius, rel=1e-3)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm", "simple"])
 def test_a_layer_as_activation(cell):
     verdict = kg.check_activations(cell, candidate_activation=keras.layers.PReLU())

@@ -6,26 +6,29 @@ import types
 import keras
 
 from keras_gates._keras import graph
+from keras_gates.activations import name_of, values
+from keras_gates.activations.profiles import fresh
 from keras_gates.cells.step import named, projected_blocks
 from keras_gates.equations.program import Program
 from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
 from keras_gates.equations.values import leaf
 
 
-def trace(cell):
+def trace(cell, opaque=False):
     """The `Program` of a cell: of its `update`, with its activations, options and weights.
 
     The cell itself is left alone: its code runs on a copy whose weights are symbols.
 
     Args:
         cell: a GatedCell, built if its equations use weights.
+        opaque: whether an activation that cannot be traced is known by its values instead.
 
     Raises:
         NotTraceableError: its equations cannot become a program, with the reason.
     """
     scope = keras.StatelessScope()
     with graph.names_kept(), scope:
-        tracing = _Tracing(cell, scope)
+        tracing = _Tracing(cell, scope, opaque)
         known = len(scope.state_mapping)
         try:
             outputs = tracing.run()
@@ -43,13 +46,11 @@ def trace(cell):
 class _Tracing:
     """Stands in for a `Step` while a copy of the cell's equations runs on symbols."""
 
-    def __init__(self, cell, scope):
+    def __init__(self, cell, scope, opaque):
         self.cell, self.leaves, self.activated = cell, {}, {}
+        self.opaque = set(map(id, cell.activations_in_use())) if opaque else ()
         self.weights, self.copies, self.tensors = {}, {}, []
-        seen = set()
-        for index, variable in enumerate(cell.weights):
-            name = variable.name if variable.name not in seen else f"{variable.name}_{index}"
-            seen.add(name)
+        for name, variable in weights_by_name(cell).items():
             shape = tuple(variable.shape)
             tensor = self._tensor(
                 leaf("weight", name, False, shape not in ((), (1,))), name, shape or ()
@@ -114,14 +115,19 @@ class _Tracing:
         return self.copies[id(layer)]
 
     def _converted(self, value, inside=True):
-        if isinstance(value, keras.Variable):
-            return self.weights.get(id(value), value)
-        if isinstance(value, keras.layers.Layer):
-            return self._copy(value)
+        if id(value) in self.opaque:
+            return _or_opaque(self._known(value), value)
         if inside and isinstance(value, dict):
             return {name: self._converted(v) for name, v in value.items()}
         if inside and type(value) in (list, tuple):
             return type(value)(self._converted(v) for v in value)
+        return self._known(value)
+
+    def _known(self, value):
+        if isinstance(value, keras.Variable):
+            return self.weights.get(id(value), value)
+        if isinstance(value, keras.layers.Layer):
+            return self._copy(value)
         if isinstance(value, types.MethodType) and id(value.__self__) in self.copies:
             return types.MethodType(value.__func__, self.copies[id(value.__self__)])
         return symbolic(value) if callable(value) else value
@@ -135,3 +141,61 @@ def _called_directly(kind):
         return self.call(*args, **kwargs)
 
     return type(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
+
+
+class _Opaque:
+    """An activation as a function of float64 arrays, equal to another of the same activation."""
+
+    def __init__(self, activation):
+        self.activation = activation
+
+    def __call__(self, x):
+        return values(self.activation, x)
+
+    def __eq__(self, other):
+        return isinstance(other, _Opaque) and self.activation is other.activation
+
+    def __hash__(self):
+        return id(self.activation)
+
+    def __str__(self):
+        return name_of(self.activation)
+
+
+def _or_opaque(function, activation):
+    """`function` where it can be traced, and else the values of the activation."""
+
+    def on_symbols(x):
+        try:
+            return function(x)
+        except Exception:
+            return Symbolic("opaque", function=_Opaque(activation))(x)
+
+    return on_symbols
+
+
+def built_copy(cell, units=1):
+    """A new cell of the same arguments, built; of layers as activations copies, if not built."""
+    given = {name: getattr(cell, name) for name in cell.options() if hasattr(cell, name)}
+    given["gate_activation"] = cell.gate_activations or None
+    copies = {}
+
+    def copied(value):
+        if isinstance(value, dict):
+            return {name: copied(v) for name, v in value.items()}
+        if isinstance(value, keras.layers.Layer) and not value.built:
+            return copies.setdefault(id(value), fresh(value))
+        return value
+
+    made = type(cell)(**{**{n: copied(v) for n, v in given.items()}, "units": units})
+    made.build((None, 1))
+    return made
+
+
+def weights_by_name(cell):
+    """The cell's weights, each under the name that a program has for it."""
+    found = {}
+    for index, variable in enumerate(cell.weights):
+        name = variable.name if variable.name not in found else f"{variable.name}_{index}"
+        found[name] = variable
+    return found

@@ -4,13 +4,14 @@ from keras_gates.equations.operations import TABLE, total
 from keras_gates.equations.values import apply, ordered
 
 
-def pulled(outputs, gradients, leaves):
+def pulled(outputs, gradients, leaves, products=True):
     """The gradients at leaves, from those at outputs.
 
     Args:
         outputs: a list of values.
         gradients: one value per output, of its shape.
         leaves: a list of values, for most purposes leaves of a program.
+        products: whether gradients go through the products `value U_k` in the equations.
 
     Returns:
         (gradients, products): one value per leaf, or None where nothing depends on it; that of a
@@ -31,18 +32,20 @@ def pulled(outputs, gradients, leaves):
 
     for output, gradient in zip(outputs, gradients, strict=True):
         add(output, gradient)
-    products, wanted = [], _on_the_way(outputs, leaves)
+    passed, wanted = [], _on_the_way(outputs, leaves)
     for value in reversed(ordered(outputs)):
         gradient = found.get(id(value))
         if gradient is None or not value.arguments or any(value is leaf for leaf in leaves):
             continue
         if value.operation == "recurrent":
-            products.append((value["block"], value.arguments[0], gradient))
+            if not products:
+                continue
+            passed.append((value["block"], value.arguments[0], gradient))
         pulled_back = _pull(value, gradient)
         for argument, of_argument in zip(value.arguments, pulled_back, strict=True):
             if id(argument) in wanted or _has_product(argument):
                 add(argument, of_argument)
-    return [found.get(id(leaf)) for leaf in leaves], products
+    return [found.get(id(leaf)) for leaf in leaves], passed
 
 
 def _on_the_way(outputs, leaves):

@@ -459,7 +459,8 @@ _row(
         apply("clip_value", d, bound=y["value"])
         if y["value"] is not None else apply("clip_norm", d, bound=y["norm"]),
     ),
-    keras={}, parameters=("value", "norm"), text="{0}", latex="{0}",
+    expand=lambda y: y.arguments[0], keras={}, parameters=("value", "norm"), text="{0}",
+    latex="{0}",
 )  # fmt: skip
 _row(
     "clip_value", None, expand=lambda y: clip(y.arguments[0], -y["bound"], y["bound"]), keras={},
@@ -480,6 +481,21 @@ _row(
         1, y["bound"] / maximum(sqrt(total(square(y.arguments[0]))), 1e-30)
     ),
     keras={}, parameters=("bound",),
+)  # fmt: skip
+
+# A function that is known by its values alone: of one number each.
+_row(
+    "opaque", lambda x, function: function(x.ravel()).reshape(x.shape),
+    lambda y, d: (d * apply("opaque_slope", *y.arguments, function=y["function"]),), keras={},
+    parameters=("function",), text="{function}({0})", latex=r"\operatorname{{{function}}}({0})",
+)  # fmt: skip
+_SHIFT = 1e-4
+_row(
+    "opaque_slope",
+    lambda x, function: (
+        (function(x.ravel() + _SHIFT) - function(x.ravel() - _SHIFT)) / (2 * _SHIFT)
+    ).reshape(x.shape),
+    keras={}, parameters=("function",),
 )  # fmt: skip
 
 # From a class of `keras.Operation` to its row.

@@ -10,6 +10,11 @@ SYMBOLS = {
 }  # fmt: skip
 
 
+def symbol_of(name, symbols=None):
+    """The symbol of a block or a state."""
+    return {**SYMBOLS, **(symbols or {})}.get(name, name)
+
+
 class Writer:
     """Writes values, with names for those that have one.
 
@@ -20,11 +25,11 @@ class Writer:
     """
 
     def __init__(self, symbols=None, latex=False, names=None):
-        self.symbols, self.latex = {**SYMBOLS, **(symbols or {})}, latex
+        self.symbols, self.latex = symbols, latex
         self.names = {} if names is None else names
 
     def symbol(self, name):
-        found = self.symbols.get(name, name)
+        found = symbol_of(name, self.symbols)
         if self.latex and len(found) > 1:
             return rf"\mathit{{{found}}}"
         return found

@@ -1,6 +1,6 @@
 """Which activations will work in a cell: a verdict from the cell's own equations, before training.
 
-A cell is probed as it is written: its `update` is evaluated at many pre-activations and at large
+A cell is judged by its program, traced from its `update`, at many pre-activations and at large
 states. Two things come out. The *carry* is the factor that a state is multiplied by on its direct
 way to the next step, `z` in `h' = z * h + (1 - z) * n`; it is safe in [0, 1]. The *growth* is how
 much longer the states can become in one step at worst, when recurrent products pass them on at
@@ -17,10 +17,14 @@ from keras import tree
 from keras_gates import activations
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells import CELLS, GatedCell
+from keras_gates.cells.program import built_copy, trace
 from keras_gates.eagerly import eagerly
+from keras_gates.equations import NotTraceableError
 from keras_gates.validation import one_of
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
+
+UNKNOWN = "Watch it: nothing is known of it beforehand."
 
 
 class UnstableActivationsWarning(UserWarning):
@@ -146,7 +150,10 @@ def check_activations(
     verdict = judge(make(cell, 1, options))
     # Layers as activations may be built already, with other units.
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
-    radius = probe.spectral_radius(make(cell, 64, options))
+    try:
+        radius = probe.spectral_radius(make(cell, 64, options))
+    except NotTraceableError:
+        return verdict
     return dataclasses.replace(verdict, spectral_radius=radius)
 
 
@@ -185,20 +192,48 @@ def judge(cell):
         profiles = {name: activations.profile(a) for name, a in cell.gate_activations.items()}
         candidate = activations.profile(cell.candidate_activation)
     except ValueError as error:
-        reason = Reason("caution", str(error), "Watch it: nothing is known of it beforehand.")
+        reason = Reason("caution", str(error), UNKNOWN)
         if isinstance(error, activations.NotANumber):
             reason = Reason("unstable", str(error), "Take an activation that always has a value.")
-        unknown = dict.fromkeys(cell.state_names, (-np.inf, np.inf))
-        return Verdict(**found, level=reason.level, reasons=(reason,), carry=unknown, growth=np.inf)
-    carry, carriers, growth = probe.probed(cell)
+        return _unknown(found, cell, reason)
+    try:
+        cell, program = _traced(cell)
+    except NotTraceableError as error:
+        return _unknown(
+            found, cell, Reason("caution", f"its equations cannot be traced: {error}", UNKNOWN)
+        )
+    carry, carriers, growth = probe.probed(cell, program)
     against = [
-        *reasons.of_carry(cell, profiles, carry, carriers),
+        *reasons.of_carry(cell, program, profiles, carry, carriers),
         *reasons.of_gates(profiles),
         *reasons.of_candidate(cell, candidate, carry, growth),
     ]
     against.sort(key=lambda reason: -LEVELS.index(reason.level))
     level = against[0].level if against else "sound"
     return Verdict(**found, level=level, reasons=tuple(against), carry=carry, growth=growth)
+
+
+def _traced(cell):
+    """A cell and its program: of one that needs weights and is not built yet, those of a copy."""
+    try:
+        return cell, trace(cell, opaque=True)
+    except NotTraceableError:
+        if cell.built:
+            raise
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copy = built_copy(cell)
+    except Exception as error:
+        raise NotTraceableError(
+            f"it is not built, and building a copy raised {type(error).__name__}: {error}"
+        ) from error
+    return copy, trace(copy, opaque=True)
+
+
+def _unknown(found, cell, reason):
+    carry = dict.fromkeys(cell.state_names, (-np.inf, np.inf))
+    return Verdict(**found, level=reason.level, reasons=(reason,), carry=carry, growth=np.inf)
 
 
 def warn_if_unstable(cell, stacklevel):

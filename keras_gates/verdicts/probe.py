@@ -1,15 +1,15 @@
-"""A cell probed as it is written: what its equations do to a state, without any training."""
+"""What a cell's program does to a state, at many pre-activations and at large states."""
 
 import itertools
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_gates.activations.profiles import runnable
-from keras_gates.cells import CELLS
-from keras_gates.cells.step import named, projected_blocks
-from keras_gates.gradients import at_least_float32
+from keras_gates.cells.program import weights_by_name
+from keras_gates.cells.reference import Reference, array
+from keras_gates.cells.step import projected_blocks
+from keras_gates.equations import constant, depends_on, evaluate, leaf, pulled
+from keras_gates.equations.program import expanded
 
 # Pre-activations at which the equations are tried, up to where sigmoid is 0 or 1 to 8 digits.
 NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
@@ -17,17 +17,24 @@ ENDS = np.array([-20.0, 0.0, 20.0])
 # How large a large state is; a factor of it is "without bound" if it exceeds this.
 LARGE, UNBOUNDED = 1e4, 1e2
 MOST = 60_000  # combinations tried
+# So many units, with pre-activations of their own, are tried of equations that mix units.
+MIXED = 8
 
 
-def probed(cell):
-    """The carry of each state, the gates that it depends on, and the growth."""
-    key = None
-    functions = tuple(cell.activations_in_use())
-    if type(cell) in CELLS.values() and not any(isinstance(f, keras.Layer) for f in functions):
-        key = (type(cell), functions, getattr(cell, "reset_after", None))
+def probed(cell, program):
+    """The carry of each state, the gates that it depends on, and the growth.
+
+    Args:
+        cell: a GatedCell.
+        program: its program.
+    """
+    forward = [_without_clipping(v) for _, v in program.outputs]
+    key = (tuple(forward), cell.blocks, cell.state_names)
+    if any(kind == "weight" for kind, _ in program.leaves):
+        key = None  # depends on more
     if key not in _found:
-        probe = Probe(cell)
-        carry = probe.carry()
+        probe = _Probe(cell, program, forward)
+        carry = {state: probe.carry(state) for state in cell.state_names}
         carriers = {state: probe.carriers(state) for state in carry}
         found = (carry, carriers, max(probe.growth(), *[high for _, high in carry.values()]))
         if key is None:
@@ -36,64 +43,52 @@ def probed(cell):
     return _found[key]
 
 
-_found = {}  # every layer asks when it is made, mostly for the same few activations
+_found = {}  # every layer asks when it is made, mostly for the same few programs
 
 
-class Probe:
-    """A cell's `update` for one unit, with pre-activations and states of our choice.
+def _without_clipping(value):
+    """The same value: clipping gradients changes no state."""
+    return expanded(value, known=lambda row: row.name != "clip_gradient")
 
-    Stands in for a Step, and so notes nothing, clips nothing and knows no weights.
-    """
 
-    def __init__(self, cell):
-        self.cell = cell
+class _Probe:
+    """A program for one unit, or a few, with pre-activations and states of our choice."""
+
+    def __init__(self, cell, program, forward):
+        self.cell, self.forward = cell, forward
         self.projected = projected_blocks(cell)
-        # In half precision what is large would be infinite.
-        self.dtype = at_least_float32(cell.compute_dtype)
-        self.gain = 1.0  # of a recurrent product inside the equations
-        layers = [a for a in cell.activations_in_use() if isinstance(a, keras.Layer)]
-        self.of_one_unit = {id(layer): _of_one_unit(layer) for layer in layers}
+        self.units = MIXED if program.reduces else 1
+        # Of weights inside the equations those of the first units.
+        weights = weights_by_name(cell)
+        names = [name for kind, name in program.leaves if kind == "weight"]
+        self.weights = {("weight", n): self._first_units(array(weights[n])) for n in names}
+        # d s' / d s of one unit on the direct way: not through a gate, the candidate or a
+        # recurrent product.
+        self.activated = {name: _without_clipping(v) for name, v in program.named}
+        self.factors = {}
+        for state, after in zip(cell.state_names, forward, strict=True):
+            stops = [leaf("state", state), *self.activated.values()]
+            (factor, *_), _ = pulled([after], [leaf("gradient", "one")], stops, products=False)
+            self.factors[state] = constant(0.0) if factor is None else factor
 
-    def activate(self, name, activation, preactivation):
-        return self.of_one_unit.get(id(activation), activation)(preactivation)
-
-    def recurrent(self, block, value):
-        return self.gain * value
-
-    def clip(self, place, x):
-        return x
-
-    def update(self, x, u, states):
-        """The new states, NumPy arrays, from arrays per block and per state."""
-        cell = self.cell
-        tensors = [[self._tensor(a) for a in arrays] for arrays in (x, u, states)]
-        cell.step = self
-        # An output activation is none of a step's: it is the cell that has it.
-        own = {n: layer for n, layer in vars(cell).items() if id(layer) in self.of_one_unit}
-        vars(cell).update({n: self.of_one_unit[id(layer)] for n, layer in own.items()})
-        try:
-            new = cell.update(
-                named(cell.blocks, tensors[0]), named(self.projected, tensors[1]), tensors[2]
-            )
-        finally:
-            vars(cell).update(own)
-            cell.step = None
-        return [np.asarray(ops.convert_to_numpy(s), "float64")[:, 0] for s in new]
-
-    def carry(self):
-        """From each state to the range of its factor on the direct way to the next step."""
-        return {state: self._range(self._carries(state, NEAR)) for state in self.cell.state_names}
+    def carry(self, state):
+        """The range of the factor of a state on the direct way to the next step."""
+        near = np.array(_combinations(list(NEAR), len(self.cell.blocks)))
+        found = [self._factor(state, points) for points in (near, near * LARGE)]
+        # NaN is where the equation has no value; it says nothing of the factor.
+        near, far = (f[~np.isnan(f)] for f in found)
+        low, high = float(near.min()), float(near.max())
+        beyond = far if len(far) else near
+        low = -np.inf if beyond.min() < low - UNBOUNDED else min(low, float(beyond.min()))
+        high = np.inf if beyond.max() > high + UNBOUNDED else max(high, float(beyond.max()))
+        low, high = (-np.inf if low < -LARGE else low), (np.inf if high > LARGE else high)
+        return (round(low, 3) + 0.0, round(high, 3) + 0.0)
 
     def carriers(self, state):
-        """The gates that this factor depends on."""
-        found = []
-        for gate in self.cell.gate_activations:
-            index = self.cell.blocks.index(gate)
-            x = [np.zeros(len(NEAR)) for _ in self.cell.blocks]
-            x[index] = NEAR
-            if np.ptp(self._factor(state, x)) > 0:
-                found.append(gate)
-        return found
+        """The gates that this factor is computed from."""
+        gates = {n: v for n, v in self.activated.items() if n in self.cell.gate_activations}
+        used = set(map(id, depends_on([self.factors[state]], list(gates.values()))))
+        return [name for name, v in gates.items() if id(v) in used]
 
     def growth(self):
         """The factor by which the states grow in one step at worst, after a few such steps."""
@@ -107,11 +102,12 @@ class Probe:
         signs = list(itertools.product((-1.0, 1.0), repeat=count))
         factor = 1.0
         for _ in range(4):
-            u = list(states[0] * shares[: len(self.projected)])
+            u = dict(zip(self.projected, states[0] * shares, strict=False))
             tried = []
             for sign in signs:
                 before = np.repeat((sign * states)[:, None], len(chosen), axis=1)
-                tried.append(np.abs(self.update(list(x), u, list(before))))
+                new = self._evaluate(self.forward, x, u, before, recurrent=lambda _, v: v)
+                tried.append(np.abs(new))
             tried = np.concatenate(tried, axis=1)
             if not np.isfinite(tried).all():
                 return np.inf
@@ -121,47 +117,37 @@ class Probe:
                 return np.inf
         return round(float(factor), 2)
 
-    def _carries(self, state, values):
-        chosen = np.array(_combinations(list(values), len(self.cell.blocks)))
-        far = chosen * LARGE
-        return [self._factor(state, list(points.T)) for points in (chosen, far)]
-
-    def _factor(self, state, x):
-        """d s' / d s for one state s at pre-activations x, by a difference: it is linear in s."""
+    def _factor(self, state, points):
+        """The factor of a state at pre-activations x, (points, blocks), and all other leaves 0."""
         index = self.cell.state_names.index(state)
-        count = len(x[0])
-        u = [np.zeros(count) for _ in self.projected]
-        self.gain = 0.0
-        try:
-            found = []
-            for sign in (1.0, -1.0):
-                states = [np.zeros(count) for _ in self.cell.state_names]
-                states[index] = np.full(count, sign)
-                found.append(self.update(x, u, states)[index])
-        finally:
-            self.gain = 1.0
-        with np.errstate(all="ignore"):
-            return (found[0] - found[1]) / 2
+        found = []
+        for value in (-1.0, 0.0, 1.0):  # a factor that is linear in the state is the same at all
+            states = [np.full(len(points), value * (i == index)) for i in range(len(self.forward))]
+            found += self._evaluate([self.factors[state]], points.T, {}, states)
+        return np.concatenate(found)
 
-    @staticmethod
-    def _range(found):
-        # NaN is where another term of the equation has no value; it says nothing of the factor.
-        near, far = (f[~np.isnan(f)] for f in found)
-        low, high = float(near.min()), float(near.max())
-        beyond = far if len(far) else near
-        low = -np.inf if beyond.min() < low - UNBOUNDED else min(low, float(beyond.min()))
-        high = np.inf if beyond.max() > high + UNBOUNDED else max(high, float(beyond.max()))
-        low, high = (-np.inf if low < -LARGE else low), (np.inf if high > LARGE else high)
-        return (round(low, 3) + 0.0, round(high, 3) + 0.0)
+    def _evaluate(self, values, x, u, states, recurrent=lambda _, v: 0 * v):
+        """Values of the first unit, from arrays (points,) per block and per state."""
+        count = len(states[0])
+        given = {("state", n): s for n, s in zip(self.cell.state_names, states, strict=True)}
+        given |= {("x", n): a for n, a in zip(self.cell.blocks, x, strict=True)}
+        given |= {("u", n): u.get(n, np.zeros(count)) for n in self.projected}
+        given = {key: self._by_unit(array, key[0]) for key, array in given.items()}
+        one = np.zeros((count, self.units))
+        one[:, 0] = 1
+        given["gradient", "one"] = one
+        found = evaluate(
+            values, {**given, **self.weights}, recurrent, lambda _, d: 0 * d, self.units
+        )
+        return [np.broadcast_to(v, (count, self.units))[:, 0] for v in found]
 
-    def _tensor(self, array):
-        return ops.convert_to_tensor(np.asarray(array)[:, None], self.dtype)
+    def _first_units(self, weight):
+        return np.resize(weight, self.units) if weight.ndim else weight
 
-
-def _of_one_unit(layer):
-    """A layer's first unit as a function of (n, 1); a layer that is not built stays so."""
-    layer, width = runnable(layer)
-    return lambda x: ops.cast(layer(ops.repeat(x, width, axis=1))[:, :1], x.dtype)
+    def _by_unit(self, array, kind):
+        """(points, units): the other units have the pre-activations of other points."""
+        shift = len(array) // self.units if kind in ("x", "u") else 0
+        return np.stack([np.roll(array, i * shift) for i in range(self.units)], axis=1)
 
 
 def _combinations(values, count):
@@ -180,24 +166,18 @@ def spectral_radius(cell, samples=4, steps=12):
     for name in ("kernel_initializer", "recurrent_initializer", "bias_initializer"):
         setattr(cell, name, _seeded(getattr(cell, name)))
     cell.build((None, cell.units))
-    rng = np.random.default_rng(0)
+    rng, run = np.random.default_rng(0), Reference(cell)
     count = len(cell.state_names)
+    size = count * cell.units
 
     def step(x, states):
-        _, new = cell(
-            ops.convert_to_tensor(x, cell.compute_dtype),
-            [ops.convert_to_tensor(s, cell.compute_dtype) for s in np.split(states, count, axis=1)],
-        )
-        new = new if isinstance(new, (list, tuple)) else [new]
-        return np.concatenate([np.asarray(ops.convert_to_numpy(s), "float64") for s in new], axis=1)
+        return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)
 
-    size = count * cell.units
     states = np.zeros((samples, size))
     for _ in range(steps):
         x = rng.normal(size=(samples, cell.units))
         before, states = states, step(x, states)
-    shift = 1e-4 if cell.compute_dtype == "float64" else 1e-2
-    radii = []
+    shift, radii = 1e-4, []
     for sample in range(samples):
         if not np.isfinite(before[sample]).all():
             return float("inf")
@@ -212,6 +192,8 @@ def spectral_radius(cell, samples=4, steps=12):
 
 def _seeded(initializer):
     """The same initializer with a fixed seed, so that verdicts do not vary."""
+    if not isinstance(initializer, keras.initializers.Initializer):
+        return initializer
     config = initializer.get_config()
     if "seed" not in config:
         return initializer

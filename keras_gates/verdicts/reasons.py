@@ -1,9 +1,11 @@
 """What speaks against a choice of activations, from the profiles of each and the cell's probe."""
 
 import dataclasses
-import re
 
 import numpy as np
+
+from keras_gates.equations import equations
+from keras_gates.equations.text import symbol_of
 
 LEVELS = ("sound", "caution", "unstable")
 # A factor of the state counts as above 1 from here on.
@@ -26,11 +28,10 @@ class Reason:
     advice: str
 
 
-def of_carry(cell, profiles, carry, carriers):
+def of_carry(cell, program, profiles, carry, carriers):
     """Against the factors on the direct way of a state to the next step."""
     for state, (low, high) in carry.items():
-        equation = _equation(cell, state)
-        equation = f", and {equation}" if equation else ""
+        equation = f", and {_equation(cell, program, state)}"
         factor = f"the factor that carries the {state} state on"
         if carriers[state]:
             factor += f", which {_gates(carriers[state], profiles)} set"
@@ -164,10 +165,10 @@ def _gates(names, profiles):
     return f"the gate{'s' if len(names) > 1 else ''} {shown}" if names else ""
 
 
-def _equation(cell, state):
-    """The line of the cell's docstring that says what becomes of a state, or ""."""
-    symbol = {"hidden": "h'", "cell": "c'"}.get(state)
-    if symbol is None or not type(cell).__doc__:
-        return ""
-    match = re.search(rf"^\s*({symbol} = .*?)(\s{{3,}}.*)?$", type(cell).__doc__, re.MULTILINE)
-    return match.group(1) if match else ""
+def _equation(cell, program, state):
+    """What becomes of a state, as one of the cell's equations."""
+    return next(
+        f"{symbol} = {text}"
+        for symbol, text in equations(program, cell.symbols)
+        if symbol == f"{symbol_of(state, cell.symbols)}'"
+    )
