@@ -152,7 +152,13 @@ class GatedRNN(keras.layers.RNN):
                 "no mask beside an `initial_state`. Pass `mask=` as well to have it obeyed.",
                 stacklevel=2,
             )
-        return super().call(sequences, initial_state=initial_state, mask=mask, training=training)
+        try:
+            return super().call(
+                sequences, initial_state=initial_state, mask=mask, training=training
+            )
+        finally:
+            # Keras does so at the end of what succeeds.
+            self._maybe_reset_dropout_masks(self.cell)
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         penalties = self.cell.penalties

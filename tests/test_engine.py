@@ -202,12 +202,54 @@ def test_only_cells_that_compute_the_same_share_kernels():
     keys = [engine(**{"cell": "gru", **a})._key for a in different]
     keys += [engine(candidate_activation=activation(scale))._key for scale in (1, 2)]
     assert len(set(keys)) == len(keys)
-    assert engine(candidate_activation=keras.layers.PReLU())._key is None
+    prelu = [engine(candidate_activation=keras.layers.PReLU())._key for _ in range(2)]
+    assert prelu[0] == prelu[1]
 
-    class Own(kg.SimpleRNNCell):
+    class Same(kg.SimpleRNNCell):
         pass
 
-    assert engine(cell=Own)._key is None
+    class Other(kg.SimpleRNNCell):
+        def update(self, x, u, states):
+            return (2 * super().update(x, u, states)[0],)
+
+    class Untraced(kg.SimpleRNNCell):
+        def update(self, x, u, states):
+            return (keras.ops.roll(super().update(x, u, states)[0], 1, axis=-1),)
+
+    simple = engine(cell="simple")._key
+    assert engine(cell=Same)._key == simple
+    assert engine(cell=Other)._key not in (None, simple)
+    assert engine(cell=Untraced)._key is None
+
+
+def test_cells_that_share_kernels_keep_their_own_weights(rng):
+    """Trainable activations and weights inside the equations are arguments of a kernel."""
+
+    class Scaled(kg.SimpleRNNCell):
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.scale = self.add_weight(shape=(self.units,), name="scale")
+
+        def update(self, x, u, states):
+            return (self.scale * super().update(x, u, states)[0],)
+
+    x = rng.normal(size=(3, 6, FEATURES)).astype("float32")
+    for arguments in ({"cell": Scaled}, {"candidate_activation": keras.layers.PReLU}):
+        engines = []
+        for _ in range(2):
+            given = {n: v() if v is keras.layers.PReLU else v for n, v in arguments.items()}
+            layers = [
+                kg.GatedRNN(UNITS, backprop=backprop, **given) for backprop in ("fused", "autodiff")
+            ]
+            for layer in layers:
+                layer.build((None, None, FEATURES))
+            weights = [rng.normal(size=w.shape) for w in layers[0].get_weights()]
+            for layer in layers:
+                layer.set_weights(weights)
+            fused, plain = (tf.function(layer)(x) for layer in layers)
+            np.testing.assert_allclose(fused, plain, 1e-5, 1e-5)
+            engines.append(layers[0]._engine)
+        assert engines[0]._key == engines[1]._key
 
 
 def test_tiles_and_chunks():

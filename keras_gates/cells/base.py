@@ -10,7 +10,15 @@ from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 
 from keras_gates import activations, regularizers
 from keras_gates.cells import arguments
-from keras_gates.cells.step import Step
+from keras_gates.cells.step import (
+    INPUT_MASKS,
+    RECURRENT_MASKS,
+    Step,
+    entered,
+    observed,
+    running,
+    step_of,
+)
 from keras_gates.gradients import may_be_recorded
 from keras_gates.validation import (
     close_matches,
@@ -218,11 +226,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         states = list(states) if nested else [states]
         states, sums = states[: len(self.state_names)], states[len(self.state_names) :]
         self._refuse_lost_penalties(sums)
-        try:
+        with running(self):
             hidden, states = super().__call__(inputs, states, *args, **kwargs)
             sums = self.add_penalized(sums, hidden)
-        finally:
-            self.step = None
         return hidden, [*states, *sums] if nested else hidden
 
     def call(self, inputs, states, training=False):
@@ -237,14 +243,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             The new hidden state, and the list of the new states.
         """
         self.refuse_loss_scaling(training)
-        self.step = step = Step(
+        step = Step(
             self,
             # Keras makes these once per sequence.
             self.get_dropout_mask(inputs) if training else None,
             self.get_recurrent_dropout_mask(states[0]) if training else None,
             may_clip=bool(training) or may_be_recorded(),
         )
-        states = self.advance(step.projected_input(inputs), step.projected_state(states[0]), states)
+        with entered(self, step):
+            x, u = step.projected_input(inputs), step.projected_state(states[0])
+            states = self.advance(x, u, states)
         return states[0], states
 
     def advance(self, x, u, states):
@@ -260,7 +268,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"`candidate_l1` penalizes the candidate, and the update of {type(self).__name__} "
                 f"calls no self.candidate. Received: candidate_l1={self.candidate_l1}"
             )
-        return [self.clip_state(new_states[0]), *new_states[1:]]
+        return observed(self, [self.clip_state(new_states[0]), *new_states[1:]])
 
     def add_penalized(self, sums, hidden):
         """The running sums of the penalties, after the step that led to `hidden`."""
@@ -392,15 +400,32 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     # ------------------------------------------------------------------ the parts
 
-    # What belongs to the time step being computed; None between steps.
-    step = None
+    @property
+    def step(self):
+        """What belongs to the time step being computed, in this thread."""
+        return step_of(self)
 
-    def __setattr__(self, name, value):
-        # Keras tracks what is set on a layer, at a cost, and must not keep a step's tensors.
-        if name == "step":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    # Keras' own keep the masks of a call on the cell, where other calls find them.
+
+    def get_dropout_mask(self, step_input):
+        """The dropout masks of the inputs of the present sequence, or None."""
+        if not self.dropout:
+            return None
+        return INPUT_MASKS.get(self, lambda: self._create_dropout_mask(step_input, self.dropout))
+
+    def get_recurrent_dropout_mask(self, step_input):
+        """The dropout masks of the hidden state of the present sequence, or None."""
+        if not self.recurrent_dropout:
+            return None
+        return RECURRENT_MASKS.get(
+            self, lambda: self._create_dropout_mask(step_input, self.recurrent_dropout)
+        )
+
+    def reset_dropout_mask(self):
+        INPUT_MASKS.reset(self)
+
+    def reset_recurrent_dropout_mask(self):
+        RECURRENT_MASKS.reset(self)
 
     def _activation_per_gate(self, gate_activation):
         gates = [block for block in self.blocks if block != CANDIDATE]

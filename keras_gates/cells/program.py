@@ -8,7 +8,7 @@ import keras
 from keras_gates._keras import graph
 from keras_gates.activations import name_of, values
 from keras_gates.activations.profiles import fresh
-from keras_gates.cells.step import named, projected_blocks
+from keras_gates.cells.step import named, projected_blocks, running
 from keras_gates.equations.program import Program
 from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
 from keras_gates.equations.values import leaf
@@ -62,13 +62,13 @@ class _Tracing:
     def run(self):
         cell, projected = self.cell, projected_blocks(self.cell)
         copy = self._copy(cell)
-        vars(copy)["step"] = self
         x, u = (
             named(blocks, [self._tensor(leaf(kind, name), f"{kind}_{name}") for name in blocks])
             for kind, blocks in (("x", cell.blocks), ("u", projected))
         )
         states = [self._tensor(leaf("state", name), name) for name in cell.state_names]
-        new = copy.advance(x, u, states)
+        with running(copy, self):
+            new = copy.advance(x, u, states)
         outputs = tuple(
             (name, read(tensor, self.leaves))
             for name, tensor in zip(cell.state_names, new, strict=True)

@@ -1,7 +1,10 @@
 """One time step of a cell: what its equations are given, and what is noted of them."""
 
 import collections
+import contextlib
+import contextvars
 import functools
+import types
 
 from keras import ops
 
@@ -99,6 +102,79 @@ class Step:
             product = ops.matmul(value if masks is None else value * masks, kernel)
         product = product if bias is None else product + bias
         return named(blocks, ops.split(self.clip("preactivation", product), len(blocks), axis=-1))
+
+
+# What belongs to one call stands in its context and not on the cell, which other threads may be
+# calling: from a cell to a list of its step, and from a cell to what observes its steps.
+_NONE = types.MappingProxyType({})
+_running = contextvars.ContextVar("running", default=_NONE)
+_observers = contextvars.ContextVar("observers", default=_NONE)
+
+
+@contextlib.contextmanager
+def _with_entry(variable, cell, entry):
+    token = variable.set({**variable.get(), cell: entry})
+    try:
+        yield entry
+    finally:
+        variable.reset(token)
+
+
+def running(cell, step=None):
+    """While it lasts, `step` is the one that the equations of `cell` find, here and in what is
+    called from here. Without a `step` it is the one that `entered` is given inside, even after
+    that has ended; it is the only element of the list that this yields."""
+    return _with_entry(_running, cell, [] if step is None else [step])
+
+
+def entered(cell, step):
+    """Like `running`, where `running` without a step may be waiting for this one."""
+    holder = _running.get().get(cell)
+    if holder is None or holder:
+        return running(cell, step)
+    holder.append(step)
+    return contextlib.nullcontext(holder)
+
+
+def step_of(cell):
+    """The step that is being computed, of a cell."""
+    holder = _running.get().get(cell)
+    if not holder:
+        raise RuntimeError(
+            f"no time step of {cell.name!r} is being computed here: `gate`, `candidate`, "
+            "`recurrent` and `clip_state` are for its `update`, in the thread that calls the cell"
+        )
+    return holder[0]
+
+
+def observing(cell, observer):
+    """While it lasts, `observer(step, states)` gives the states after each step of `cell`."""
+    return _with_entry(_observers, cell, observer)
+
+
+def observed(cell, states):
+    """The states after a step, as an observer may change them."""
+    observer = _observers.get().get(cell)
+    return states if observer is None else observer(step_of(cell), states)
+
+
+class Masks:
+    """Dropout masks of a sequence, by cell, for the thread that computes it."""
+
+    def __init__(self):
+        self._masks = contextvars.ContextVar("masks", default=_NONE)
+
+    def get(self, cell, make):
+        """The masks of a cell, made if there are none."""
+        if cell not in self._masks.get():
+            self._masks.set({**self._masks.get(), cell: make()})
+        return self._masks.get()[cell]
+
+    def reset(self, cell):
+        self._masks.set({c: mask for c, mask in self._masks.get().items() if c is not cell})
+
+
+INPUT_MASKS, RECURRENT_MASKS = Masks(), Masks()
 
 
 def projected_blocks(cell):

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_gates.cells import GatedCell
+from keras_gates.cells.step import observing
 from keras_gates.convert import from_keras
 from keras_gates.diagnostics import lyapunov
 
@@ -177,16 +178,12 @@ def _noting(cell, move):
     """Gates and candidate of the steps of `cell`, by name, while `move` is added to its h."""
     activated = {}
 
-    def advance(x, u, states):
-        new = type(cell).advance(cell, x, u, states)
-        activated.update(cell.step.activated)
-        return new if move is None else [new[0] + move, *new[1:]]
+    def observer(step, states):
+        activated.update(step.activated)
+        return states if move is None else [states[0] + move, *states[1:]]
 
-    vars(cell)["advance"] = advance
-    try:
+    with observing(cell, observer):
         yield activated
-    finally:
-        del vars(cell)["advance"]
 
 
 def _obstacle(layer):

@@ -15,7 +15,7 @@ from keras import ops
 # Not public; a layer's own `__call__` casts its weights with it.
 from keras.src.backend.common.variables import AutocastScope
 
-from keras_gates.cells.step import Step, named, projected_blocks
+from keras_gates.cells.step import Step, named, projected_blocks, running
 
 # Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block.
 Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent"])
@@ -84,14 +84,11 @@ class Recurrence:
     def _given(self, values, dropout):
         mapping = list(zip(self.variables, values, strict=True))
         scope = keras.StatelessScope(mapping)
+        masks = _one_or_list(dropout.inputs), _one_or_list(dropout.recurrent)
         with scope, AutocastScope(self.cell.compute_dtype):
-            self.cell.step = Step(
-                self.cell, _one_or_list(dropout.inputs), _one_or_list(dropout.recurrent), True
-            )
-            try:
-                yield self.cell.step
-            finally:
-                self.cell.step = None
+            step = Step(self.cell, *masks, may_clip=True)
+            with running(self.cell, step):
+                yield step
         if len(scope.state_mapping) > len(mapping):
             raise NotFusable(
                 f"the update of {type(self.cell).__name__} changes variables (random numbers?), "

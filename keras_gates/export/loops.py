@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_gates import engine
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
-from keras_gates.cells.step import Step, named, projected_blocks
+from keras_gates.cells.step import Step, named, projected_blocks, running
 from keras_gates.layers import GatedRNN
 from keras_gates.validation import one_of
 
@@ -177,11 +177,8 @@ class HoistedStep(Step):
             states: those before, each (batch, units).
             mask: (batch, 1), whether they change, or None.
         """
-        self.cell.step = self
-        try:
+        with running(self.cell, self):
             new = self.cell.advance(*self.project(x, states[0]), states)
-        finally:
-            self.cell.step = None
         if mask is None:
             return list(new)
         return [tf.where(mask, after, before) for after, before in zip(new, states, strict=True)]

@@ -17,14 +17,15 @@ import itertools
 import os
 import weakref
 
-import keras
 import tensorflow as tf
 
-from keras_gates.cells import CELLS
+from keras_gates.cells.program import trace
+from keras_gates.cells.step import projected_blocks
 from keras_gates.engine.chunks import KEPT, ceil, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 from keras_gates.engine.tensorflow.kernels import Form, Kernels
 from keras_gates.engine.tensorflow.loops import Loops
+from keras_gates.equations import NotTraceableError
 
 
 def rows_of_a_tile(batch, units, loops):
@@ -172,21 +173,18 @@ _shared = weakref.WeakValueDictionary()
 
 
 def _key(cell):
-    """What the computations of a cell depend on besides weights; None where that is unknown.
-
-    Functions count as themselves and not by their names, which may come to mean another function.
-    """
-    functions = tuple(cell.activations_in_use())
-    if type(cell) not in CELLS.values() or any(isinstance(f, keras.Layer) for f in functions):
+    """What the computations of a cell depend on besides weights; None where that is unknown."""
+    try:
+        program = trace(cell)
+    except NotTraceableError:
         return None
-    options = {name: getattr(cell, name) for name in _OPTIONS if hasattr(cell, name)}
-    return type(cell), cell.compute_dtype, functions, tuple(options.items())
-
-
-_OPTIONS = (
-    "units", "use_bias", "reset_after", "grad_clip_value", "grad_clip_norm", "grad_clip_at",
-    "activation_l1", "candidate_l1",
-)  # fmt: skip
+    return (
+        program,
+        (cell.blocks, projected_blocks(cell), cell.state_names, cell.units, cell.compute_dtype),
+        (cell.use_bias, cell.two_biases, tuple(cell.penalties.items())),
+        (cell.grad_clip_value, cell.grad_clip_norm, cell.grad_clip_at),
+        tuple((weight.name, tuple(weight.shape), weight.dtype) for weight in cell.weights),
+    )
 
 
 def _parts(tiles, most):
