@@ -8,6 +8,8 @@ import keras
 from keras_gates import activations, engine, regularizers, verdicts
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown
+from keras_gates.cells.program import trace
+from keras_gates.equations import NotTraceableError, equations
 from keras_gates.validation import close_matches, one_of
 
 
@@ -175,20 +177,44 @@ class GatedRNN(keras.layers.RNN):
         return last_output, outputs, states
 
     def explain(self):
-        """Which path sequences take through this layer here, and why.
+        """What this layer computes, which path sequences take through it, and why.
 
         Returns:
-            Text, one line per path: whether backpropagation through time is fused, or left to
-            the backend's automatic differentiation, and the reason.
+            Text: the equations as they were traced from the cell, or why they cannot be; whether
+            backpropagation through time is fused, or left to the backend's automatic
+            differentiation, and the reason.
+
+        Example:
+
+        >>> print(keras_gates.GatedRNN(8, backprop="autodiff", name="rnn").explain())
+        rnn: Keras' own loop, because backprop='autodiff' was given
+          with x_k = x W_k + b_k and u_k = h U_k + c_k:
+          z = sigmoid(x_z + u_z)
+          r = sigmoid(x_r + u_r)
+          n = tanh(x_n + r * u_n)
+          h' = z * h + (1 - z) * n
         """
         obstacle = self._general_obstacle()
         if obstacle:
-            return f"{self.name}: Keras' own loop, because {obstacle}"
-        lines = [f"{self.name}: can run fused on {keras.backend.backend()}"]
+            return "\n".join(
+                [f"{self.name}: Keras' own loop, because {obstacle}", *self._equations()]
+            )
+        lines = [f"{self.name}: can run fused on {keras.backend.backend()}", *self._equations()]
         for what, reason in self._obstacles.items():
             path = f"Keras' own loop, because {reason}" if reason else "fused"
             lines.append(f"  {what}, when last traced: {path}")
         return "\n".join(lines)
+
+    def _equations(self):
+        try:
+            lines = equations(trace(self.cell), self.cell.symbols)
+        except NotTraceableError as reason:
+            return [f"  its equations cannot be traced: {reason}"]
+        bias = " + c_k" if self.cell.two_biases else ""
+        return [
+            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}:",
+            *[f"  {symbol} = {text}" for symbol, text in lines],
+        ]
 
     def _loop(self, sequences, states, mask, training):
         obstacle = self._general_obstacle()

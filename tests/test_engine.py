@@ -222,6 +222,23 @@ def test_only_cells_that_compute_the_same_share_kernels():
     assert engine(cell=Untraced)._key is None
 
 
+def test_explain_shows_the_equations_or_why_not():
+    lines = kg.GatedRNN(4, cell="lstm", candidate_activation="relu").explain().splitlines()
+    assert lines[1:] == [
+        "  with x_k = x W_k + b_k and u_k = h U_k:",
+        "  i = sigmoid(x_i + u_i)",
+        "  f = sigmoid(x_f + u_f)",
+        "  g = relu(x_g + u_g)",
+        "  o = sigmoid(x_o + u_o)",
+        "  c' = f * c + i * g",
+        "  h' = o * relu(c')",
+    ]
+    layer = kg.GatedRNN(4, candidate_activation=keras.layers.PReLU())
+    assert "its equations cannot be traced: AttributeError" in layer.explain()
+    layer.build((None, None, 3))
+    assert "  n = relu(x_n + r * u_n) + -alpha * relu(-(x_n + r * u_n))" in layer.explain()
+
+
 def test_cells_that_share_kernels_keep_their_own_weights(rng):
     """Trainable activations and weights inside the equations are arguments of a kernel."""
 

@@ -442,7 +442,8 @@ def test_a_verdict_can_be_read_and_stored():
 
     verdict = kg.check_activations("gru", "relu", "tanh")
     text = str(verdict)
-    assert text.startswith("GRUCell: gates relu; candidate tanh: unstable\n")
+    assert text.startswith("GRUCell: gates relu; candidate tanh: unstable\n  z = relu(x_z + u_z)\n")
+    assert verdict.equations[-1] == ("h'", "z * h + (1 - z) * n")
     assert "what helps: Let what carries the state on have values in [0, 1]" in text
     assert json.loads(json.dumps(verdict.to_dict()))["level"] == "unstable"
 

@@ -19,7 +19,7 @@ from keras_gates.activations.profiles import fresh
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.program import built_copy, trace
 from keras_gates.eagerly import eagerly
-from keras_gates.equations import NotTraceableError
+from keras_gates.equations import NotTraceableError, equations
 from keras_gates.validation import one_of
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
@@ -58,6 +58,8 @@ class Verdict:
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
             those one step earlier, at initialization and for N(0, 1) inputs. None where an
             instance of a cell was judged, whose weights may be trained already.
+        equations: what was judged: pairs (symbol, expression), with x_k and u_k for the
+            projections x W_k + b_k and h U_k + c_k. Empty where they cannot be traced.
     """
 
     cell: str
@@ -69,6 +71,7 @@ class Verdict:
     carry: dict
     growth: float
     spectral_radius: float | None = None
+    equations: tuple = ()
 
     @property
     def suggestions(self):
@@ -83,6 +86,7 @@ class Verdict:
         gates = f"gates {', '.join(gates)}; " if gates else ""
         output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
         lines = [f"{self.cell}: {gates}candidate {self.candidate}{output}: {self.level}"]
+        lines += [f"  {symbol} = {expression}" for symbol, expression in self.equations]
         lines += [f"  {reason.level}: {reason.what}" for reason in self.reasons]
         lines += [f"  what helps: {advice}" for advice in self.suggestions]
         for state, (low, high) in self.carry.items():
@@ -210,7 +214,14 @@ def judge(cell):
     ]
     against.sort(key=lambda reason: -LEVELS.index(reason.level))
     level = against[0].level if against else "sound"
-    return Verdict(**found, level=level, reasons=tuple(against), carry=carry, growth=growth)
+    return Verdict(
+        **found,
+        level=level,
+        reasons=tuple(against),
+        carry=carry,
+        growth=growth,
+        equations=tuple(equations(program, cell.symbols)),
+    )
 
 
 def _traced(cell):
