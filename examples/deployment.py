@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 import keras_gates as kg
-from keras_gates.export import export, verify
+from keras_gates.deployment import export, verify
 
 TIME, FEATURES, UNITS = 100, 64, 128
 BATCHES = (1, 64)

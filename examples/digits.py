@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import keras_gates as kg
-from keras_gates.export import export
+from keras_gates import export
 
 UNITS = 32
 BATCH = 32

@@ -1,16 +1,24 @@
 """Recurrent layers for Keras 3 whose gate and candidate activations are yours to choose."""
 
 import importlib
+import typing
 
 from keras_gates import activations
 from keras_gates._version import __version__
+from keras_gates.activations import profile
 from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
-from keras_gates.convert import from_keras
 from keras_gates.layers import GatedRNN
 from keras_gates.verdicts import UnstableActivationsWarning, check_activations
 
+if typing.TYPE_CHECKING:
+    from keras_gates import checks, deployment, diagnostics, tuning
+    from keras_gates.convert import from_keras
+    from keras_gates.deployment import export
+    from keras_gates.diagnostics import GateMonitor, diagnose
+
 __all__ = [
     "GRUCell",
+    "GateMonitor",
     "GatedCell",
     "GatedRNN",
     "LSTMCell",
@@ -19,17 +27,32 @@ __all__ = [
     "__version__",
     "activations",
     "check_activations",
+    "checks",
+    "deployment",
+    "diagnose",
+    "diagnostics",
+    "export",
     "from_keras",
+    "profile",
+    "tuning",
 ]
-# What is imported when it is first asked for: it takes a while.
-_LATER = ("checks", "diagnostics", "export", "tuning")
+# What is imported when it is first used, because it takes a while: from a name to its module.
+_LAZY = {
+    "GateMonitor": "diagnostics",
+    "diagnose": "diagnostics",
+    "export": "deployment",
+    "from_keras": "convert",
+    **{name: name for name in ("checks", "deployment", "diagnostics", "tuning")},
+}
 
 
 def __getattr__(name):
-    if name in _LATER:
-        return importlib.import_module(f"keras_gates.{name}")
-    raise AttributeError(f"module 'keras_gates' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'keras_gates' has no attribute {name!r}")
+    module = importlib.import_module(f"keras_gates.{_LAZY[name]}")
+    globals()[name] = found = module if _LAZY[name] == name else getattr(module, name)
+    return found
 
 
 def __dir__():
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LAZY})

@@ -6,7 +6,8 @@
     python -m keras_gates inspect model.onnx
     python -m keras_gates diagnose model.keras data.npz
 
-Each prints what the function of its name in keras_gates.export or keras_gates.diagnostics returns.
+Each prints what the function of its name in keras_gates.deployment or keras_gates.diagnostics
+returns.
 """
 
 import argparse
@@ -19,11 +20,11 @@ import zipfile
 import keras
 import numpy as np
 
+from keras_gates.deployment import core
+from keras_gates.deployment.errors import NotExportable, ParityError
+from keras_gates.deployment.names import functional
 from keras_gates.diagnostics import diagnose
 from keras_gates.diagnostics.data import samples, take
-from keras_gates.export import core
-from keras_gates.export.errors import NotExportable, ParityError
-from keras_gates.export.names import functional
 from keras_gates.validation import positive_integer
 
 # What the functions raise for what a user can mend: told without a traceback.

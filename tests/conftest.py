@@ -95,7 +95,7 @@ def quick(worker, monkeypatch):
     """Has runners run in one process that lasts, which is as far from here as a new one."""
     import deployed
 
-    from keras_gates.export import verify
+    from keras_gates.deployment import verify
 
     run = functools.partial(deployed.run_in, worker)
     monkeypatch.setattr(verify, "subprocess", types.SimpleNamespace(run=run))
@@ -112,7 +112,7 @@ def artifact(request, exported, quick, tmp_path_factory):
     """The model of that name, its file and its report; exported once."""
     import deployed
 
-    from keras_gates.export import export
+    from keras_gates.deployment import export
 
     name = request.param
     if name not in exported:

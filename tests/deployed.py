@@ -13,7 +13,7 @@ import pytest
 from helpers import MGUCell
 
 import keras_gates as kg
-from keras_gates.export import verify
+from keras_gates.deployment import verify
 
 # One process for many runs: each line names a runner and its arguments.
 WORKER = """

@@ -11,12 +11,12 @@ from deployed import MODELS, contents, masked_model, of, small_model
 from helpers import golden_files, run_python, unpacked
 
 import keras_gates as kg
-from keras_gates import export
-from keras_gates.export import saved_model
-from keras_gates.export.inputs import Inputs
-from keras_gates.export.loops import plain_loops
-from keras_gates.export.names import output_names, unique
-from keras_gates.export.streaming import Stream
+from keras_gates import deployment
+from keras_gates.deployment import saved_model
+from keras_gates.deployment.inputs import Inputs
+from keras_gates.deployment.loops import plain_loops
+from keras_gates.deployment.names import output_names, unique
+from keras_gates.deployment.streaming import Stream
 
 
 @of(*MODELS)
@@ -110,7 +110,7 @@ def test_a_stateful_model_keeps_its_states_and_its_batch_size(artifact):
 
 def test_a_report_begins_with_the_operators_that_run_over_time():
     operators = {"Cast": 9, "Add": 8, **{f"Op{i}": 7 for i in range(8)}, "LSTM": 2, "Loop": 1}
-    report = export.ExportReport("model.onnx", "onnx", 10, {}, operators, [])
+    report = deployment.ExportReport("model.onnx", "onnx", 10, {}, operators, [])
     assert "operators: LSTM 2, Loop 1, Cast 9, Add 8, Op0 7, Op1 7, Op2 7, Op3 7 and 4 more" in (
         str(report)
     )
@@ -119,7 +119,7 @@ def test_a_report_begins_with_the_operators_that_run_over_time():
 @of("cells")
 def test_inspect_tells_what_is_in_a_file(artifact):
     _, path, report = artifact
-    found = export.inspect(path)
+    found = deployment.inspect(path)
     assert (found.signatures, found.operators, found.size, found.format) == (
         report.signatures,
         report.operators,
@@ -198,19 +198,19 @@ def test_old_files_run(path, tmp_path):
         outputs = serve["step"](frames=tf.constant(frames[:, step]), **states)
         states = {name: outputs[name] for name in states}
     np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
-    assert "step" in export.inspect(tmp_path / "model").signatures
+    assert "step" in deployment.inspect(tmp_path / "model").signatures
 
 
 def test_a_process_of_its_own_runs_the_file(tmp_path):
     """As users have it, without the worker of these tests."""
     model = small_model(kg.GatedRNN(3))
-    assert export.export(model, tmp_path / "model").difference.relative < 1e-5
+    assert deployment.export(model, tmp_path / "model").difference.relative < 1e-5
 
 
 def test_a_file_that_differs_is_not_left_and_an_older_one_is_kept(quick, tmp_path, monkeypatch):
     path = tmp_path / "model"
     model = small_model(kg.GatedRNN(3))
-    export.export(model, path)
+    deployment.export(model, path)
     before = contents(tmp_path)
     write = saved_model.write
 
@@ -224,9 +224,9 @@ def test_a_file_that_differs_is_not_left_and_an_older_one_is_kept(quick, tmp_pat
 
     monkeypatch.setattr(saved_model, "write", wrong)
     with pytest.raises(
-        export.ParityError, match="'small' as saved_model: the file differs from its"
+        deployment.ParityError, match="'small' as saved_model: the file differs from its"
     ) as error:
-        export.export(model, path)
+        deployment.export(model, path)
     for part in (
         "tolerance 1e-05",
         "its output 'outputs'",
@@ -235,8 +235,8 @@ def test_a_file_that_differs_is_not_left_and_an_older_one_is_kept(quick, tmp_pat
     ):
         assert part in str(error.value)
     assert contents(tmp_path) == before
-    with pytest.raises(export.ParityError):
-        export.export(model, tmp_path / "other")
+    with pytest.raises(deployment.ParityError):
+        deployment.export(model, tmp_path / "other")
     assert contents(tmp_path) == before
 
 
@@ -246,7 +246,7 @@ def test_a_newer_file_takes_the_place_of_an_older_one(quick, tmp_path):
     (path / "saved_model.pb").write_text("old")
     (path / "variables" / "variables.data-00000-of-00002").write_text("old")
     model = small_model(kg.GatedRNN(3))
-    report = export.export(model, str(path), sample=np.ones((2, 5, 3)))
+    report = deployment.export(model, str(path), sample=np.ones((2, 5, 3)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
     assert not (path / "variables" / "variables.data-00000-of-00002").exists()
     assert 5 in {sample.length for sample in report.samples}
@@ -265,10 +265,10 @@ def test_a_failure_leaves_nothing(when, quick, tmp_path, monkeypatch):
         return written
 
     monkeypatch.setattr(saved_model, "write", fails)
-    error = {"writing": OSError, "running": export.ParityError}[when]
+    error = {"writing": OSError, "running": deployment.ParityError}[when]
     message = {"writing": "no space", "running": "does not run in a process without keras_gates"}
     with pytest.raises(error, match=message[when]):
-        export.export(model, tmp_path / "model")
+        deployment.export(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())
     assert "inner_loop" not in vars(model.layers[0])
 

@@ -9,11 +9,11 @@ import pytest
 from deployed import contents, small_model, whole_model
 
 import keras_gates as kg
-from keras_gates import export
-from keras_gates.export import core, saved_model
-from keras_gates.export.inputs import Inputs
-from keras_gates.export.names import output_names
-from keras_gates.export.streaming import Stream
+from keras_gates import deployment
+from keras_gates.deployment import core, saved_model
+from keras_gates.deployment.inputs import Inputs
+from keras_gates.deployment.names import output_names
+from keras_gates.deployment.streaming import Stream
 
 FRAMES = np.ones((2, 5, 3))
 
@@ -61,7 +61,7 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
     for error, message, changed in cases:
         arguments = {"model": small(), "path": path, **changed}
         with pytest.raises(error, match=message):
-            export.export(**arguments)
+            deployment.export(**arguments)
     assert contents(tmp_path) == before
 
 
@@ -72,7 +72,7 @@ def test_weights_that_are_not_finite_are_refused(format, tmp_path):
     kernel[0, 0] = np.nan
     model.set_weights([kernel, *others])
     with pytest.raises(ValueError, match=r"`model` must have finite weights.*ear.*kernel"):
-        export.export(model, tmp_path / "m", format)
+        deployment.export(model, tmp_path / "m", format)
     assert not list(tmp_path.iterdir())
 
 
@@ -87,7 +87,7 @@ def test_weights_that_are_not_finite_are_refused(format, tmp_path):
 def test_a_path_that_ends_as_another_format_is_refused(name, format, other, tmp_path):
     model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
     with pytest.raises(ValueError, match=f"`path` ends as a file of format '{other}.*`format` is"):
-        export.export(model, tmp_path / name, format)
+        deployment.export(model, tmp_path / name, format)
     assert not list(tmp_path.iterdir())
 
 
@@ -95,7 +95,7 @@ def test_a_path_that_ends_as_another_format_is_refused(name, format, other, tmp_
 def test_tolerance_is_positive(tolerance, tmp_path):
     model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
     with pytest.raises(ValueError, match="`tolerance` must be .*, or None for the default"):
-        export.export(model, tmp_path / "m", tolerance=tolerance)
+        deployment.export(model, tmp_path / "m", tolerance=tolerance)
 
 
 def test_a_sample_is_needed_where_no_data_can_be_made():
@@ -137,7 +137,7 @@ def test_samples_of_tokens_hold_what_the_model_reads(words, message):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(core.os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="the folder that `path` is in must be one that you"):
-        export.export(small(), tmp_path / "model")
+        deployment.export(small(), tmp_path / "model")
 
 
 def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
@@ -148,29 +148,29 @@ def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
     model = Two(name="two")
     model(np.ones((1, 2, 3)), np.ones((1, 2, 3)))
     with pytest.raises(
-        export.NotExportable, match="'two' is a subclassed model whose `call` takes"
+        deployment.NotExportable, match="'two' is a subclassed model whose `call` takes"
     ):
-        export.export(model, tmp_path / "model")
+        deployment.export(model, tmp_path / "model")
 
 
 def test_backends_that_cannot_write_are_told_apart(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    with pytest.raises(export.NotExportable, match="Keras on torch cannot write a SavedModel"):
+    with pytest.raises(deployment.NotExportable, match="Keras on torch cannot write a SavedModel"):
         saved_model.refuse(None)
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(export.NotExportable, match="streaming=True needs Keras on TensorFlow"):
+    with pytest.raises(deployment.NotExportable, match="streaming=True needs Keras on TensorFlow"):
         saved_model.refuse(None, streaming=True)
 
 
 @pytest.mark.parametrize("name", ["variables/mine.txt", "assets/vocabulary.txt", "eval/notes"])
 def test_what_is_put_into_the_folder_of_a_saved_model_is_not_lost(name, quick, tmp_path):
     path = tmp_path / "model"
-    export.export(small(), path)
-    export.export(small(), path)
+    deployment.export(small(), path)
+    deployment.export(small(), path)
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text("mine")
     with pytest.raises(ValueError, match=f"would be lost, '{name}': move it away"):
-        export.export(small(), path)
+        deployment.export(small(), path)
     assert (path / name).read_text() == "mine"
 
 
@@ -178,7 +178,7 @@ def test_what_is_put_into_the_folder_of_a_saved_model_is_not_lost(name, quick, t
 def test_what_is_no_openvino_file_is_not_lost(name, tmp_path):
     (tmp_path / name).write_text("<mine/>")
     with pytest.raises(ValueError, match=f"would be lost, '{name}': move it away"):
-        export.export(small(), tmp_path / "model", "openvino")
+        deployment.export(small(), tmp_path / "model", "openvino")
     assert (tmp_path / name).read_text() == "<mine/>"
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_openvino_file_is_not_lost(name, tmp_path):
 def test_a_file_has_a_name(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="`path` must end with the name of a file"):
-        export.export(small(), path, "onnx")
+        deployment.export(small(), path, "onnx")
 
 
 def test_texts_are_samples_too():
@@ -202,28 +202,30 @@ def test_damaged_files_are_told(name, tmp_path):
     (tmp_path / name).write_text("no model")
     path = tmp_path if name == "saved_model.pb" else tmp_path / name
     with pytest.raises(ValueError, match="`path` is not a file of format '.*', or damaged: "):
-        export.inspect(path)
+        deployment.inspect(path)
 
 
 def test_inspect_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(TypeError, match="`path` must be a path. Received: path=None"):
-        export.inspect(None)
+        deployment.inspect(None)
     with pytest.raises(FileNotFoundError, match="there is no file or folder `path`"):
-        export.inspect(tmp_path / "model")
+        deployment.inspect(tmp_path / "model")
     (tmp_path / "notes.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ValueError, match="`path` must be the folder of a SavedModel or a file"):
-            export.inspect(path)
+            deployment.inspect(path)
 
 
 def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
     module = types.SimpleNamespace(SUFFIX=".x", write=lambda model, path: None)
     monkeypatch.setattr(core, "_format", lambda name: module)
-    with pytest.raises(export.NotExportable, match="the format 'onnx' holds no streams"):
-        export.export(small(), tmp_path / "model", format="onnx", streaming=True)
+    with pytest.raises(deployment.NotExportable, match="the format 'onnx' holds no streams"):
+        deployment.export(small(), tmp_path / "model", format="onnx", streaming=True)
 
 
-@pytest.mark.parametrize("public", [export.export, Stream, output_names], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "public", [deployment.export, Stream, output_names], ids=lambda p: p.__name__
+)
 def test_examples_in_docstrings_run(public, quick):
     names = {"keras": keras, "numpy": np, "keras_gates": kg}
     (test,) = doctest.DocTestFinder(recurse=False).find(public, globs=names)

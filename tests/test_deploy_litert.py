@@ -10,10 +10,10 @@ import pytest
 from helpers import BACKEND, CASES, MASK, MGUCell, golden_files, run_python, unpacked
 
 import keras_gates as kg
-from keras_gates.export import NotExportable, ParityError, export, inspect, verify
-from keras_gates.export import litert as litert_format
-from keras_gates.export.runners import shared
-from keras_gates.export.signatures import signatures
+from keras_gates.deployment import NotExportable, ParityError, export, inspect, verify
+from keras_gates.deployment import litert as litert_format
+from keras_gates.deployment.runners import shared
+from keras_gates.deployment.signatures import signatures
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 if BACKEND != "tensorflow":

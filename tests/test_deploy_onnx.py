@@ -12,12 +12,12 @@ from helpers import BACKEND, MASK, MGUCell, built, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates import diagnostics
-from keras_gates.export import NotExportable, ParityError, export, inspect
-from keras_gates.export import onnx as onnx_format
-from keras_gates.export.onnx.activations import native
-from keras_gates.export.onnx.convert import nodes
-from keras_gates.export.onnx.operators import attributes, operator
-from keras_gates.export.onnx.recurrent import recurrent_operators
+from keras_gates.deployment import NotExportable, ParityError, export, inspect
+from keras_gates.deployment import onnx as onnx_format
+from keras_gates.deployment.onnx.activations import native
+from keras_gates.deployment.onnx.convert import nodes
+from keras_gates.deployment.onnx.operators import attributes, operator
+from keras_gates.deployment.onnx.recurrent import recurrent_operators
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -9,8 +9,8 @@ import pytest
 from helpers import BACKEND, MASK, golden_files, unpacked
 
 import keras_gates as kg
-from keras_gates.export import NotExportable, export, inspect, verify
-from keras_gates.export import openvino as openvino_format
+from keras_gates.deployment import NotExportable, export, inspect, verify
+from keras_gates.deployment import openvino as openvino_format
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("onnx")

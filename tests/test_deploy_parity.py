@@ -8,10 +8,10 @@ import pytest
 from deployed import small_model, whole_model
 
 import keras_gates as kg
-from keras_gates import export
-from keras_gates.export import verify
-from keras_gates.export.inputs import Inputs
-from keras_gates.export.samples import Sample, Samples
+from keras_gates import deployment
+from keras_gates.deployment import verify
+from keras_gates.deployment.inputs import Inputs
+from keras_gates.deployment.samples import Sample, Samples
 
 
 def test_padding_is_what_the_model_masks():
@@ -77,7 +77,7 @@ def test_a_difference_that_grows_with_the_length_may_be_chaos(short, monkeypatch
         found |= {f"whole/{index}/0/{name}": value + error, f"whole/{index}/seconds": [0.0]}
     found |= {f"latency/{index}/seconds": [0.0] for index in range(2)}
     monkeypatch.setattr(verify, "run", lambda *_: found)
-    with pytest.raises(export.ParityError) as error:
+    with pytest.raises(deployment.ParityError) as error:
         verify.verify("onnx", None, samples, tolerance=verify.TOLERANCE)
     assert ("positive Lyapunov exponent" in str(error.value)) == (short < 1e-6)
 
@@ -122,11 +122,15 @@ def test_values_that_are_no_numbers_have_to_be_the_same():
         (-odd, "is -inf where the model's is inf, in 1 of 2 values"),
         (odd[:, ::-1], "is inf where the model's is nan, in 2 of 2 values"),
     ):
-        with pytest.raises(export.ParityError, match=f"output 'y' {told}: batch 2 of 3 steps"):
+        with pytest.raises(deployment.ParityError, match=f"output 'y' {told}: batch 2 of 3 steps"):
             verify.compare([pair, (ONE, "y", odd, given)])
-    with pytest.raises(export.ParityError, match="output 'y' is nan where the model's is 1.0, in"):
+    with pytest.raises(
+        deployment.ParityError, match="output 'y' is nan where the model's is 1.0, in"
+    ):
         verify.compare([(ONE, "y", GOOD, GOOD * np.nan)])
-    with pytest.raises(export.ParityError, match="nothing to compare: all values of the model's"):
+    with pytest.raises(
+        deployment.ParityError, match="nothing to compare: all values of the model's"
+    ):
         verify.compare([(ONE, "y", odd, odd)])
-    with pytest.raises(export.ParityError, match=r"has the shape \(2,\) where the model's has"):
+    with pytest.raises(deployment.ParityError, match=r"has the shape \(2,\) where the model's has"):
         verify.compare([(ONE, "y", GOOD, GOOD[0])])

@@ -7,7 +7,7 @@ import signal
 import pytest
 from deployed import contents
 
-from keras_gates.export.place import aside
+from keras_gates.deployment.place import aside
 
 
 def test_files_appear_together_or_not_at_all(tmp_path):

@@ -7,10 +7,10 @@ import tensorflow as tf
 from deployed import of, random_weights, small_model, subclassed_model
 
 import keras_gates as kg
-from keras_gates import export
-from keras_gates.export.inputs import Inputs
-from keras_gates.export.names import output_names
-from keras_gates.export.streaming import Stream
+from keras_gates import deployment
+from keras_gates.deployment.inputs import Inputs
+from keras_gates.deployment.names import output_names
+from keras_gates.deployment.streaming import Stream
 
 
 @of("cells", "masked", "stateful")
@@ -57,7 +57,7 @@ def test_a_stream_with_an_input_without_time(quick, tmp_path):
     decoded = keras.layers.RepeatVector(5)(kg.GatedRNN(2)(hidden))
     decoded = kg.GatedRNN(2, return_sequences=True, name="decoder")(decoded)
     model = random_weights(keras.Model([frames, speaker], [hidden, decoded]))
-    report = export.export(model, tmp_path / "model", streaming=True)
+    report = deployment.export(model, tmp_path / "model", streaming=True)
     step = report.signatures["step"]
     assert step["inputs"]["speaker"]["shape"] == [None, 2]
     names = {"frames", "speaker", "lstm_hidden", "lstm_cell", "simple_rnn_hidden"}
@@ -99,8 +99,10 @@ def test_a_stream_that_differs_is_caught(mode, return_sequences, quick, tmp_path
 
     monkeypatch.setattr(Stream, mode, wrong)
     model = small_model(kg.GatedRNN(3, return_sequences=return_sequences))
-    with pytest.raises(export.ParityError, match="step by step" if mode == "step" else "in chunks"):
-        export.export(model, tmp_path / "model", streaming=True)
+    with pytest.raises(
+        deployment.ParityError, match="step by step" if mode == "step" else "in chunks"
+    ):
+        deployment.export(model, tmp_path / "model", streaming=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -155,18 +157,20 @@ def test_what_cannot_stream_is_refused_with_the_layer(name, tmp_path):
     make, message = NOT_STREAMED[name]
     frames = keras.Input((None, 3))
     model = keras.Model(frames, make(frames), name="model")
-    with pytest.raises(export.NotExportable) as error:
-        export.export(model, tmp_path / "model", streaming=True)
+    with pytest.raises(deployment.NotExportable) as error:
+        deployment.export(model, tmp_path / "model", streaming=True)
     assert str(error.value).startswith(message)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_models_that_cannot_stream(tmp_path):
-    with pytest.raises(export.NotExportable, match="is a subclassed model, whose layers cannot"):
-        export.export(subclassed_model(), tmp_path / "model", streaming=True)
+    with pytest.raises(
+        deployment.NotExportable, match="is a subclassed model, whose layers cannot"
+    ):
+        deployment.export(subclassed_model(), tmp_path / "model", streaming=True)
     flat = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="flat")
-    with pytest.raises(export.NotExportable, match="'flat' has no input with a time axis"):
-        export.export(flat, tmp_path / "model", streaming=True)
+    with pytest.raises(deployment.NotExportable, match="'flat' has no input with a time axis"):
+        deployment.export(flat, tmp_path / "model", streaming=True)
 
     class Cell(keras.layers.Layer):
         state_size = output_size = 3
@@ -176,6 +180,6 @@ def test_other_models_that_cannot_stream(tmp_path):
 
     cell = keras.layers.RNN(Cell(), name="rnn")
     masked = small_model(keras.layers.Masking(), cell)
-    with pytest.raises(export.NotExportable, match=r"'rnn' \(RNN\) has a cell of your own"):
-        export.export(masked, tmp_path / "model", streaming=True)
+    with pytest.raises(deployment.NotExportable, match=r"'rnn' \(RNN\) has a cell of your own"):
+        deployment.export(masked, tmp_path / "model", streaming=True)
     assert [state.name for state in Stream(small_model(cell)).states] == ["rnn_state_0"]

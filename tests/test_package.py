@@ -37,8 +37,9 @@ def test_packages_are_imported_when_they_are_asked_for():
     printed = run_python(
         """
         import sys, keras_gates
-        assert "keras_gates.export.core" not in sys.modules
-        print(keras_gates.export.export.__name__, "tuning" in dir(keras_gates))
+        assert "keras_gates.deployment.core" not in sys.modules
+        print(keras_gates.export.__name__, "tuning" in dir(keras_gates))
+        assert keras_gates.export is keras_gates.deployment.export
         try:
             keras_gates.nothing
         except AttributeError as error:
@@ -51,14 +52,37 @@ def test_packages_are_imported_when_they_are_asked_for():
     ]
 
 
+def test_the_former_name_of_deployment_still_imports():
+    printed = run_python(
+        """
+        import warnings
+        import keras_gates as kg
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            from keras_gates.export import NotExportable, ParityError, export, inspect
+        (warning,) = [w for w in caught if w.category is DeprecationWarning]
+        print(warning.message, warning.filename)
+        assert export is kg.deployment.export and inspect is kg.deployment.inspect
+        try:
+            kg.export(1, "path")  # is one that can be called all the same
+        except TypeError as error:
+            print(error)
+        """
+    )
+    assert "keras_gates.deployment: import from there" in printed
+    assert "<string>" in printed
+    assert "`model` must be a Keras model" in printed
+
+
 def test_every_public_name_is_there_and_documented():
     for name in kg.__all__:
         assert getattr(kg, name)
-        if name != "__version__":
+        if name not in {"__version__", *PACKAGES}:
             assert len(getattr(kg, name).__doc__) > 200, name
 
 
-PUBLIC = [getattr(kg, name) for name in kg.__all__ if name != "__version__"]
+PACKAGES = {"activations", "checks", "deployment", "diagnostics", "tuning"}
+PUBLIC = [getattr(kg, name) for name in kg.__all__ if name not in {"__version__", *PACKAGES}]
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)

@@ -21,7 +21,7 @@ from served import LARGEST_BATCH, MOST_SAMPLES, BadRequest, Batcher, ServedModel
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 import keras_gates as kg
-from keras_gates.export import export
+from keras_gates.deployment import export
 
 
 @pytest.fixture(scope="module")

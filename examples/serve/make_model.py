@@ -16,7 +16,7 @@ import keras
 from sklearn.datasets import load_digits
 
 import keras_gates as kg
-from keras_gates.export import export
+from keras_gates import export
 
 PADDING = -1.0
 

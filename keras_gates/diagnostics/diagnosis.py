@@ -55,11 +55,13 @@ def diagnose(model, x, y=None, *, margin=0.05, batch_size=32, lyapunov=True):
 
     Example:
 
-    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(8),
+    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(8, name="gated_rnn"),
     ...                           keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
     >>> x, y = numpy.random.normal(size=(20, 30, 3)), numpy.zeros((20, 1))
-    >>> print(keras_gates.diagnostics.diagnose(model, x, y))
+    >>> found = keras_gates.diagnose(model, x, y)  # print(found) shows it all
+    >>> found.layers[0].name, sorted(found.layers[0].gates)
+    ('gated_rnn', ['reset', 'update'])
 
     Sources: Karpathy, Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015,
     for saturation; Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural

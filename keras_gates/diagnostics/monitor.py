@@ -72,10 +72,14 @@ class GateMonitor(keras.callbacks.Callback):
 
     Example:
 
-    >>> monitor = keras_gates.diagnostics.GateMonitor(x, y, on_divergence="restore")
-    >>> model.fit(x, y, epochs=20, callbacks=[monitor])
-    >>> monitor.reason or monitor.history["gated_rnn/update/saturated_high"]
-    >>> print(monitor.diagnosis)
+    >>> x, y = numpy.random.normal(size=(20, 30, 3)), numpy.zeros((20, 1))
+    >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(8),
+    ...                           keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> monitor = keras_gates.GateMonitor(x, y, every=1, on_divergence="restore")
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    >>> monitor.reason, monitor.history["epoch"]  # print(monitor.diagnosis) shows the last look
+    (None, [0, 1, 2])
     """
 
     def __init__(

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from keras_gates.export.inputs import has_mask
-from keras_gates.export.runners.shared import STATIC
+from keras_gates.deployment.inputs import has_mask
+from keras_gates.deployment.runners.shared import STATIC
 
 # Beyond the longest chunk of the engine, and no multiple of the steps of a turn.
 LONG = 230

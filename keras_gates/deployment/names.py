@@ -24,7 +24,7 @@ def input_names(tensors):
 
     Example:
 
-    >>> from keras_gates.export.names import input_names
+    >>> from keras_gates.deployment.names import input_names
     >>> model = keras.Sequential([keras.Input((None, 3)), keras.layers.GRU(4)])
     >>> input_names(model.inputs)
     ['inputs']
@@ -44,7 +44,7 @@ def output_names(model, outputs=None):
 
     Example:
 
-    >>> from keras_gates.export.names import output_names
+    >>> from keras_gates.deployment.names import output_names
     >>> model = keras.Sequential([
     ...     keras.Input((None, 3)), keras.layers.GRU(4), keras.layers.Dense(1, name="score")])
     >>> output_names(model)

@@ -12,12 +12,12 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_gates.export.errors import ParityError
-from keras_gates.export.inputs import layers
-from keras_gates.export.names import output_names
-from keras_gates.export.report import Difference, Latency
-from keras_gates.export.runners import shared
-from keras_gates.export.streaming import AT_END, OVER_TIME
+from keras_gates.deployment.errors import ParityError
+from keras_gates.deployment.inputs import layers
+from keras_gates.deployment.names import output_names
+from keras_gates.deployment.report import Difference, Latency
+from keras_gates.deployment.runners import shared
+from keras_gates.deployment.streaming import AT_END, OVER_TIME
 
 RUNNERS = pathlib.Path(shared.__file__).parent
 # Calls per figure of latency.
@@ -102,7 +102,7 @@ def run(format, path, calls):
         calls: from "<mode>/<number>" to the inputs by name.
 
     Returns:
-        Arrays by the names that `keras_gates.export.runners.shared` describes.
+        Arrays by the names that `keras_gates.deployment.runners.shared` describes.
 
     Raises:
         ParityError: the file does not run.

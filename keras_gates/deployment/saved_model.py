@@ -17,14 +17,14 @@ from google.protobuf.message import DecodeError
 from keras import tree
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.inputs import Inputs, layers
-from keras_gates.export.loops import plain_loops
-from keras_gates.export.names import output_names
-from keras_gates.export.signatures import notes_on_states, signatures
-from keras_gates.export.streaming import Stream
-from keras_gates.export.time_distributed import all_steps_at_once
-from keras_gates.export.written import Written
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.inputs import Inputs, layers
+from keras_gates.deployment.loops import plain_loops
+from keras_gates.deployment.names import output_names
+from keras_gates.deployment.signatures import notes_on_states, signatures
+from keras_gates.deployment.streaming import Stream
+from keras_gates.deployment.time_distributed import all_steps_at_once
+from keras_gates.deployment.written import Written
 
 SUFFIX = ""
 FILE = "saved_model.pb"
@@ -71,7 +71,7 @@ def foreign(path):
 
 
 def write(model, path, *, streaming=False):
-    """Writes the model to the folder `path`; see `keras_gates.export.export`."""
+    """Writes the model to the folder `path`; see `keras_gates.export`."""
     inputs = Inputs(model)
     functions = signatures(model, streaming=streaming)
     _, specs = functions.pop("serving_default")

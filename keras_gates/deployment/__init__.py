@@ -3,10 +3,10 @@
 `export` writes one, `inspect` tells what is in one; both return an `ExportReport`.
 """
 
-from keras_gates.export.core import export, inspect
-from keras_gates.export.errors import NotExportable, ParityError
-from keras_gates.export.report import Difference, ExportReport, Latency
-from keras_gates.export.samples import Sample
+from keras_gates.deployment.core import export, inspect
+from keras_gates.deployment.errors import NotExportable, ParityError
+from keras_gates.deployment.report import Difference, ExportReport, Latency
+from keras_gates.deployment.samples import Sample
 
 __all__ = [
     "Difference",

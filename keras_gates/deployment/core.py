@@ -8,14 +8,14 @@ import pathlib
 import keras
 import numpy as np
 
+from keras_gates.deployment.errors import NotExportable, ParityError
+from keras_gates.deployment.inputs import Inputs
+from keras_gates.deployment.place import aside
+from keras_gates.deployment.report import ExportReport
+from keras_gates.deployment.samples import Samples
+from keras_gates.deployment.streaming import Stream
+from keras_gates.deployment.verify import default_tolerance, verify
 from keras_gates.diagnostics.data import check_model
-from keras_gates.export.errors import NotExportable, ParityError
-from keras_gates.export.inputs import Inputs
-from keras_gates.export.place import aside
-from keras_gates.export.report import ExportReport
-from keras_gates.export.samples import Samples
-from keras_gates.export.streaming import Stream
-from keras_gates.export.verify import default_tolerance, verify
 from keras_gates.validation import close_matches, one_of, positive_number, true_or_false
 
 FORMATS = ("saved_model", "onnx", "litert", "openvino")
@@ -66,7 +66,7 @@ def export(
 
     >>> import tempfile
     >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4)])
-    >>> report = keras_gates.export.export(model, tempfile.mkdtemp())
+    >>> report = keras_gates.export(model, tempfile.mkdtemp())
     >>> report.difference.relative < 1e-5
     True
     """
@@ -139,7 +139,7 @@ def _check_path(path):
 
 
 def _format(name):
-    return importlib.import_module(f"keras_gates.export.{name}")
+    return importlib.import_module(f"keras_gates.deployment.{name}")
 
 
 def _format_of(path):

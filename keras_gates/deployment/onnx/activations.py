@@ -56,7 +56,7 @@ def native(activation):
 
     Example:
 
-    >>> from keras_gates.export.onnx.activations import native
+    >>> from keras_gates.deployment.onnx.activations import native
     >>> native(keras.layers.LeakyReLU(negative_slope=0.1))
     Activation(name='LeakyRelu', alpha=0.1, beta=None, scale=1.0)
     """

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from keras_gates.export.samples import Sample
+from keras_gates.deployment.samples import Sample
 
 # Operators that run over time: what to look for first.
 _RECURRENT = (

@@ -19,10 +19,10 @@ import pathlib
 import keras
 
 from keras_gates._version import __version__
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.inputs import Inputs, layers
-from keras_gates.export.names import functional
-from keras_gates.export.written import Written
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.inputs import Inputs, layers
+from keras_gates.deployment.names import functional
+from keras_gates.deployment.written import Written
 
 SUFFIX = ".onnx"
 NOT_A_NUMBER = (
@@ -77,11 +77,11 @@ def refuse(model):
 
 
 def write(model, path):
-    """Writes the model to the file `path`; see `keras_gates.export.export`."""
+    """Writes the model to the file `path`; see `keras_gates.export`."""
     import onnx
 
-    from keras_gates.export.onnx.batches import suit_all_batches
-    from keras_gates.export.onnx.convert import nodes
+    from keras_gates.deployment.onnx.batches import suit_all_batches
+    from keras_gates.deployment.onnx.convert import nodes
 
     file, notes = to_onnx(model)
     if suit_all_batches(file):
@@ -102,9 +102,9 @@ def to_onnx(model, runtime=None):
         model: a built Keras model.
         runtime: the `recurrent.Runtime` that is to run it. Default: ONNX Runtime.
     """
-    from keras_gates.export.onnx.convert import convert_function
-    from keras_gates.export.onnx.recurrent import ONNX_RUNTIME, recurrent_operators
-    from keras_gates.export.signatures import signatures
+    from keras_gates.deployment.onnx.convert import convert_function
+    from keras_gates.deployment.onnx.recurrent import ONNX_RUNTIME, recurrent_operators
+    from keras_gates.deployment.signatures import signatures
 
     with recurrent_operators(model, runtime or ONNX_RUNTIME) as (bodies, notes):
         file = convert_function(*signatures(model)["serving_default"], bodies)
@@ -117,7 +117,7 @@ def read(path):
     """What is in the ONNX file `path`."""
     import onnx
 
-    from keras_gates.export.onnx.convert import nodes
+    from keras_gates.deployment.onnx.convert import nodes
 
     file = onnx.load(str(path))
     counted = collections.Counter(node.op_type for node in nodes(file.graph))

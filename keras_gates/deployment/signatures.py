@@ -3,10 +3,10 @@
 import tensorflow as tf
 from keras import tree
 
-from keras_gates.export.inputs import Inputs, layers
-from keras_gates.export.names import output_names
-from keras_gates.export.streaming import Stream
-from keras_gates.export.time_distributed import all_steps_at_once
+from keras_gates.deployment.inputs import Inputs, layers
+from keras_gates.deployment.names import output_names
+from keras_gates.deployment.streaming import Stream
+from keras_gates.deployment.time_distributed import all_steps_at_once
 
 
 def signatures(model, batch_size=None, streaming=False):
@@ -24,7 +24,7 @@ def signatures(model, batch_size=None, streaming=False):
 
     Example:
 
-    >>> from keras_gates.export.signatures import signatures
+    >>> from keras_gates.deployment.signatures import signatures
     >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4, name="ear")])
     >>> function, specs = signatures(model)["serving_default"]
     >>> specs[0].shape, function(numpy.zeros((2, 5, 3)))["ear"].shape

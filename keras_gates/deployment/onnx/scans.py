@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_gates import engine
 from keras_gates.convert import from_keras
-from keras_gates.export.loops import HoistedStep
+from keras_gates.deployment.loops import HoistedStep
 from keras_gates.layers import GatedRNN
 from keras_gates.verdicts import UnstableActivationsWarning
 

@@ -18,9 +18,9 @@ from keras import ops, tree
 from keras.src.backend import get_keras_mask
 
 from keras_gates.cells import GatedCell
-from keras_gates.export import names
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.inputs import Inputs, has_mask
+from keras_gates.deployment import names
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.inputs import Inputs, has_mask
 
 # What a value in the graph has to do with time: nothing; one slice per time step; or it belongs to
 # the end of the sequence, as the output of a layer with return_sequences=False does.
@@ -68,7 +68,7 @@ class Stream:
 
     Example:
 
-    >>> from keras_gates.export.streaming import Stream
+    >>> from keras_gates.deployment.streaming import Stream
     >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4, name="ear")])
     >>> stream = Stream(model)
     >>> outputs, states = stream.step([numpy.zeros((2, 3))], stream.initial_state(2))

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_gates.export.onnx.operators import NoOperator, attributes, operator
-from keras_gates.export.onnx.scans import STAND_IN, Bodies
+from keras_gates.deployment.onnx.operators import NoOperator, attributes, operator
+from keras_gates.deployment.onnx.scans import STAND_IN, Bodies
 from keras_gates.layers import GatedRNN
 
 _STATES = {"GRU": 1, "LSTM": 2, "RNN": 1}  # how many

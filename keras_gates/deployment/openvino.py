@@ -22,10 +22,10 @@ from xml.etree import ElementTree
 
 import keras
 
-from keras_gates.export import onnx as onnx_format
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.inputs import layers
-from keras_gates.export.written import Written
+from keras_gates.deployment import onnx as onnx_format
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.inputs import layers
+from keras_gates.deployment.written import Written
 
 SUFFIX = ".xml"
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu"})
@@ -112,8 +112,8 @@ def _by_onnx(model, path):
     import onnx
     import openvino
 
-    from keras_gates.export.onnx.convert import nodes
-    from keras_gates.export.onnx.recurrent import Runtime
+    from keras_gates.deployment.onnx.convert import nodes
+    from keras_gates.deployment.onnx.recurrent import Runtime
 
     try:
         onnx_format.refuse(model)
@@ -135,12 +135,12 @@ def _by_onnx(model, path):
 def _of_loops(model, folder):
     """The model by way of a SavedModel, with the loops that Keras makes.
 
-    The faster ones of `keras_gates.export.loops` may take no turn at all, after which OpenVINO
+    The faster ones of `keras_gates.deployment.loops` may take no turn at all, after which OpenVINO
     goes on with what the call before left there.
     """
     import openvino
 
-    from keras_gates.export.signatures import signatures
+    from keras_gates.deployment.signatures import signatures
 
     archive = keras.export.ExportArchive()
     for name, (function, specs) in signatures(model).items():

@@ -10,9 +10,9 @@ from keras import tree
 # Not public: the shapes that a subclassed model was called with.
 from keras.src.export.export_utils import get_input_signature
 
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.names import functional, input_names
 from keras_gates.diagnostics.data import arrays
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.names import functional, input_names
 
 # Random data are made for so many samples and steps, and repeated where more are asked for. The
 # engine's longest chunk is shorter.

@@ -8,7 +8,7 @@ import numpy as np
 from keras_gates import activations
 from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.cells.base import CANDIDATE
-from keras_gates.export.onnx.activations import native
+from keras_gates.deployment.onnx.activations import native
 
 _OP_TYPES = {
     GRUCell: "GRU",
@@ -81,7 +81,7 @@ def operator(cell):
 
     Example:
 
-    >>> from keras_gates.export.onnx.operators import operator
+    >>> from keras_gates.deployment.onnx.operators import operator
     >>> cell = keras_gates.LSTMCell(4, gate_activation="hard_sigmoid_keras2")
     >>> cell.build((None, 3))
     >>> operator(cell).activations

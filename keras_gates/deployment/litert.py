@@ -22,10 +22,10 @@ import tempfile
 
 import keras
 
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.inputs import Inputs, layers
-from keras_gates.export.streaming import Stream
-from keras_gates.export.written import Written
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.inputs import Inputs, layers
+from keras_gates.deployment.streaming import Stream
+from keras_gates.deployment.written import Written
 from keras_gates.validation import one_of, positive_integer
 
 SUFFIX = ".tflite"
@@ -61,7 +61,7 @@ def refuse(model, *, streaming=False, batch_size=None, quantize=None):
 
 
 def write(model, path, *, streaming=False, batch_size=None, quantize=None):
-    """Writes the model to the file `path`; see `keras_gates.export.export`.
+    """Writes the model to the file `path`; see `keras_gates.export`.
 
     Args:
         batch_size: the fixed one. Default: 1, or that of a stateful model.
@@ -72,7 +72,7 @@ def write(model, path, *, streaming=False, batch_size=None, quantize=None):
     # Not public: what the converter raises.
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    from keras_gates.export.signatures import notes_on_states, signatures
+    from keras_gates.deployment.signatures import notes_on_states, signatures
 
     functions = signatures(model, _batch_size(model, batch_size), streaming)
     archive = keras.export.ExportArchive()

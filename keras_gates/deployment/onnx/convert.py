@@ -5,8 +5,8 @@ import logging
 
 import numpy as np
 
-from keras_gates.export.errors import NotExportable
-from keras_gates.export.onnx.scans import STAND_IN
+from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.onnx.scans import STAND_IN
 
 # Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
 OPSET = 15
