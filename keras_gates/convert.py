@@ -67,6 +67,17 @@ def from_keras(model_or_layer, **changes):
     return copy
 
 
+def cell_from_keras(cell):
+    """A built cell of Keras as one of this package, with its weights; None if there is none."""
+    if type(cell) not in _CELLS:
+        return None
+    conversion = _Conversion({})
+    copy = conversion.cell(cell)
+    copy.build((None, cell.kernel.shape[0]))
+    conversion.copy_weights()
+    return copy
+
+
 class _Conversion:
     """One call of `from_keras`: the changes, and which copy each original became."""
 
@@ -124,14 +135,14 @@ class _Conversion:
         """keras.layers.RNN of Keras' cells: the cells change, a stack stays one."""
         if not isinstance(layer.cell, keras.layers.StackedRNNCells):
             config = {k: v for k, v in layer.get_config().items() if k != "cell"}
-            return GatedRNN(cell=self._cell(layer.cell), **config)
+            return GatedRNN(cell=self.cell(layer.cell), **config)
         lost = [name for name in ("activation_l1", "candidate_l1") if self.changes.get(name)]
         if lost:
             raise ValueError(
                 f"{layer.name!r} is a stack of cells, where nobody adds {lost[0]} to the loss. "
                 "Use one GatedRNN per cell."
             )
-        config = {**layer.get_config(), "cell": [self._cell(cell) for cell in layer.cell.cells]}
+        config = {**layer.get_config(), "cell": [self.cell(cell) for cell in layer.cell.cells]}
         return keras.layers.RNN(**config)
 
     def _bidirectional(self, layer):
@@ -149,7 +160,7 @@ class _Conversion:
         ]
         return copy
 
-    def _cell(self, cell):
+    def cell(self, cell):
         if type(cell) not in _CELLS:
             copy = type(cell).from_config(cell.get_config())
             self.others.append((cell, copy))

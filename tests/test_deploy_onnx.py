@@ -143,11 +143,16 @@ NATIVE = {
     "tf_relu": ("Relu", None, None),
     "layer_elu": ("Elu", 0.7, None),
     "layer_leaky": ("LeakyRelu", 0.1, None),
-    "layer_relu": ("LeakyRelu", 0.0, None),
+    "layer_relu": ("Relu", None, None),
     "layer_slope": ("LeakyRelu", 0.3, None),
     "layer_threshold": ("ThresholdedRelu", 0.4, None),
     "layer_tanh": ("Tanh", None, None),
+    "lecun": ("ScaledTanh", 1.7159, 2 / 3),
+    "steep_relu": ("Relu", None, None),  # of three times the pre-activation
+    "of_sigmoid": ("Tanh", None, None),  # of half the pre-activation
 }
+# What scales the weights before it: there are none before the output activation.
+SCALING = ("tanh_gate", "steep_relu", "of_sigmoid")
 MADE = {
     "tf_relu": lambda: tf.nn.relu,
     "layer_elu": lambda: LAYERS.ELU(0.7),
@@ -156,7 +161,27 @@ MADE = {
     "layer_slope": lambda: LAYERS.ReLU(negative_slope=0.3),
     "layer_threshold": lambda: LAYERS.ReLU(threshold=0.4),
     "layer_tanh": lambda: LAYERS.Activation("tanh"),
+    "lecun": lambda: lecun_tanh,
+    "steep_relu": lambda: steep_relu,
+    "of_sigmoid": lambda: tanh_of_sigmoid,
 }
+
+
+@keras.saving.register_keras_serializable("test_deploy_onnx")
+def lecun_tanh(x):
+    return 1.7159 * keras.ops.tanh(2 / 3 * x)
+
+
+@keras.saving.register_keras_serializable("test_deploy_onnx")
+def steep_relu(x):
+    return 3 * keras.ops.relu(x)
+
+
+@keras.saving.register_keras_serializable("test_deploy_onnx")
+def tanh_of_sigmoid(x):
+    return 2 * keras.ops.sigmoid(x) - 1
+
+
 ROLES = {
     "gru": {"gate_activation": 0, "candidate_activation": 1},
     "lstm": {"gate_activation": 0, "candidate_activation": 1, "output_activation": 2},
@@ -170,8 +195,8 @@ def test_activations_are_attributes_with_their_exact_parameters(cell, rng):
     x = rng.normal(size=(2, 3, 3)).astype("float32")
     for activation, kind in NATIVE.items():
         for role, position in ROLES[cell].items():
-            if (role, activation) == ("output_activation", "tanh_gate"):
-                continue  # there are no weights before it to be scaled
+            if role == "output_activation" and activation in SCALING:
+                continue
             given = {"output_activation": "tanh"} if cell == "lstm" else {}
             given[role] = MADE.get(activation, lambda name=activation: name)()
             layer = built(rng, scale=0.5, cell=cell, dtype="float32", **given)
@@ -264,6 +289,49 @@ def test_cells_are_operators(tmp_path, rng):
     assert written.attributes("gru_back")["direction"] == b"reverse"
     assert written.attributes("gru")["linear_before_reset"] == 1
     assert written.attributes("gru_before")["linear_before_reset"] == 0
+    written.assert_equal(*sequences(rng))
+
+
+class TwinCell(kg.GatedCell):
+    """The equations of a GRU, with blocks in another order."""
+
+    blocks = ("reset", "update", "candidate")
+    projected_blocks = ("reset", "update")
+
+    def update(self, x, u, states):
+        (h,) = states
+        r = self.gate("reset", x.reset + u.reset)
+        n = self.candidate(x.candidate + self.recurrent("candidate", r * h))
+        z = self.gate("update", x.update + u.update)
+        return (z * h + (1 - z) * n,)
+
+
+class SumCell(kg.SimpleRNNCell):
+    """A built-in cell with another equation."""
+
+    def update(self, x, u, states):
+        return (0.5 * states[0] + super().update(x, u, states)[0],)
+
+
+class SquashedCell(kg.SimpleRNNCell):
+    """The equation of a built-in cell in other words."""
+
+    def update(self, x, u, states):
+        preactivation = x.candidate + u.candidate
+        return (self.candidate(preactivation),)
+
+
+def test_a_cell_is_an_operator_if_it_has_its_equations(tmp_path, rng):
+    layers = [
+        kg.GatedRNN(4, SumCell, name="sum"),
+        kg.GatedRNN(4, SquashedCell),
+        kg.GatedRNN(4, TwinCell, name="twin"),
+    ]
+    written = Written(parallel(layers, rng), tmp_path)
+    assert written.recurrent() == {"GRU": 1, "RNN": 1}
+    assert written.loops() == [
+        "sum runs as a Scan, because ONNX has no operator for the cell SumCell."
+    ]
     written.assert_equal(*sequences(rng))
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from helpers import BACKEND, DTYPE, MGUCell
 from keras import ops
+from keras.ops import convert_to_tensor as tensor
 
 import keras_gates as kg
 from keras_gates.cells.program import trace, weights_by_name
 from keras_gates.engine.recurrence import Dropout, Recurrence
+from keras_gates.equations import tensors
 from keras_gates.equations.derivative import pulled
 from keras_gates.equations.operations import TABLE
 from keras_gates.equations.program import evaluate
@@ -81,12 +83,9 @@ def executed(cell, given):
     """What the cell's own code makes of the same numbers, and a function of gradients."""
     recurrence = Recurrence(cell)
 
-    def tensor(array):
-        return ops.convert_to_tensor(array, DTYPE)
-
-    x = [tensor(given["x", name]) for name in cell.blocks]
-    u = [tensor(given["u", name]) for name in recurrence.projected]
-    states = [tensor(given["state", name]) for name in cell.state_names]
+    x = [tensor(given["x", name], DTYPE) for name in cell.blocks]
+    u = [tensor(given["u", name], DTYPE) for name in recurrence.projected]
+    states = [tensor(given["state", name], DTYPE) for name in cell.state_names]
     values = recurrence.values()
     return recurrence, values, x, u, states
 
@@ -101,6 +100,15 @@ def check(cell, rng, gradients=True):
     expected = recurrence.advance(values, x, u, states, None, nothing)
     tolerance = 1e-7 if BACKEND == "tensorflow" else 1e-4  # some of Keras hold float32 constants
     for one, other in zip(found, expected, strict=False):
+        other = ops.convert_to_numpy(other)
+        np.testing.assert_allclose(np.broadcast_to(one, other.shape), other, tolerance, tolerance)
+    leaves = {v: tensor(given[key], DTYPE) for key, v in program.leaves.items() if key in given}
+
+    def recurrent(block, value):
+        return tensor(products["recurrent"](block, ops.convert_to_numpy(value)), DTYPE)
+
+    on_tensors = tensors.run(program.forward, leaves, recurrent, UNITS, DTYPE)
+    for one, other in zip(found, on_tensors, strict=True):
         other = ops.convert_to_numpy(other)
         np.testing.assert_allclose(np.broadcast_to(one, other.shape), other, tolerance, tolerance)
     if not gradients or BACKEND != "tensorflow":

@@ -24,9 +24,7 @@ class Step:
     def __init__(self, cell, input_masks=None, recurrent_masks=None, may_clip=False):
         self.cell = cell
         self.input_masks, self.recurrent_masks = input_masks, recurrent_masks
-        self.input_bias, self.recurrent_bias = cell.bias, None
-        if cell.use_bias and cell.two_biases:
-            self.input_bias, self.recurrent_bias = cell.bias[0], cell.bias[1]
+        self.input_bias, self.recurrent_bias = cell.biases
         self.may_clip = may_clip
         self.activated = {}  # from "candidate" or the name of a gate to its value
 

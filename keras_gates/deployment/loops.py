@@ -15,44 +15,52 @@ import functools
 import tensorflow as tf
 
 from keras_gates import engine
-from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
-from keras_gates.cells.step import Step, named, projected_blocks, running
+from keras_gates.cells.program import trace, weights_by_name
+from keras_gates.cells.step import projected_blocks
+from keras_gates.equations import NotTraceableError, leaf, tensors
+from keras_gates.equations.values import ordered
 from keras_gates.layers import GatedRNN
-from keras_gates.validation import one_of
 
 # Time steps of a turn. More of them cost size, and save little more time.
 STEPS = 8
 # From so many samples on, halves of a batch gain more by the second core than they lose by being
 # smaller.
 HALVED = 16
-# How many of the first blocks of a cell's x and u its equations add to each other and use nowhere
-# else: they are added all at once.
-_ADDED = {GRUCell: 2, LSTMCell: 4, SimpleRNNCell: 1}
 
 
 @contextlib.contextmanager
 def plain_loops(model):
     """While it lasts, every GatedRNN in `model` is traced as such a loop; inference alone.
 
-    Layers that ask for an unrolled loop, and cells that define their own step, are left to Keras.
+    Layers that ask for an unrolled loop, and cells whose step or equations are known by running
+    them alone, are left to Keras.
     """
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, GatedRNN) and engine.obstacle(layer) is None
-    ]
+    gated = [layer for layer in model._flatten_layers() if isinstance(layer, GatedRNN)]
+    programs = {layer: known_program(layer) for layer in gated}
+    layers = [layer for layer, program in programs.items() if program is not None]
     try:
         for layer in layers:
-            vars(layer)["inner_loop"] = _inner_loop(layer)
+            vars(layer)["inner_loop"] = _inner_loop(layer, programs[layer])
         yield
     finally:
         for layer in layers:
             del vars(layer)["inner_loop"]
 
 
-def _inner_loop(layer):
+def known_program(layer):
+    """The program of a GatedRNN's cell, or None where Keras has to run it."""
+    if engine.obstacle(layer) is not None:
+        return None
+    try:
+        return trace(layer.cell, opaque=True)
+    except NotTraceableError:
+        return None
+
+
+def _inner_loop(layer, program):
     def inner_loop(sequences, initial_state, mask, training=False):
-        return engine.run(layer, _Loop(layer.cell), sequences, initial_state, mask, False)
+        loop = _Loop(layer.cell, program)
+        return engine.run(layer, loop, sequences, initial_state, mask, False)
 
     return inner_loop
 
@@ -60,8 +68,8 @@ def _inner_loop(layer):
 class _Loop:
     """An engine, in the sense of `keras_gates.engine.new`, without gradients or dropout."""
 
-    def __init__(self, cell):
-        self.cell = cell
+    def __init__(self, cell, program):
+        self.cell, self.program = cell, program
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         # A function, so that the graph holds it once.
@@ -91,7 +99,7 @@ class _Loop:
         states, mask = given[:count], given[count] if given[count:] else None
         x = tf.transpose(sequences, (1, 0, 2))
         valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
-        step = HoistedStep(self.cell)
+        step = HoistedStep(self.cell, self.program)
         time = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
         turns = time // STEPS
 
@@ -140,23 +148,31 @@ class _Loop:
         return states, tf.reshape(arrays[0].stack()[:turns], (-1, batch, units))
 
 
-class HoistedStep(Step):
-    """Time steps with weights that are read, and cut into groups of blocks, before the loop.
+class HoistedStep:
+    """Time steps of a program, with weights that are read, and cut into groups of blocks, before
+    the loop.
 
     Args:
-        cell: a GatedCell whose step is its own.
+        cell: a built GatedCell.
+        program: its program.
     """
 
-    def __init__(self, cell):
-        super().__init__(cell)
-        self.projected, self.added = projected_blocks(cell), _ADDED.get(type(cell), 0)
-        count, first = len(cell.blocks), len(self.projected)
-        self.of_input = self._weights(
-            cell.kernel, self.input_bias, [self.added] + [1] * (count - self.added)
-        )
+    def __init__(self, cell, program):
+        self.cell, self.forward = cell, program.forward
+        self.sums = _sums(cell, self.forward)
+        projected = len(projected_blocks(cell))
+        added, count = len(self.sums), len(cell.blocks)
+        of_input, of_state = cell.biases
+        self.groups = [added] + [1] * (count - added)  # how many blocks each tensor of x has
+        self.of_input = self._weights(cell.kernel, of_input, self.groups)
         self.of_state = self._weights(
-            cell.recurrent_kernel, self.recurrent_bias, [first] + [1] * (count - first)
+            cell.recurrent_kernel, of_state, [projected] + [1] * (count - projected)
         )
+        self.given = {
+            leaf: tf.convert_to_tensor(weights_by_name(cell)[name], cell.compute_dtype)
+            for (kind, name), leaf in program.leaves.items()
+            if kind == "weight"
+        }
 
     def project_inputs(self, x, steps):
         """`x W + b` for each of some time steps: one tensor for what is added, one per block."""
@@ -177,29 +193,38 @@ class HoistedStep(Step):
             states: those before, each (batch, units).
             mask: (batch, 1), whether they change, or None.
         """
-        with running(self.cell, self):
-            new = self.cell.advance(*self.project(x, states[0]), states)
+        cell = self.cell
+        given = {**self.given, **self._projected(list(x), states[0])}
+        given |= {leaf("state", n): s for n, s in zip(cell.state_names, states, strict=True)}
+        new = tensors.run(self.forward, given, self._recurrent, cell.units, cell.compute_dtype)
         if mask is None:
-            return list(new)
+            return new
         return [tf.where(mask, after, before) for after, before in zip(new, states, strict=True)]
 
-    def project(self, x, hidden):
-        """What `update` takes: x, from `project_inputs`, and u, by name."""
-        x, u = list(x), []
-        if self.projected:
-            sizes = [self.added] + [1] * (len(self.projected) - self.added)
-            u = self._split(_product(hidden, *self.of_state[0]), sizes)
-        if self.added:
-            x = self._split(x[0] + u[0], [1] * self.added) + x[1:]
-            u = [_Nothing()] * self.added + u[1:]
-        return named(self.cell.blocks, x), named(self.projected, u)
+    def _projected(self, x, hidden):
+        """The tensors of what is projected: of the sums x_k + u_k, and of the other x_k and u_k."""
+        projected, added = projected_blocks(self.cell), len(self.sums)
+        u = []
+        if projected:
+            u = self._split(
+                _product(hidden, *self.of_state[0]), [added] + [1] * (len(projected) - added)
+            )
+        sums = self._split(x.pop(0) + u.pop(0), [1] * added) if added else []
+        leaves = [
+            *self.sums,
+            *[leaf("x", block) for block in self.cell.blocks[added:]],
+            *[leaf("u", block) for block in projected[added:]],
+        ]
+        return dict(zip(leaves, [*sums, *x, *u], strict=True))
 
-    def recurrent(self, block, value):
-        blocks = self.cell.blocks
-        index = blocks.index(one_of("block", block, blocks)) - len(blocks)
-        if index + len(blocks) < len(self.projected):
-            return super().recurrent(block, value)
-        return _product(value, *self.of_state[index])
+    def _recurrent(self, block, value):
+        cell = self.cell
+        index, projected = cell.blocks.index(block), len(projected_blocks(cell))
+        if index >= projected:
+            return _product(value, *self.of_state[index - len(cell.blocks)])
+        kernel, bias = self.of_state[0]
+        columns = slice(index * cell.units, (index + 1) * cell.units)
+        return _product(value, kernel[:, columns], None if bias is None else bias[columns])
 
     def _weights(self, kernel, bias, sizes):
         """(kernel, bias) of each group of so many blocks."""
@@ -213,11 +238,22 @@ class HoistedStep(Step):
         return [value] if len(sizes) == 1 else tf.split(value, sizes, axis=-1)
 
 
-class _Nothing:
-    """What changes nothing when it is added."""
+def _sums(cell, forward):
+    """The values x_k + u_k of the first blocks k, of those that the equations use so alone.
 
-    def __radd__(self, other):
-        return other
+    All of them are computed at once.
+    """
+    found, values = [], ordered(forward)
+    for block in projected_blocks(cell):
+        pair = {leaf("x", block), leaf("u", block)}
+        users = {v for v in values if pair & set(v.arguments)}
+        if len(users) != 1 or pair & set(forward):
+            break
+        (value,) = users
+        if value.operation != "add" or set(value.arguments) != pair:
+            break
+        found.append(value)
+    return found
 
 
 def _product(value, kernel, bias):

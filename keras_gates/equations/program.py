@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_gates.equations.operations import TABLE
 from keras_gates.equations.values import Value, number_of, ordered
+from keras_gates.equations.values import value as interned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Program:
     outputs: tuple[tuple[str, Value], ...]
     named: tuple[tuple[str, Value], ...] = ()
 
-    def output(self, state):
-        return dict(self.outputs)[state]
+    @property
+    def forward(self):
+        """The values of the states after the step, without what is for their gradients alone."""
+        return [forward(value) for _, value in self.outputs]
 
     @property
     def values(self):
@@ -42,6 +45,11 @@ class Program:
     def reduces(self):
         """Whether it mixes units other than by recurrent products."""
         return any(v.wide and any(not a.wide and a.rows for a in v.arguments) for v in self.values)
+
+
+def forward(value):
+    """The same value, without clipping of gradients, which changes none."""
+    return expanded(value, known=lambda row: row.name != "clip_gradient")
 
 
 def depends_on(values, leaves):
@@ -102,18 +110,11 @@ def expanded(value, known=lambda row: row.numpy is not None or row.expand is Non
     done = {}
     for v in ordered([value]):
         arguments = tuple(done[id(a)] for a in v.arguments)
-        if any(a is not b for a, b in zip(arguments, v.arguments, strict=True)):
-            v_new = _again(v, arguments)
-        else:
-            v_new = v
+        v_new = v
+        if arguments != v.arguments:
+            v_new = interned(v.operation, arguments, v.parameters, v.rows, v.wide)
         row = TABLE[v_new.operation]
         if not known(row):
             v_new = expanded(row.expand(v_new), known)
         done[id(v)] = v_new
     return done[id(value)]
-
-
-def _again(v, arguments):
-    from keras_gates.equations.values import value
-
-    return value(v.operation, arguments, v.parameters, v.rows, v.wide)

@@ -39,7 +39,11 @@ _CONVERTING = {
 
 
 def symbolic(function):
-    """A function that also takes KerasTensors, for one of Keras' that does not; else itself."""
+    """A function that also takes KerasTensors, for one of Keras' or of `tf.nn` that does not; else
+    itself."""
+    package = (getattr(function, "__module__", None) or "").partition(".")[0]
+    if package == "tensorflow":  # the same by another path
+        function = getattr(keras.activations, getattr(function, "__name__", ""), function)
     try:
         row = _CONVERTING.get(function)
     except TypeError:  # not hashable

@@ -144,8 +144,13 @@ def apply(operation, *arguments, **parameters):
     return row.expand(found) if row.alias else found
 
 
-def ordered(outputs):
-    """All values that the outputs are computed from, and themselves, arguments first."""
+def ordered(outputs, stops=()):
+    """All values that the outputs are computed from, and themselves, arguments first.
+
+    Args:
+        outputs: values.
+        stops: ids of values whose own arguments are not looked at.
+    """
     found, seen, open_ = [], set(), [(v, False) for v in reversed(list(outputs))]
     while open_:
         v, expanded = open_.pop()
@@ -154,5 +159,6 @@ def ordered(outputs):
         elif id(v) not in seen:
             seen.add(id(v))
             open_.append((v, True))
-            open_ += [(a, False) for a in reversed(v.arguments)]
+            if id(v) not in stops:
+                open_ += [(a, False) for a in reversed(v.arguments)]
     return found

@@ -9,7 +9,7 @@ from keras_gates.cells.program import weights_by_name
 from keras_gates.cells.reference import Reference, array
 from keras_gates.cells.step import projected_blocks
 from keras_gates.equations import constant, depends_on, evaluate, leaf, pulled
-from keras_gates.equations.program import expanded
+from keras_gates.equations.program import forward as forward_of
 
 # Pre-activations at which the equations are tried, up to where sigmoid is 0 or 1 to 8 digits.
 NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
@@ -28,7 +28,7 @@ def probed(cell, program):
         cell: a GatedCell.
         program: its program.
     """
-    forward = [_without_clipping(v) for _, v in program.outputs]
+    forward = program.forward
     key = (tuple(forward), cell.blocks, cell.state_names)
     if any(kind == "weight" for kind, _ in program.leaves):
         key = None  # depends on more
@@ -46,11 +46,6 @@ def probed(cell, program):
 _found = {}  # every layer asks when it is made, mostly for the same few programs
 
 
-def _without_clipping(value):
-    """The same value: clipping gradients changes no state."""
-    return expanded(value, known=lambda row: row.name != "clip_gradient")
-
-
 class _Probe:
     """A program for one unit, or a few, with pre-activations and states of our choice."""
 
@@ -64,7 +59,7 @@ class _Probe:
         self.weights = {("weight", n): self._first_units(array(weights[n])) for n in names}
         # d s' / d s of one unit on the direct way: not through a gate, the candidate or a
         # recurrent product.
-        self.activated = {name: _without_clipping(v) for name, v in program.named}
+        self.activated = {name: forward_of(v) for name, v in program.named}
         self.factors = {}
         for state, after in zip(cell.state_names, forward, strict=True):
             stops = [leaf("state", state), *self.activated.values()]

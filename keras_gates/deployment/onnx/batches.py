@@ -193,8 +193,8 @@ def _directions(attributes):
     activations = []
     for name in attributes["activations"].strings:
         op_type = name.decode()
-        # It alone is no operator any more.
-        takes = parameters if op_type == "Affine" else defs.get_schema(op_type).attributes
+        # Two of them are no operators any more.
+        takes = parameters if op_type in _RETIRED else defs.get_schema(op_type).attributes
         its = {key: next(values) for key, values in parameters.items() if key in takes}
         activations.append(functools.partial(_activated, op_type, its))
     directions = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}
@@ -206,11 +206,21 @@ def _directions(attributes):
     ]
 
 
+def _affine(nodes, x, alpha, beta):
+    return nodes("Add", nodes("Mul", x, np.float32(alpha)), np.float32(beta))
+
+
+def _scaled_tanh(nodes, x, alpha, beta):
+    return nodes("Mul", nodes("Tanh", nodes("Mul", x, np.float32(beta))), np.float32(alpha))
+
+
+_RETIRED = {"Affine": _affine, "ScaledTanh": _scaled_tanh}
+
+
 def _activated(op_type, parameters, nodes, x):
-    if op_type != "Affine":
-        return nodes(op_type, x, **parameters)
-    scaled = nodes("Mul", x, np.float32(parameters["alpha"]))
-    return nodes("Add", scaled, np.float32(parameters["beta"]))
+    if op_type in _RETIRED:
+        return _RETIRED[op_type](nodes, x, **parameters)
+    return nodes(op_type, x, **parameters)
 
 
 class _Nodes:

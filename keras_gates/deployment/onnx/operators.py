@@ -1,30 +1,31 @@
 """Cells as ONNX's recurrent operators: GRU, LSTM, RNN."""
 
 import dataclasses
+import warnings
 
-import keras
 import numpy as np
 
 from keras_gates import activations
 from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.cells.base import CANDIDATE
+from keras_gates.cells.program import trace
+from keras_gates.convert import cell_from_keras
 from keras_gates.deployment.onnx.activations import native
+from keras_gates.equations import NotTraceableError
 
-_OP_TYPES = {
-    GRUCell: "GRU",
-    LSTMCell: "LSTM",
-    SimpleRNNCell: "RNN",
-    keras.layers.GRUCell: "GRU",
-    keras.layers.LSTMCell: "LSTM",
-    keras.layers.SimpleRNNCell: "RNN",
-}
-# The blocks in the order of ONNX's weights, and in that of Keras'.
+# The blocks in the order of ONNX's weights.
 _ORDER = {
     "GRU": ("update", "reset", "candidate"),
     "LSTM": ("input", "output", "forget", "candidate"),
     "RNN": ("candidate",),
 }
-_KERAS_ORDER = {**_ORDER, "LSTM": LSTMCell.blocks}
+# What the operators compute: of each the type, the cell, its options, attributes.
+_KNOWN = (
+    ("GRU", GRUCell, {"reset_after": True}, {"linear_before_reset": 1}),
+    ("GRU", GRUCell, {"reset_after": False}, {"linear_before_reset": 0}),
+    ("LSTM", LSTMCell, {}, {}),
+    ("RNN", SimpleRNNCell, {}, {}),
+)
 
 
 class NoOperator(ValueError):
@@ -87,14 +88,18 @@ def operator(cell):
     >>> operator(cell).activations
     [('HardSigmoid', 0.2, 0.5), ('Tanh', None, None), ('Tanh', None, None)]
     """
-    op_type = _OP_TYPES.get(type(cell))
+    given = cell
+    if not isinstance(cell, GatedCell):
+        cell = cell_from_keras(cell)
+    op_type, plain = (None, {}) if cell is None else _known(cell)
     if op_type is None:
-        raise NoOperator(f"ONNX has no operator for the cell {type(cell).__name__}")
+        raise NoOperator(f"ONNX has no operator for the cell {type(given).__name__}")
     if cell.compute_dtype != "float32":
         raise NoOperator(
             f"it computes in {cell.compute_dtype}, and ONNX Runtime's {op_type} in float32"
         )
-    gates, candidate, output = _activations(cell, op_type)
+    gates, candidate = cell.gate_activations, cell.candidate_activation
+    output = getattr(cell, "output_activation", candidate) if op_type == "LSTM" else None
     found = {name: _native(function, name) for name, function in gates.items()}
     kinds = {activation.attributes for activation in found.values()}
     if len(kinds) > 1:
@@ -109,11 +114,34 @@ def operator(cell):
                 f"ONNX has no activation {activations.name_of(output)} (of the cell state)"
             )
         kinds.append(after.attributes)
-    plain = {"hidden_size": cell.units}
-    if op_type == "GRU":
-        plain["linear_before_reset"] = int(cell.reset_after)
     scales = {name: activation.scale for name, activation in found.items()}
+    plain = {"hidden_size": cell.units, **plain}
     return Operator(op_type, plain, kinds, _weights(cell, op_type, scales))
+
+
+def _known(cell):
+    """The type of the operator with the equations of a cell, and its attributes; or (None, {})."""
+    try:
+        program = trace(cell, opaque=True)
+    except NotTraceableError:
+        return None, {}
+    for op_type, kind, options, found in _KNOWN:
+        if set(cell.blocks) != set(kind.blocks) or cell.state_names != kind.state_names:
+            continue
+        if kind is LSTMCell and hasattr(cell, "output_activation"):
+            options = {"output_activation": cell.output_activation}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of the cell were given when it was made
+            known = kind(
+                cell.units,
+                gate_activation=cell.gate_activations or None,
+                candidate_activation=cell.candidate_activation,
+                **options,
+            )
+        known.build((None, 1))
+        if program.forward == trace(known, opaque=True).forward:
+            return op_type, found
+    return None, {}
 
 
 def _native(activation, what):
@@ -123,22 +151,12 @@ def _native(activation, what):
     return found
 
 
-def _activations(cell, op_type):
-    """A cell's activations: those of its gates by name, the candidate's, the output's or None."""
-    if isinstance(cell, GatedCell):
-        output = getattr(cell, "output_activation", None)
-        return cell.gate_activations, cell.candidate_activation, output
-    gates = [block for block in _ORDER[op_type] if block != CANDIDATE]
-    shared = dict.fromkeys(gates, getattr(cell, "recurrent_activation", None))
-    return shared, cell.activation, cell.activation if op_type == "LSTM" else None
-
-
 def _weights(cell, op_type, scales):
     """W, R and B, with the columns of each block scaled and in ONNX's order."""
 
     def arranged(weight):
         columns = np.split(np.asarray(weight, "float32"), len(_ORDER[op_type]), axis=-1)
-        columns = dict(zip(_KERAS_ORDER[op_type], columns, strict=True))
+        columns = dict(zip(cell.blocks, columns, strict=True))
         return np.concatenate(
             [scales[block] * columns[block] for block in _ORDER[op_type]], axis=-1
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_gates import engine
 from keras_gates.convert import from_keras
-from keras_gates.deployment.loops import HoistedStep
+from keras_gates.deployment.loops import HoistedStep, known_program
 from keras_gates.layers import GatedRNN
 from keras_gates.verdicts import UnstableActivationsWarning
 
@@ -25,19 +25,22 @@ class Bodies(list):
     def inner_loop(self, layer):
         """What stands for the `inner_loop` of a layer; None where its equations are not known."""
         gated = _gated(layer)
-        if gated is None or engine.obstacle(gated) is not None:
+        program = None if gated is None else known_program(gated)
+        if program is None:
             return None
 
         def inner_loop(sequences, initial_state, mask, training=False):
-            return engine.run(gated, self._scan(gated.cell), sequences, initial_state, mask, False)
+            scan = self._scan(gated.cell, program)
+            return engine.run(gated, scan, sequences, initial_state, mask, False)
 
         return inner_loop
 
-    def _scan(self, cell):
+    def _scan(self, cell, program):
         """An engine, in the sense of `keras_gates.engine.new`, without gradients or dropout."""
 
         def run(sequences, states, mask, dropout, return_sequences, gradients=True):
-            over_time = HoistedStep(cell).project_all_inputs(tf.transpose(sequences, (1, 0, 2)))
+            inputs = tf.transpose(sequences, (1, 0, 2))
+            over_time = HoistedStep(cell, program).project_all_inputs(inputs)
             if mask is not None:
                 over_time.append(tf.transpose(tf.cast(mask, tf.bool))[:, :, None])
             tensors = [*states, *over_time]
@@ -46,7 +49,7 @@ class Bodies(list):
                 for index, x in enumerate(tensors)
             ]
             description = {"op_type": "Scan", "body": len(self), "over_time": len(over_time)}
-            self.append((_body(cell, len(states), mask is not None), specs))
+            self.append((_body(cell, program, mask is not None), specs))
             *last, hidden = tf.raw_ops.PyFunc(
                 input=tensors,
                 token=STAND_IN + json.dumps(description),
@@ -62,13 +65,14 @@ class Bodies(list):
         return run
 
 
-def _body(cell, count, masked):
-    """One time step: from so many states, and what a Scan reads, to the states and the output."""
+def _body(cell, program, masked):
+    """One time step: from the states, and what a Scan reads, to the states and the output."""
+    count = len(cell.state_names)
 
     def body(*given):
         states, x = given[:count], given[count:]
         x, mask = (x[:-1], x[-1]) if masked else (x, None)
-        after = HoistedStep(cell).advance(x, states, mask)
+        after = HoistedStep(cell, program).advance(x, states, mask)
         found = {f"state_{index}": state for index, state in enumerate(after)}
         return {**found, "hidden": tf.identity(after[0])}
 
