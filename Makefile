@@ -28,6 +28,7 @@ test-backend: $(INSTALLED)-$(KERAS_BACKEND)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py

@@ -15,10 +15,13 @@ against something that knows nothing of the cell's equations: finite differences
 the valid steps alone, on the reversed sequence, in two halves.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_gates.cells import GatedCell
 from keras_gates.gradients import clip_by_norm, clip_by_value
 from keras_gates.layers import GatedRNN
 
@@ -29,7 +32,7 @@ DTYPE = "float64" if _STRICT else "float32"
 TOLERANCE = 1e-9 if _STRICT else 2e-5
 
 
-def check_cell(cell_class, **arguments):
+def check_cell(cell_class: type[GatedCell], **arguments: Any) -> list[str]:
     """Runs all checks on `GatedRNN(cell=cell_class, **arguments)`.
 
     Returns:

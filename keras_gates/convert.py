@@ -1,10 +1,13 @@
 """From keras.layers.GRU, LSTM and SimpleRNN to GatedRNN."""
 
+from typing import Unpack
+
 import keras
 
 from keras_gates.cells import CELLS
-from keras_gates.cells.arguments import KERAS_NAMES
+from keras_gates.cells.arguments import KERAS_NAMES, sign
 from keras_gates.layers import GatedRNN
+from keras_gates.types import LayerArguments
 
 _LAYERS = {
     keras.layers.GRU: "gru",
@@ -20,7 +23,9 @@ _CELLS = {
 _KEPT = ("cell", "units", "use_bias", "reset_after")
 
 
-def from_keras(model_or_layer, **changes):
+def from_keras(
+    model_or_layer: keras.layers.Layer, **changes: Unpack[LayerArguments]
+) -> keras.layers.Layer:
     """A copy in which every GRU, LSTM and SimpleRNN is a GatedRNN with the same weights.
 
     Args:
@@ -48,11 +53,11 @@ def from_keras(model_or_layer, **changes):
             "from_keras takes a Keras model or layer. Received: "
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
-    for name in _KEPT:
-        if name in changes:
+    for name, value in changes.items():
+        if name in _KEPT:
             raise ValueError(
                 f"from_keras keeps the weights, and `{name}` changes their shape or meaning. "
-                f"Received: {name}={changes[name]!r}"
+                f"Received: {name}={value!r}"
             )
     conversion = _Conversion(changes)
     copy = conversion.layer(model_or_layer)
@@ -65,6 +70,9 @@ def from_keras(model_or_layer, **changes):
         copy.build_from_config(model_or_layer.get_build_config())
     conversion.copy_weights()
     return copy
+
+
+sign(from_keras, GatedRNN.__init__)
 
 
 def cell_from_keras(cell):

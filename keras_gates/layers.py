@@ -1,15 +1,18 @@
 """GatedRNN: a cell over the whole sequence."""
 
 import inspect
+import typing
 import warnings
+from typing import Any, Unpack
 
 import keras
 
 from keras_gates import activations, engine, regularizers, verdicts
-from keras_gates.cells import CELLS, GatedCell
-from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown
+from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
+from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import trace
 from keras_gates.equations import NotTraceableError, equations
+from keras_gates.types import Backprop, CellName, LayerArguments
 from keras_gates.validation import close_matches, one_of
 
 
@@ -80,26 +83,41 @@ class GatedRNN(keras.layers.RNN):
     penalty on activations Glorot, Bordes, Bengio, "Deep sparse rectifier neural networks", 2011.
     """
 
+    @typing.overload
+    def __init__(
+        self, units: int, cell: CellName | str = "gru", **arguments: Unpack[LayerArguments]
+    ) -> None: ...
+
+    @typing.overload
+    def __init__(
+        self, units: int | None, cell: type[GatedCell] | GatedCell, **arguments: Any
+    ) -> None: ...
+
+    @typing.overload
+    def __init__(
+        self, units: int | None = None, *, cell: type[GatedCell] | GatedCell, **arguments: Any
+    ) -> None: ...
+
     def __init__(
         self,
-        units=None,
-        cell="gru",
+        units: int | None = None,
+        cell: CellName | str | type[GatedCell] | GatedCell = "gru",
         *,
-        return_sequences=False,
-        return_state=False,
-        go_backwards=False,
-        stateful=False,
-        unroll=False,
-        zero_output_for_mask=False,
-        backprop="auto",
-        **kwargs,
-    ):
-        layer_arguments = {k: kwargs.pop(k) for k in LAYER_ARGUMENTS if k in kwargs}
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        zero_output_for_mask: bool = False,
+        backprop: Backprop = "auto",
+        **arguments: Any,
+    ) -> None:
+        layer_arguments = {k: arguments.pop(k) for k in LAYER_ARGUMENTS if k in arguments}
         cell_layer_arguments = {
             k: v for k, v in layer_arguments.items() if k in ("dtype", "trainable", "autocast")
         }
         super().__init__(
-            _cell(units, cell, kwargs, cell_layer_arguments),
+            _cell(units, cell, arguments, cell_layer_arguments),
             return_sequences=return_sequences,
             return_state=return_state,
             go_backwards=go_backwards,
@@ -111,7 +129,9 @@ class GatedRNN(keras.layers.RNN):
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
         self._engine = None
         self._not_fusable = None  # what the engine said when it could not run the cell
-        self._obstacles = {}  # of the fused path, when last traced for "training", "inference"
+        self._obstacles: dict[
+            str, str | None
+        ] = {}  # of the fused path, when last traced for "training", "inference"
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
         verdicts.warn_if_unstable(self.cell, stacklevel=2)
@@ -176,7 +196,7 @@ class GatedRNN(keras.layers.RNN):
             self.add_loss(strength * mean)
         return last_output, outputs, states
 
-    def explain(self):
+    def explain(self) -> str:
         """What this layer computes, which path sequences take through it, and why.
 
         Returns:
@@ -314,7 +334,9 @@ def _cell(units, cell, arguments, layer_arguments):
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
             f"instance of one. Received: cell={cell!r}{hint}"
         )
-    own = {*inspect.signature(GatedRNN.__init__).parameters, *LAYER_ARGUMENTS} - {"self", "kwargs"}
-    owner = f"GatedRNN(cell={cell.__name__})"
-    refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close=own)
+    owner, close = f"GatedRNN(cell={cell.__name__})", inspect.signature(GatedRNN).parameters
+    refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close)
     return cell(units, **arguments, **layer_arguments)
+
+
+sign(GatedRNN.__init__, GRUCell.__init__, LSTMCell.__init__)

@@ -74,6 +74,8 @@ def _fresh_keras():
     """Every test starts from the same seeds, names and dtype policy."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
+    yield
+    # Now, because what modules share is made before this runs for their first test.
     keras.config.set_dtype_policy("float32")
 
 

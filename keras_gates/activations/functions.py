@@ -3,6 +3,8 @@
 A gate takes values in [0, 1]; a candidate should be able to move the state both ways.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -10,7 +12,7 @@ _registered = keras.saving.register_keras_serializable(package="keras_gates")
 
 
 @_registered
-def tanh_gate(x):
+def tanh_gate(x: Any) -> Any:
     """(tanh(x) + 1) / 2, a gate made of tanh.
 
     Range (0, 1), slope at most 1/2, at 0. Equal to sigmoid(2 x): twice as steep as sigmoid. Bare
@@ -23,7 +25,7 @@ def tanh_gate(x):
 
 
 @_registered
-def softsign_gate(x):
+def softsign_gate(x: Any) -> Any:
     """(softsign(x) + 1) / 2 = (x / (1 + |x|) + 1) / 2, a gate with slow tails.
 
     Range (0, 1), slope at most 1/2, at 0. Its slope falls as 1 / x² where that of sigmoid falls as
@@ -36,7 +38,7 @@ def softsign_gate(x):
 
 
 @_registered
-def relu_gate(x):
+def relu_gate(x: Any) -> Any:
     """min(max(x, 0), 1), relu clipped to [0, 1].
 
     Range [0, 1], slope 1 inside. Shut, without a slope, for every input below 0: give its bias a
@@ -46,7 +48,7 @@ def relu_gate(x):
 
 
 @_registered
-def hard_sigmoid_keras2(x):
+def hard_sigmoid_keras2(x: Any) -> Any:
     """min(max(0.2 x + 0.5, 0), 1), the hard sigmoid of Keras 2 and of ONNX by default.
 
     Range [0, 1], slope 1/5 inside (-2.5, 2.5). `keras.activations.hard_sigmoid` of Keras 3 is
@@ -58,7 +60,7 @@ def hard_sigmoid_keras2(x):
 
 
 @_registered
-def fast_gate(x):
+def fast_gate(x: Any) -> Any:
     """sigmoid(sinh(x)), a gate that saturates double exponentially fast.
 
     Range (0, 1), slope at most 0.279, near -0.93 and 0.93. It comes close to 1 for moderate inputs,
@@ -72,7 +74,7 @@ def fast_gate(x):
 
 
 @_registered
-def penalized_tanh(x):
+def penalized_tanh(x: Any) -> Any:
     """tanh(x) for x > 0, else tanh(x) / 4, a candidate that leans to positive values.
 
     Range (-1/4, 1), slope at most 1, at 0.
@@ -85,7 +87,7 @@ def penalized_tanh(x):
 
 
 @_registered
-def min_gru_g(x):
+def min_gru_g(x: Any) -> Any:
     """x + 0.5 for x >= 0, else sigmoid(x): the positive candidate of minGRU.
 
     Range (0, inf), slope 1 for x >= 0. Positive, so that a recurrence of it has a logarithm; a

@@ -1,16 +1,19 @@
 """Activations by name, by function or as a Keras layer, and whether a saved model can name them."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_gates.activations import functions
+from keras_gates.types import Activation
 from keras_gates.validation import close_matches
 
 _NOT_ACTIVATIONS = {"get", "serialize", "deserialize"}
 
 
-def names():
+def names() -> list[str]:
     """The names that activations go by: Keras' own, and those of `keras_gates.activations`."""
     return sorted({*_keras_names(), *_own_names()})
 
@@ -31,7 +34,7 @@ def _own_names():
     ]
 
 
-def get(identifier, argument, warn=True):
+def get(identifier: Activation, argument: str, warn: bool = True) -> Callable[[Any], Any]:
     """The activation that `identifier` stands for.
 
     Args:
@@ -67,7 +70,7 @@ def get(identifier, argument, warn=True):
     return identifier
 
 
-def serialize(activation, argument):
+def serialize(activation: Callable[[Any], Any], argument: str) -> str | dict[str, Any]:
     """What `get` turns back into `activation`, in another process too."""
     name = _saved_name(activation)
     if name is None:
@@ -79,12 +82,12 @@ def serialize(activation, argument):
     return name
 
 
-def is_serialized(identifier):
+def is_serialized(identifier: Any) -> bool:
     """Whether `identifier` is what `serialize` returns for a layer or a registered function."""
     return isinstance(identifier, dict) and "class_name" in identifier
 
 
-def name_of(activation):
+def name_of(activation: Any) -> str:
     """A name to show: of a function its own, of a layer or another object that of its class."""
     return getattr(activation, "__name__", None) or type(activation).__name__
 

@@ -4,12 +4,15 @@ import dataclasses
 import math
 import warnings
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_gates.activations import lookup
-from keras_gates.eagerly import eagerly
+from keras_gates.eager import eager_scope
+from keras_gates.types import Activation
 
 # Slopes are differences over cells of this width, which put every usual kink on a node.
 STEP, REACH = 1 / 256, 32.0
@@ -76,7 +79,7 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile(activation):
+def profile(activation: Activation) -> Profile:
     """The profile of an activation, analytic where it is known and else measured.
 
     Args:
@@ -96,7 +99,7 @@ def profile(activation):
     5.4
     """
     function = lookup.get(activation, "activation", warn=False)
-    known = ANALYTIC.get(getattr(function, "__name__", None))
+    known = ANALYTIC.get(getattr(function, "__name__", ""))
     if known is not None and lookup.get(known.name, "activation") is function:
         return known
     if isinstance(function, keras.Layer):
@@ -109,14 +112,14 @@ def profile(activation):
         return measure(function)
 
 
-_measured = weakref.WeakKeyDictionary()
+_measured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class NotANumber(ValueError):
     """An activation is NaN where it should have a value."""
 
 
-def measure(activation):
+def measure(activation: Callable[[Any], Any]) -> Profile:
     """The profile of an activation, measured by evaluating it; see `profile`."""
     name = lookup.name_of(activation)
     count = round(REACH / STEP)
@@ -159,7 +162,7 @@ def measure(activation):
     )
 
 
-def values(activation, x):
+def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     """An elementwise activation at the numbers `x`, in float64."""
     x = np.asarray(x, "float64")
     name = lookup.name_of(activation)
@@ -169,13 +172,13 @@ def values(activation, x):
     )
     units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
     if isinstance(activation, keras.Layer):
-        activation, width = runnable(activation)
-        units, dtype = max(units, width), activation.compute_dtype
+        layer, width = runnable(activation)
+        activation, units, dtype = layer, max(units, width), layer.compute_dtype
 
     def at(x, others):
         given = np.repeat(others[:, None], units, axis=1)
         given[:, 0] = x
-        with eagerly():
+        with eager_scope():
             inputs = keras.ops.convert_to_tensor(given, dtype)
             try:
                 y = keras.ops.convert_to_numpy(activation(inputs))

@@ -7,18 +7,35 @@ from keras_gates.validation import close_matches
 
 # Arguments that keras.layers.Layer takes.
 LAYER_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autocast")
+_VARIABLE = inspect.Parameter.VAR_KEYWORD
 # What Keras calls an argument -> what it is called here.
 KERAS_NAMES = {"activation": "candidate_activation", "recurrent_activation": "gate_activation"}
 
 
+def sign(function, *others):
+    """Gives a function the signature with all keyword arguments that its `**kwargs` stand for.
+
+    Args:
+        function: a function.
+        *others: those that it passes them on to.
+    """
+    signature = inspect.signature(function)
+    found = dict(signature.parameters)
+    variable = [name for name, p in found.items() if p.kind is _VARIABLE]
+    if not variable:
+        return
+    del found[variable[0]]
+    for other in others:
+        for name, parameter in inspect.signature(other).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in found:
+                found[name] = parameter
+    function.__signature__ = signature.replace(parameters=[*found.values()])
+
+
 @functools.cache  # asked whenever an attribute of a layer is set
-def own_options(cell_class):
-    """Names of the arguments that the class itself adds to those of its bases."""
-    if "__init__" not in vars(cell_class):
-        return frozenset()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(cell_class.__init__).parameters
-    return frozenset(n for n, p in parameters.items() if p.kind in kinds and n != "self")
+def options(cell_class):
+    """Names of all arguments that a cell takes besides those of every Keras layer."""
+    return frozenset(inspect.signature(cell_class).parameters) - {*LAYER_ARGUMENTS}
 
 
 def refuse_unknown(owner, given, known, cells, close=()):
@@ -34,7 +51,7 @@ def refuse_unknown(owner, given, known, cells, close=()):
     for name in given:
         if name in known:
             continue
-        others = [cell.__name__ for cell in cells if name in own_options(cell)]
+        others = [cell.__name__ for cell in cells if name in options(cell)]
         hint = close_matches(name, {*known, *close})
         if name in KERAS_NAMES:
             hint = f"; what Keras calls {name} is {KERAS_NAMES[name]} here"

@@ -1,6 +1,7 @@
 """What all cells share: arguments, weights, the time step around their equations, config."""
 
 import typing
+from typing import Any, Unpack
 
 import keras
 from keras import ops
@@ -20,6 +21,7 @@ from keras_gates.cells.step import (
     step_of,
 )
 from keras_gates.gradients import may_be_recorded
+from keras_gates.types import Activation, ClipPlace, GateActivation, NoArguments
 from keras_gates.validation import (
     close_matches,
     fraction,
@@ -29,7 +31,7 @@ from keras_gates.validation import (
     positive_number,
 )
 
-CLIP_PLACES = ("state", "preactivation")
+CLIP_PLACES = typing.get_args(ClipPlace)
 CANDIDATE = "candidate"
 
 
@@ -96,12 +98,12 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     neural networks", 2013.
     """
 
-    blocks = (CANDIDATE,)
-    state_names = ("hidden",)
+    blocks: tuple[str, ...] = (CANDIDATE,)
+    state_names: tuple[str, ...] = ("hidden",)
     # The leading blocks whose recurrent product is taken of h itself. A cell that takes one of
     # something else (a GRU with reset_after=False: of r * h) leaves that block out here and calls
     # `self.recurrent(block, value)` in its equations. None: all blocks.
-    projected_blocks = None
+    projected_blocks: tuple[str, ...] | None = None
     # Whether U has a bias c of its own; the bias is then (2, columns) instead of (columns,).
     two_biases = False
     # From a block or state to its symbol in equations, where it is not the usual one.
@@ -111,33 +113,43 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def __init__(
         self,
-        units,
+        units: int,
         *,
-        gate_activation=None,
-        candidate_activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        recurrent_initializer="orthogonal",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        recurrent_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        recurrent_constraint=None,
-        bias_constraint=None,
-        dropout=0.0,
-        recurrent_dropout=0.0,
-        grad_clip_value=None,
-        grad_clip_norm=None,
-        grad_clip_at="state",
-        activation_l1=0.0,
-        candidate_l1=0.0,
-        seed=None,
-        **kwargs,
-    ):
-        known = self.options() | set(arguments.LAYER_ARGUMENTS)
-        arguments.refuse_unknown(type(self).__name__, kwargs, known, _all_cells())
-        super().__init__(**kwargs)
+        gate_activation: GateActivation | None = None,
+        candidate_activation: Activation | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        grad_clip_value: float | None = None,
+        grad_clip_norm: float | None = None,
+        grad_clip_at: ClipPlace = "state",
+        activation_l1: float = 0.0,
+        candidate_l1: float = 0.0,
+        seed: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        autocast: bool = True,
+        activity_regularizer: Any = None,
+        **unknown: Unpack[NoArguments],
+    ) -> None:
+        arguments.refuse_unknown(type(self).__name__, unknown, self.options(), _all_cells())
+        super().__init__(
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
+            autocast=autocast,
+            activity_regularizer=activity_regularizer,
+        )
         if not isinstance(self.blocks, tuple) or not isinstance(self.state_names, tuple):
             raise TypeError(
                 f"{type(self).__name__} must have tuples of names as `blocks` and `state_names`. "
@@ -371,7 +383,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             for gate, activation in self.gate_activations.items()
         }
         # A Keras layer that all gates share is written once, so that they share it again.
-        shared = len({id(activation) for activation in self.gate_activations.values()}) == 1
+        shared = self.gate_activations and not isinstance(self.gate_activation, dict)
         return {
             **super().get_config(),
             "units": self.units,
@@ -399,11 +411,23 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "seed": self.seed,
         }
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            arguments.sign(cls.__init__, super(cls, cls).__init__)
+
     @classmethod
     def options(cls):
         """Names of all arguments that this cell takes besides those of every Keras layer."""
-        bases = cls.__mro__[: cls.__mro__.index(GatedCell) + 1]
-        return {name for base in bases for name in arguments.own_options(base)}
+        return arguments.options(cls)
+
+    @property
+    def gate_activation(self):
+        """The activation of all gates, or a dict from gate to activation where they differ."""
+        different = {id(activation) for activation in self.gate_activations.values()}
+        if len(different) > 1:
+            return dict(self.gate_activations)
+        return next(iter(self.gate_activations.values()), None)
 
     # ------------------------------------------------------------------ the parts
 
@@ -496,6 +520,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 "keras.layers.RNN, has no place for them. Use "
                 f"GatedRNN(cell={type(self).__name__}(...))."
             )
+
+
+arguments.sign(GatedCell.__init__)
 
 
 def _all_cells(base=GatedCell):

@@ -1,8 +1,11 @@
 """The gated recurrent unit."""
 
+from typing import Unpack
+
 import keras
 
 from keras_gates.cells.base import GatedCell
+from keras_gates.types import CellArguments
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -36,7 +39,9 @@ class GRUCell(GatedCell):
 
     blocks = ("update", "reset", "candidate")
 
-    def __init__(self, units, *, reset_after=True, **kwargs):
+    def __init__(
+        self, units: int, *, reset_after: bool = True, **kwargs: Unpack[CellArguments]
+    ) -> None:
         super().__init__(units, **kwargs)
         self.reset_after = self.two_biases = bool(reset_after)
         self.projected_blocks = self.blocks if reset_after else ("update", "reset")

@@ -1,12 +1,14 @@
 """The long short-term memory."""
 
 import typing
+from typing import Unpack
 
 import keras
 from keras import ops
 
 from keras_gates import activations
 from keras_gates.cells.base import GatedCell
+from keras_gates.types import Activation, CellArguments
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -46,7 +48,14 @@ class LSTMCell(GatedCell):
     state_names = ("hidden", "cell")
     symbols: typing.ClassVar[dict[str, str]] = {"candidate": "g"}
 
-    def __init__(self, units, *, output_activation=None, unit_forget_bias=True, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        *,
+        output_activation: Activation | None = None,
+        unit_forget_bias: bool = True,
+        **kwargs: Unpack[CellArguments],
+    ) -> None:
         super().__init__(units, **kwargs)
         self.output_activation = (
             self.candidate_activation

@@ -104,7 +104,7 @@ class Step:
 
 # What belongs to one call stands in its context and not on the cell, which other threads may be
 # calling: from a cell to a list of its step, and from a cell to what observes its steps.
-_NONE = types.MappingProxyType({})
+_NONE: types.MappingProxyType = types.MappingProxyType({})
 _running = contextvars.ContextVar("running", default=_NONE)
 _observers = contextvars.ContextVar("observers", default=_NONE)
 

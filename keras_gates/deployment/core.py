@@ -4,10 +4,12 @@ import importlib
 import inspect as python
 import os
 import pathlib
+from typing import Any, Literal, Unpack, get_args
 
 import keras
 import numpy as np
 
+from keras_gates.cells.arguments import sign
 from keras_gates.deployment.errors import NotExportable, ParityError
 from keras_gates.deployment.inputs import Inputs
 from keras_gates.deployment.place import aside
@@ -16,16 +18,26 @@ from keras_gates.deployment.samples import Samples
 from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.verify import default_tolerance, verify
 from keras_gates.diagnostics.data import check_model
+from keras_gates.types import Format, NoArguments
 from keras_gates.validation import close_matches, one_of, positive_number, true_or_false
 
-FORMATS = ("saved_model", "onnx", "litert", "openvino")
+FORMATS = get_args(Format)
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
 
 
 def export(
-    model, path, format="saved_model", *, streaming=False, sample=None, tolerance=None, **options
-):
+    model: keras.Model,
+    path: str | os.PathLike,
+    format: Format = "saved_model",
+    *,
+    streaming: bool = False,
+    sample: Any = None,
+    tolerance: float | None = None,
+    batch_size: int | None = None,
+    quantize: Literal["int8"] | None = None,
+    **unknown: Unpack[NoArguments],
+) -> ExportReport:
     """Writes a model as a file that runs without this package, and compares the two.
 
     The file is written aside, run in another process in which keras_gates cannot be imported, on
@@ -47,8 +59,8 @@ def export(
         tolerance: the largest accepted difference, as a share of the largest value of an output.
             Default: 1e-5; more for a model that computes in half precision; any for a quantized
             file, whose report tells what it costs.
-        **options: of the format. "litert": `batch_size`, which is fixed there, and
-            `quantize="int8"`.
+        batch_size: of "litert" alone, where it is fixed. Default: 1, or that of a stateful model.
+        quantize: "int8" for weights as 8-bit integers, of "litert" alone.
 
     Returns:
         An `ExportReport`: what was written, and how it compares with the model.
@@ -73,7 +85,8 @@ def export(
     check_model(model)
     module = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
-    options = _options(format, module, {"streaming": streaming, **options})
+    given = {"streaming": streaming, "batch_size": batch_size, "quantize": quantize, **unknown}
+    options = _options(format, module, given)
     if tolerance is not None:
         positive_number("tolerance", tolerance, none="the default")
     elif not options.get("quantize"):
@@ -100,7 +113,10 @@ def export(
     )
 
 
-def inspect(path):
+sign(export)
+
+
+def inspect(path: str | os.PathLike) -> ExportReport:
     """What is in a written file: its signatures, operators and size.
 
     Args:

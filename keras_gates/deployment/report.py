@@ -1,6 +1,7 @@
 """What was written, and how it compares with its model: as text and as plain data."""
 
 import dataclasses
+from typing import Any
 
 from keras_gates.deployment.samples import Sample
 
@@ -75,23 +76,23 @@ class ExportReport:
     samples: list[Sample] = dataclasses.field(default_factory=list)
     latency: list[Latency] = dataclasses.field(default_factory=list)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, lists, strings and numbers, for JSON."""
         return dataclasses.asdict(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{self.path}: {self.format}, {_size(self.size)}"]
         for name, signature in self.signatures.items():
             lines.append(f"  {name}({_tensors(signature['inputs'])})")
             lines.append(f"    -> {_tensors(signature['outputs'])}")
-        operators = sorted(self.operators.items(), key=lambda one: one[0] not in _RECURRENT)
-        operators = [f"{name} {count}" for name, count in operators]
+        names = sorted(self.operators, key=lambda name: name not in _RECURRENT)
+        operators = [f"{name} {self.operators[name]}" for name in names]
         lines.append(f"  operators: {', '.join(operators[:8])}{_and_more(len(operators) - 8)}")
         if self.difference is not None:
-            given = self.difference
+            found = self.difference
             lines.append(
-                f"  largest difference to the model: {given.absolute:.2g}, {given.relative:.2g} of "
-                f"the scale of {given.output!r}, on {len(self.samples)} samples"
+                f"  largest difference to the model: {found.absolute:.2g}, {found.relative:.2g} of "
+                f"the scale of {found.output!r}, on {len(self.samples)} samples"
             )
         for given in self.latency:
             what = f"{given.signature}, batch {given.batch}"

@@ -1,11 +1,24 @@
 """Figures and findings of a model on data."""
 
+from typing import Any
+
+import keras
+
 from keras_gates.diagnostics import data, figures, findings, trace
 from keras_gates.diagnostics.report import Diagnosis
+from keras_gates.diagnostics.trace import Trace
 from keras_gates.validation import positive_integer
 
 
-def diagnose(model, x, y=None, *, margin=0.05, batch_size=32, lyapunov=True):
+def diagnose(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    margin: float = 0.05,
+    batch_size: int = 32,
+    lyapunov: bool = True,
+) -> Diagnosis:
     """Looks into every recurrent layer of a model while it runs on data.
 
     For each GatedRNN, keras.layers.GRU, LSTM, SimpleRNN, or keras.layers.RNN of one of their cells
@@ -69,10 +82,11 @@ def diagnose(model, x, y=None, *, margin=0.05, batch_size=32, lyapunov=True):
     recurrent neural networks", 2023, and Vogt et al., "On Lyapunov exponents for RNNs", 2022.
     """
     margin = check_margin(margin)
-    return of_runs(*_started(model, x, y, batch_size, lyapunov), margin)
+    tracer, runs = _started(model, x, y, batch_size, lyapunov)
+    return of_runs(tracer, runs, margin)
 
 
-def traces(model, x, y=None, *, batch_size=32):
+def traces(model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32) -> list[Trace]:
     """What every recurrent layer of a model computes on data, as arrays over samples and time.
 
     This is what `diagnose` takes its figures from, and what the plots show.

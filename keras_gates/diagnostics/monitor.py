@@ -2,8 +2,10 @@
 
 import csv
 import math
+import os
 import time
 import warnings
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ from keras import ops
 
 from keras_gates.diagnostics import data, trace
 from keras_gates.diagnostics.diagnosis import check_margin, of_runs
+from keras_gates.diagnostics.report import Diagnosis
 from keras_gates.validation import one_of, positive_integer
 
 # What is small already may grow again without harm: a figure is compared with the smallest so
@@ -84,18 +87,18 @@ class GateMonitor(keras.callbacks.Callback):
 
     def __init__(
         self,
-        x,
-        y=None,
+        x: Any,
+        y: Any = None,
         *,
-        every=None,
-        unit="epoch",
-        samples=32,
-        margin=0.05,
-        log_dir=None,
-        csv=None,
-        on_divergence="warn",
-        growth=1000.0,
-    ):
+        every: int | None = None,
+        unit: Literal["epoch", "step"] = "epoch",
+        samples: int = 32,
+        margin: float = 0.05,
+        log_dir: str | os.PathLike | None = None,
+        csv: str | os.PathLike | None = None,
+        on_divergence: Literal["warn", "stop", "restore"] = "warn",
+        growth: float = 1000.0,
+    ) -> None:
         super().__init__()
         self.every = None if every is None else positive_integer("every", every)
         self.unit = one_of("unit", unit, ("epoch", "step"))
@@ -117,11 +120,13 @@ class GateMonitor(keras.callbacks.Callback):
         # Copies, so that the whole of `x` need not stay in memory.
         self.x, self.y = data.take(x, kept), data.take(y, kept)
         self.log_dir, self.csv = log_dir, csv
-        self.history, self.diagnosis = {}, None
+        self.history: dict[str, list] = {}
+        self.diagnosis: Diagnosis | None = None
         self.reason = self.diverged_at = None
         self._tracer = self._writer = None
-        self._sound = []  # pairs of a variable and its value when all was well
-        self._first, self._smallest = {}, {}
+        self._sound: list[tuple] = []  # pairs of a variable and its value when all was well
+        self._first: dict[str, float] = {}
+        self._smallest: dict[str, float] = {}
         self._finished = 0  # epochs or steps
         if log_dir is not None:
             _summary()

@@ -1,7 +1,9 @@
 """Where the first NaN or infinity comes from."""
 
 import dataclasses
+from typing import Any
 
+import keras
 import numpy as np
 from keras import tree
 
@@ -66,7 +68,9 @@ class NonFinite:
         return f"Not finite in {what}: {' '.join(at)} is {self.value}. {self.advice}"
 
 
-def locate_nonfinite(model, x, y=None, *, batch_size=32):
+def locate_nonfinite(
+    model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32
+) -> NonFinite:
     """The first value of a model on data that is NaN or infinite.
 
     Looks, in this order, at `x`, `y`, the weights, the forward pass (layer by layer in the order

@@ -6,10 +6,15 @@ reads; where that is backwards, the axis says so. matplotlib is needed:
 `pip install "keras_gates[plots]"`.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_gates import activations, verdicts
+from keras_gates.cells import GatedCell
 from keras_gates.diagnostics.trace import Trace
+from keras_gates.types import Activation, CellName
 from keras_gates.validation import close_matches, one_of
 from keras_gates.verdicts import LEVELS
 
@@ -20,7 +25,7 @@ STYLES = [(BLUE, "-"), (RED, "--"), (GREEN, "-."), (ORANGE, ":"), (PURPLE, "-"),
 LEVEL_COLORS = dict(zip(LEVELS, ("#009E73", "#F0E442", "#D55E00"), strict=True))
 
 
-def plot_activation(activation, axes=None, *, reach=4.0):
+def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 4.0) -> Any:
     """An activation and its slope for inputs in [-reach, reach].
 
     Args:
@@ -48,7 +53,7 @@ def plot_activation(activation, axes=None, *, reach=4.0):
     return axes
 
 
-def plot_gate(trace, gate, axes=None):
+def plot_gate(trace: Trace, gate: str, axes: Any = None) -> Any:
     """The distribution of a gate's values over time: median, and bands of 50 % and 90 %.
 
     Args:
@@ -74,7 +79,7 @@ def plot_gate(trace, gate, axes=None):
     return axes
 
 
-def plot_saturation(trace, gate, axes=None, *, margin=0.05):
+def plot_saturation(trace: Trace, gate: str, axes: Any = None, *, margin: float = 0.05) -> Any:
     """How often each unit of a gate is saturated at each time step: units x time.
 
     Args:
@@ -113,7 +118,7 @@ def plot_saturation(trace, gate, axes=None, *, margin=0.05):
     return axes
 
 
-def plot_gradient_norms(traces, axes=None):
+def plot_gradient_norms(traces: Trace | Sequence[Trace], axes: Any = None) -> Any:
     """The norm of dL/dh_t over time, mean over the samples.
 
     Args:
@@ -148,7 +153,9 @@ def plot_gradient_norms(traces, axes=None):
     return axes
 
 
-def plot_states(trace, axes=None, *, sample=0, state="hidden", units=8):
+def plot_states(
+    trace: Trace, axes: Any = None, *, sample: int = 0, state: str = "hidden", units: int = 8
+) -> Any:
     """Trajectories of a state of some units, for one sample.
 
     Args:
@@ -173,7 +180,14 @@ def plot_states(trace, axes=None, *, sample=0, state="hidden", units=8):
     return axes
 
 
-def plot_verdicts(cell, gates, candidates, axes=None, *, outcomes=None):
+def plot_verdicts(
+    cell: CellName | str | type[GatedCell],
+    gates: Sequence[Activation],
+    candidates: Sequence[Activation],
+    axes: Any = None,
+    *,
+    outcomes: Mapping | None = None,
+) -> Any:
     """The verdict on every pair of activations: gates x candidates, S, C or U and a colour.
 
     Args:

@@ -50,8 +50,8 @@ class Trace:
     valid: np.ndarray
     activated: dict
     states: dict
-    gradient: np.ndarray = None
-    growth: np.ndarray = None
+    gradient: np.ndarray | None = None
+    growth: np.ndarray | None = None
 
     @property
     def gates(self):

@@ -58,7 +58,7 @@ class Operation:
     alias: bool = False
 
 
-TABLE = {}
+TABLE: dict[str, Operation] = {}
 
 
 def _row(name, numpy=None, pull=None, expand=None, onnx=None, keras=None, **more):
@@ -254,7 +254,7 @@ def _pull_max(y, d):
 
 
 _row(
-    "sum", lambda x: np.sum(x, **_ROW_OF), lambda y, d: (apply("broadcast", d),),
+    "sum", lambda x: np.sum(x, axis=-1, keepdims=True), lambda y, d: (apply("broadcast", d),),
     onnx="ReduceSum", reduces=True, latex=r"\sum {0}",
 )  # fmt: skip
 _row("broadcast", keras={}, pull=lambda y, d: (total(d),), reduces=None, text="{0}", latex="{0}")
@@ -268,7 +268,7 @@ _row(
     keras="Std",
 )  # fmt: skip
 _row(
-    "max", lambda x: np.max(x, **_ROW_OF), _pull_max, onnx="ReduceMax", reduces=True,
+    "max", lambda x: np.max(x, axis=-1, keepdims=True), _pull_max, onnx="ReduceMax", reduces=True,
     keras={"Max": (), "Amax": ()},
 )  # fmt: skip
 _row("min", expand=lambda y: -apply("max", -y.arguments[0]), reduces=True)

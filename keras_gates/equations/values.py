@@ -80,7 +80,8 @@ class Value:
         return apply("less_equal", self, other)
 
 
-_interned, _lock = weakref.WeakValueDictionary(), threading.Lock()
+_interned: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+_lock = threading.Lock()
 
 
 def value(operation, arguments=(), parameters=(), rows=True, wide=True):

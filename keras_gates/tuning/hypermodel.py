@@ -3,6 +3,8 @@
 import inspect
 import math
 import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import keras
 import keras_tuner
@@ -13,6 +15,7 @@ from keras_gates.tuning.space import (
     CANDIDATES,
     GATES,
     SPACE_ARGUMENTS,
+    CellChoice,
     activation_space,
     cell_options,
     choice,
@@ -82,25 +85,25 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
 
     def __init__(
         self,
-        task,
-        input_shape,
-        outputs,
+        task: Literal["classification", "sequence", "regression"],
+        input_shape: tuple[int | None, ...],
+        outputs: int,
         *,
-        cell="gru",
-        gates=GATES,
-        candidates=CANDIDATES,
-        layers=(1, 2),
-        units=(64, 32, 128),
-        bidirectional=False,
-        dropout=(0.0, 0.2),
-        learning_rate=(1e-3, 3e-4, 3e-3, 1e-2),
-        mask_value=None,
-        stem=None,
-        head=None,
-        name=None,
-        tunable=True,
-        **options,
-    ):
+        cell: CellChoice = "gru",
+        gates: str | Sequence[str] = GATES,
+        candidates: str | Sequence[str] = CANDIDATES,
+        layers: int | Sequence[int] = (1, 2),
+        units: int | Sequence[int] = (64, 32, 128),
+        bidirectional: bool | Sequence[bool] = False,
+        dropout: float | Sequence[float] = (0.0, 0.2),
+        learning_rate: float | Sequence[float] = (1e-3, 3e-4, 3e-3, 1e-2),
+        mask_value: float | None = None,
+        stem: Callable | None = None,
+        head: Callable | None = None,
+        name: str | None = None,
+        tunable: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__(name=name, tunable=tunable)
         self.task = one_of("task", task, tuple(TASKS))
         self.input_shape = _input_shape(input_shape, stem, mask_value)

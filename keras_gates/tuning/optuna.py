@@ -6,12 +6,14 @@ what counts; the study is brought to the same when a search goes on.
 
 import copy
 import uuid
+from typing import Any
 
 import keras_tuner
 import numpy as np
 from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
 
 from keras_gates.tuning import oracles, roles
+from keras_gates.tuning.oracles import Objective
 
 # How often the sampler may come back to what was tried before a choice is drawn by chance.
 DRAWS = 10
@@ -76,16 +78,16 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
 
     def __init__(
         self,
-        objective=None,
-        max_trials=10,
+        objective: Objective = None,
+        max_trials: int = 10,
         *,
-        sampler=None,
-        pruner=None,
-        storage=None,
-        study_name=None,
-        seed=None,
-        **kwargs,
-    ):
+        sampler: Any = None,
+        pruner: Any = None,
+        storage: Any = None,
+        study_name: str | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         optuna = _optuna()
         super().__init__(objective=objective, max_trials=max_trials, seed=seed, **kwargs)
         _refuse_other("sampler", sampler, optuna.samplers.BaseSampler)
@@ -100,7 +102,7 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         self.prunes = not isinstance(pruner, optuna.pruners.NopPruner)
         self._own_sampler = sampler is not None
         self._search = uuid.uuid4().hex  # by which its trials are known in a study
-        self._asked = {}  # trial_id -> optuna.Trial, of the trials that have not ended
+        self._asked: dict[str, Any] = {}  # trial_id -> optuna.Trial, of those that have not ended
         self.study, self._exhausted = None, False
         if roles.role() != roles.WORKER:
             direction = f"{self.objective.direction}imize"

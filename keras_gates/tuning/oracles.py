@@ -12,7 +12,11 @@ import math
 import numbers
 import os
 import pathlib
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
+import keras
 import keras_tuner
 import numpy as np
 from keras_tuner.engine.hyperparameters import Choice
@@ -21,6 +25,15 @@ from keras_tuner.engine.trial import Trial
 from keras_gates.tuning import records, roles
 from keras_gates.validation import positive_integer
 
+HyperModel: TypeAlias = (
+    keras_tuner.HyperModel | Callable[[keras_tuner.HyperParameters], keras.Model]
+)
+Objective: TypeAlias = str | keras_tuner.Objective | Sequence[str | keras_tuner.Objective] | None
+if typing.TYPE_CHECKING:
+    from keras_tuner import Oracle as _Base
+else:
+    _Base = object
+
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 # The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
 INTERMEDIATE = "intermediate"
@@ -28,7 +41,7 @@ INTERMEDIATE = "intermediate"
 MOST_COUNTED = 10_000
 
 
-class RobustOracle:
+class RobustOracle(_Base):
     """What the oracles here have in common; comes before one of KerasTuner's among the bases.
 
     - Any number of failing trials leaves the search going.
@@ -39,7 +52,15 @@ class RobustOracle:
     - A search begins with the defaults of all choices, which the others are compared with.
     """
 
-    def __init__(self, *args, seed=None, max_consecutive_failed_trials=None, **kwargs):
+    seed: int | None
+
+    def __init__(
+        self,
+        *args: Any,
+        seed: int | None = None,
+        max_consecutive_failed_trials: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             *args,
             seed=seed,
@@ -222,7 +243,7 @@ class BayesianOptimizationOracle(RobustOracle, keras_tuner.oracles.BayesianOptim
     variables in Bayesian optimization with Gaussian processes", 2020.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._random_state = np.random.RandomState(self.seed)
         self.gpr = self._make_gpr()

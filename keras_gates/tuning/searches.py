@@ -1,8 +1,10 @@
 """The searches: what proposes the trials that a `Tuner` runs."""
 
 import numbers
+from typing import Any
 
 from keras_gates.tuning import oracles, records
+from keras_gates.tuning.oracles import HyperModel, Objective
 from keras_gates.tuning.tuners import Tuner, constructor_arguments
 from keras_gates.validation import positive_integer
 
@@ -37,7 +39,15 @@ class RandomSearch(Tuner):
 
     oracle_class = oracles.RandomSearchOracle
 
-    def __init__(self, hypermodel=None, objective=None, max_trials=10, *, seed=None, **kwargs):
+    def __init__(
+        self,
+        hypermodel: HyperModel | None = None,
+        objective: Objective = None,
+        max_trials: int | None = 10,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             self.oracle_class(
                 objective=objective,
@@ -58,7 +68,13 @@ class GridSearch(RandomSearch):
 
     oracle_class = oracles.GridSearchOracle
 
-    def __init__(self, hypermodel=None, objective=None, max_trials=None, **kwargs):
+    def __init__(
+        self,
+        hypermodel: HyperModel | None = None,
+        objective: Objective = None,
+        max_trials: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(hypermodel, objective, max_trials, **kwargs)
 
 
@@ -88,15 +104,15 @@ class Hyperband(Tuner):
 
     def __init__(
         self,
-        hypermodel=None,
-        objective=None,
-        max_epochs=100,
+        hypermodel: HyperModel | None = None,
+        objective: Objective = None,
+        max_epochs: int = 100,
         *,
-        factor=3,
-        hyperband_iterations=1,
-        seed=None,
-        **kwargs,
-    ):
+        factor: float = 3,
+        hyperband_iterations: int = 1,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         positive_integer("max_epochs", max_epochs)
         positive_integer("hyperband_iterations", hyperband_iterations)
         if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or factor <= 1:

@@ -10,8 +10,11 @@ a prefix instead: "gru/candidate_activation", "lstm/candidate_activation".
 """
 
 import contextlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import keras_tuner
 
 from keras_gates import activations
 from keras_gates.cells import CELLS, GatedCell
@@ -31,17 +34,21 @@ INITIALIZERS = ("orthogonal", "identity")
 SPACE_ARGUMENTS = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
 
 
+_Cell = str | type[GatedCell]
+CellChoice = _Cell | Sequence[_Cell]
+
+
 def activation_space(
-    hp,
-    cell="gru",
-    gates=GATES,
-    candidates=CANDIDATES,
+    hp: keras_tuner.HyperParameters,
+    cell: CellChoice = "gru",
+    gates: str | Sequence[str] = GATES,
+    candidates: str | Sequence[str] = CANDIDATES,
     *,
-    unstable=False,
-    units=None,
-    double_one_sided=False,
-    **options,
-):
+    unstable: bool = False,
+    units: int | None = None,
+    double_one_sided: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
     """Chooses, in KerasTuner's `build(hp)`, activations of a `GatedRNN` and what goes with them.
 
     Pairs of a gate and a candidate that `check_activations` calls unstable in the cell are not

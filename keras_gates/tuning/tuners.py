@@ -4,9 +4,11 @@ import collections
 import inspect
 import json
 import math
+import os
 import pathlib
 import time
 import traceback
+from typing import Any
 
 import keras
 import keras_tuner
@@ -19,6 +21,7 @@ from keras_tuner.src.engine.tuner import maybe_distribute
 from keras_gates import diagnostics
 from keras_gates.tuning import chief, launch, oracles, records, roles, settings
 from keras_gates.tuning.errors import told
+from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Progress
 from keras_gates.tuning.watch import Watch
 from keras_gates.validation import close_matches, positive_integer
@@ -63,15 +66,15 @@ class Tuner(keras_tuner.Tuner):
 
     def __init__(
         self,
-        oracle,
-        hypermodel=None,
+        oracle: oracles.RobustOracle,
+        hypermodel: HyperModel | None = None,
         *,
-        executions_per_trial=1,
-        directory=None,
-        project_name=None,
-        overwrite=False,
-        **kwargs,
-    ):
+        executions_per_trial: int = 1,
+        directory: str | os.PathLike | None = None,
+        project_name: str | None = None,
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(oracle, oracles.RobustOracle):
             raise ValueError(
                 "`oracle` must be one of the oracles of keras_gates.tuning, which can take failing "

@@ -8,7 +8,9 @@ their own size.
 """
 
 import dataclasses
+import typing
 import warnings
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -16,10 +18,12 @@ from keras import tree
 
 from keras_gates import activations
 from keras_gates.activations.profiles import fresh
-from keras_gates.cells import CELLS, GatedCell
+from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
+from keras_gates.cells.arguments import sign
 from keras_gates.cells.program import built_copy, trace
-from keras_gates.eagerly import eagerly
+from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
+from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
 from keras_gates.validation import one_of
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
@@ -74,16 +78,16 @@ class Verdict:
     equations: tuple = ()
 
     @property
-    def suggestions(self):
+    def suggestions(self) -> list[str]:
         """What helps, each once."""
         return list(dict.fromkeys(reason.advice for reason in self.reasons))
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "suggestions": self.suggestions}
 
-    def __str__(self):
-        gates = sorted(set(self.gates.values()))
-        gates = f"gates {', '.join(gates)}; " if gates else ""
+    def __str__(self) -> str:
+        names = sorted(set(self.gates.values()))
+        gates = f"gates {', '.join(names)}; " if names else ""
         output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
         lines = [f"{self.cell}: {gates}candidate {self.candidate}{output}: {self.level}"]
         lines += [f"  {symbol} = {expression}" for symbol, expression in self.equations]
@@ -101,14 +105,34 @@ class Verdict:
         return "\n".join(lines)
 
 
-@eagerly()
+@typing.overload
 def check_activations(
-    cell="gru",
-    gate_activation=None,
-    candidate_activation=None,
-    output_activation=None,
-    **options,
-):
+    cell: CellName | str = "gru",
+    gate_activation: GateActivation | None = None,
+    candidate_activation: Activation | None = None,
+    output_activation: Activation | None = None,
+    **options: Unpack[BuiltInOptions],
+) -> Verdict: ...
+
+
+@typing.overload
+def check_activations(
+    cell: type[GatedCell] | GatedCell,
+    gate_activation: GateActivation | None = None,
+    candidate_activation: Activation | None = None,
+    output_activation: Activation | None = None,
+    **options: Any,
+) -> Verdict: ...
+
+
+@eager_scope()
+def check_activations(
+    cell: CellName | str | type[GatedCell] | GatedCell = "gru",
+    gate_activation: GateActivation | None = None,
+    candidate_activation: Activation | None = None,
+    output_activation: Activation | None = None,
+    **options: Any,
+) -> Verdict:
     """Whether a choice of activations will work in a cell, before any training.
 
     Args:
@@ -161,6 +185,9 @@ def check_activations(
     return dataclasses.replace(verdict, spectral_radius=radius)
 
 
+sign(check_activations, GRUCell.__init__, LSTMCell.__init__)
+
+
 def make(cell, units, options):
     """An instance of a cell, by its name or class, in the dtype that is best to judge it in."""
     if isinstance(cell, str):
@@ -179,7 +206,7 @@ def make(cell, units, options):
         return cell(units, **{"dtype": "float64" if exact else "float32", **options})
 
 
-@eagerly()
+@eager_scope()
 def judge(cell):
     """The verdict on an instance of a cell, built or not, without the spectral radius."""
     gates = {

@@ -43,7 +43,7 @@ def probed(cell, program):
     return _found[key]
 
 
-_found = {}  # every layer asks when it is made, mostly for the same few programs
+_found: dict = {}  # every layer asks when it is made, mostly for the same few programs
 
 
 class _Probe:

@@ -20,7 +20,7 @@ _ORDER = {
     "RNN": ("candidate",),
 }
 # What the operators compute: of each the type, the cell, its options, attributes.
-_KNOWN = (
+_KNOWN: tuple[tuple[str, type[GatedCell], dict, dict], ...] = (
     ("GRU", GRUCell, {"reset_after": True}, {"linear_before_reset": 1}),
     ("GRU", GRUCell, {"reset_after": False}, {"linear_before_reset": 0}),
     ("LSTM", LSTMCell, {}, {}),

@@ -169,7 +169,7 @@ class Engine:
 
 
 # The loops in use: the directions of a Bidirectional and equal layers of a stack compile once.
-_shared = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 def _key(cell):

@@ -23,7 +23,7 @@ SECONDS_PER_STEP, SECONDS_PER_PRODUCT = 2e-4, 4e-11
 MEMORY = 64 * 2**20
 
 # From a model to the estimated seconds spent in Keras' own loop, for "train" and for "predict".
-_spent = weakref.WeakKeyDictionary()
+_spent: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def obstacle(layer, sequences, training):

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import math
 import os
+from typing import Any
 
 from keras_gates.diagnostics.report import plain
 from keras_gates.tuning import records
@@ -100,7 +101,7 @@ class SearchReport:
         return text.report(self)
 
 
-def search_report(tuner_or_folder):
+def search_report(tuner_or_folder: Any) -> SearchReport:
     """Reports on a search, whether it is over or still running: to be printed, written or drawn.
 
     Args:

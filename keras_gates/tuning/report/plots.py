@@ -4,6 +4,7 @@ matplotlib is needed: `pip install "keras_gates[plots]"`.
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from keras_gates.validation import one_of
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
 
 
-def plot_scores(report, axes=None, *, cell=None):
+def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = None) -> Any:
     """The mean score of every pair of activations: gates x candidates.
 
     Each square tells the mean over the finished trials with that pair, whatever their other
@@ -51,7 +52,8 @@ def plot_scores(report, axes=None, *, cell=None):
         )
     cells = list(dict.fromkeys(activations_of(row)[0] for row in rows))
     cell = one_of("cell", cell, cells) if cell is not None or len(cells) > 1 else cells[0]
-    means_of, of_pair = {}, {}
+    means_of: dict[tuple, list] = {}
+    of_pair: dict[tuple, list] = {}
     for row in rows:
         its_cell, *pair = activations_of(row)
         if row["rank"]:
@@ -87,7 +89,7 @@ def plot_scores(report, axes=None, *, cell=None):
     return axes
 
 
-def plot_parallel(report, axes=None):
+def plot_parallel(report: SearchReport, axes: Any = None) -> Any:
     """All trials in parallel coordinates: an axis for every choice that varies, and the score.
 
     A line is a finished trial; brighter is better, and the best is at the top of the last axis.
@@ -123,11 +125,11 @@ def plot_parallel(report, axes=None):
     height = height if report.direction == "max" else 1 - height
     columns = [*(_heights(axes, i, column) for i, column in enumerate(values.values())), height]
     for k in reversed(range(len(rows))):  # the best on top
-        y = [column[k] for column in columns]
+        line = [column[k] for column in columns]
         if rows[k]["rank"]:
-            axes.plot(y, color=colors.to_rgba(scores[k]), lw=2.5 if rows[k]["rank"] == 1 else 1)
+            axes.plot(line, color=colors.to_rgba(scores[k]), lw=2.5 if rows[k]["rank"] == 1 else 1)
         else:
-            axes.plot(y, color=RED, ls=":", lw=1.5, zorder=2.5)
+            axes.plot(line, color=RED, ls=":", lw=1.5, zorder=2.5)
     for x in range(len(columns)):
         axes.axvline(x, color="black", lw=0.6)
     best, worst = (high, low) if report.direction == "max" else (low, high)
@@ -142,7 +144,7 @@ def plot_parallel(report, axes=None):
     return axes
 
 
-def plot_learning_curves(report, axes=None):
+def plot_learning_curves(report: SearchReport, axes: Any = None) -> Any:
     """The objective over the epochs: the best trial, and the best one with the default pair.
 
     Lines are means over the seeds, bands go from the least to the greatest. Where a training was

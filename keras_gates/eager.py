@@ -1,12 +1,13 @@
 """Values and no graph, also while a function is being traced."""
 
 import contextlib
+from collections.abc import Iterator
 
 import keras
 
 
 @contextlib.contextmanager
-def eagerly():
+def eager_scope() -> Iterator[None]:
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
