@@ -36,7 +36,8 @@ class GatedRNN(keras.layers.RNN):
         backprop: how gradients are computed. "fused": the whole sequence at once, with the states
             alone in memory, in loops that XLA compiles. "autodiff": by the backend, step by step.
             "auto": fused wherever it is possible and pays; `explain` says which and why. The
-            results are the same. "fused" raises where it is impossible.
+            results are the same, gradients of gradients too (with clipping, each of the paths that
+            these take back is clipped on its own). "fused" raises where it is impossible.
         gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
         candidate_activation: φ. Default: "tanh".
         grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation

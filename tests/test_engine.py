@@ -7,7 +7,7 @@ the surroundings that users have: `fit`, XLA, several devices, exports, dynamic 
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, run_python
+from helpers import BACKEND, MGUCell, run_python
 
 import keras_gates as kg
 from keras_gates import checks
@@ -418,22 +418,87 @@ def test_what_cannot_be_fused_says_why(rng):
         kg.GatedRNN(4, backprop="fast")
 
 
-def test_second_derivatives_are_refused(rng):
-    layer, plain = pair(rng)
-    x = tf.constant(rng.normal(size=(2, 3, FEATURES)))
+@pytest.mark.parametrize("how", ["eager", "graph", "jit"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cell": "gru", "return_sequences": True, "grad_clip_norm": 1e9},
+        {"cell": "lstm", "grad_clip_at": "preactivation", "grad_clip_value": 1e9},
+        {"cell": "simple", "activation_l1": 0.1, "return_sequences": True},
+        {"cell": MGUCell, "recurrent_dropout": 0.3},
+    ],
+    ids=lambda arguments: str(arguments["cell"]),
+)
+def test_second_derivatives_equal_those_of_keras_loop(arguments, how, rng):
+    layer, plain = pair(rng, **arguments)
+    x = tf.constant(rng.normal(size=(3, 5, FEATURES)))
+    mask = rng.random((3, 5)) > 0.2
+    direction = [tf.constant(rng.normal(size=w.shape)) for w in layer.trainable_weights]
 
-    def of_gradient(layer):
-        with tf.GradientTape() as outer:
+    def second(layer):
+        """Of a gradient penalty, with respect to inputs and weights; a Hessian product."""
+        weights = layer.trainable_weights
+        keras.utils.set_random_seed(3)
+        with tf.GradientTape(persistent=True) as outer:
             outer.watch(x)
             with tf.GradientTape() as inner:
                 inner.watch(x)
-                loss = tf.reduce_sum(layer(x) ** 2)
-            squared = tf.reduce_sum(inner.gradient(loss, x) ** 2)
-        return outer.gradient(squared, x)
+                output = layer(x, mask=mask, training="recurrent_dropout" in arguments)
+                loss = tf.reduce_sum(output**2) + sum(layer.losses)
+            d_x, *d_weights = inner.gradient(loss, [x, *weights])
+            penalty = tf.reduce_sum(d_x**2)
+            product = sum(tf.reduce_sum(d * v) for d, v in zip(d_weights, direction, strict=True))
+        return [g for of in (penalty, product) for g in outer.gradient(of, [x, *weights])]
 
-    assert of_gradient(plain) is not None
-    with pytest.raises(NotImplementedError, match="Give backprop='autodiff'"):
-        of_gradient(layer)
+    if how != "eager":
+        second = tf.function(second, jit_compile=how == "jit")
+    for one, other in zip(second(layer), second(plain), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@keras.saving.register_keras_serializable("test_engine")
+class Critic(keras.Model):
+    """A WGAN's critic with a gradient penalty (Gulrajani et al., 2017)."""
+
+    def __init__(self, backprop):
+        super().__init__()
+        self.rnn = kg.GatedRNN(6, backprop=backprop)
+        self.score = keras.layers.Dense(1)
+
+    def call(self, x, training=False):
+        return self.score(self.rnn(x, training=training))
+
+    def train_step(self, data):
+        real, fake = data
+        with tf.GradientTape() as tape:
+            between = 0.3 * real + 0.7 * fake
+            with tf.GradientTape() as inner:
+                inner.watch(between)
+                scores = self(between, training=True)
+            norm = tf.norm(
+                tf.reshape(inner.gradient(scores, between), (tf.shape(real)[0], -1)), axis=1
+            )
+            loss = tf.reduce_mean(self(fake, training=True) - self(real, training=True))
+            loss += 10.0 * tf.reduce_mean((norm - 1) ** 2)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=str)
+def test_a_gradient_penalty_trains_on_every_path(options, rng):
+    real, fake = (rng.normal(size=(8, 6, 3)).astype("float32") for _ in range(2))
+    losses = {}
+    for backprop in ("autodiff", "auto", "fused"):
+        keras.utils.set_random_seed(2)
+        model = Critic(backprop)
+        model.compile(keras.optimizers.Adam(0.01), **options)
+        history = model.fit(
+            real, fake, batch_size=8, epochs=30 if not options else 3, shuffle=False, verbose=0
+        )
+        losses[backprop] = history.history["loss"]
+    assert np.isfinite(losses["autodiff"]).all()
+    for backprop in ("auto", "fused"):
+        np.testing.assert_allclose(losses[backprop], losses["autodiff"], rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16(rng):

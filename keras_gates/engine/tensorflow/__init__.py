@@ -23,6 +23,7 @@ from keras_gates.cells.program import trace
 from keras_gates.cells.step import projected_blocks
 from keras_gates.engine.chunks import KEPT, ceil, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
+from keras_gates.engine.tensorflow.again import pulled_again
 from keras_gates.engine.tensorflow.kernels import Form, Kernels
 from keras_gates.engine.tensorflow.loops import Loops
 from keras_gates.equations import NotTraceableError
@@ -80,6 +81,9 @@ class Engine:
         pad = functools.partial(
             _pad, rows=tiles * form.rows - batch, steps=chunks * form.steps - time
         )
+        pull_again = functools.partial(
+            pulled_again, self.recurrence, mask, dropout, return_sequences
+        )
         mask = [] if mask is None else [pad(mask)]
         dropout = Dropout(*[[pad(m) for m in each] for each in dropout])
         parts = _parts(tiles, self.loops)
@@ -117,7 +121,8 @@ class Engine:
 
             @tf.custom_gradient
             def backward(*d_and_given):
-                d = [pad(tf.stop_gradient(d)) for d in d_and_given[: len(outputs) + len(last)]]
+                results = d_and_given[: len(outputs) + len(last)]
+                d = [pad(tf.stop_gradient(d)) for d in results]
                 d_outputs, d_last = d[: len(outputs)], d[len(outputs) :]
                 found = [
                     loops.backward(
@@ -132,7 +137,7 @@ class Engine:
                 d_states = [_joined(pieces, batch) for pieces in d_states]
                 d_values = zip(*[f.values for f in found], strict=True)
                 d_values = [tf.add_n(pieces) for pieces in d_values]
-                return [d_x, *d_states, *d_values], _no_second_derivatives
+                return [d_x, *d_states, *d_values], lambda *v: pull_again(given, results, v)
 
             return (*outputs, *last), lambda *d: backward(*d, *given)
 
@@ -212,10 +217,3 @@ def _pad(value, rows, steps):
         return value
     padded = tf.pad(value, [(0, rows), (0, steps), (0, 0)][: value.shape.rank])
     return tf.ensure_shape(padded, [None] * (1 + over_time) + value.shape[1 + over_time :])
-
-
-def _no_second_derivatives(*_):
-    raise NotImplementedError(
-        "Second derivatives (a gradient of a gradient) do not go through fused backpropagation "
-        "through time. Give backprop='autodiff' to the GatedRNN layers."
-    )

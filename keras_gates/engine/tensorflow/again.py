@@ -1,0 +1,67 @@
+"""Second derivatives: the backward pass as a function that can be differentiated itself."""
+
+import tensorflow as tf
+
+
+def pulled_again(recurrence, mask, dropout, return_sequences, given, d, v):
+    """The vector-Jacobian product of a backward pass.
+
+    The sequence runs once more, step by step, and TensorFlow differentiates it twice.
+
+    Args:
+        recurrence: a `Recurrence`.
+        mask: (batch, time) or None.
+        dropout: a `Dropout` of masks.
+        return_sequences: whether the hidden states of all steps are among the results.
+        given: what the recurrence is a function of: the sequences, the states, the weights.
+        d: gradients at its results, which the backward pass made into gradients at `given`.
+        v: gradients at those.
+
+    Returns:
+        A list of gradients: at each of `d` and each of `given`.
+    """
+    count = len(given) - 1 - len(recurrence.variables)
+
+    def forward():
+        x, states, values = given[0], list(given[1 : 1 + count]), given[1 + count :]
+        return _run(recurrence, x, states, values, mask, dropout, return_sequences)
+
+    with tf.GradientTape() as outer:
+        outer.watch([*d, *given])
+        with tf.GradientTape() as inner:
+            inner.watch(given)
+            results = forward()
+        found = inner.gradient(
+            results, given, output_gradients=d, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+    return outer.gradient(
+        found,
+        [*d, *given],
+        output_gradients=v,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+
+
+def _run(recurrence, x, states, values, mask, dropout, return_sequences):
+    """The hidden states, with `return_sequences`, and the last states."""
+    x = tf.transpose(x, (1, 0, 2))
+    valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
+    known = x.shape[0]
+    time = tf.shape(x)[0] if known is None else known
+    hidden = [tf.TensorArray(x.dtype, time, element_shape=states[0].shape)] * return_sequences
+
+    def step(t, states, hidden):
+        states = recurrence.advance(
+            values,
+            recurrence.project_input(values, x[t], dropout),
+            recurrence.project_state(values, states[0], dropout),
+            states,
+            None if valid is None else valid[t],
+            dropout,
+        )
+        return t + 1, states, [array.write(t, states[0]) for array in hidden]
+
+    _, last, hidden = tf.while_loop(
+        lambda t, *_: t < time, step, (0, states, hidden), maximum_iterations=known
+    )
+    return [*(tf.transpose(array.stack(), (1, 0, 2)) for array in hidden), *last]
