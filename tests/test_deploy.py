@@ -19,6 +19,7 @@ from keras_gates.deployment.names import output_names, unique
 from keras_gates.deployment.streaming import Stream
 
 
+@pytest.mark.slow
 @of(*MODELS)
 def test_export_verifies_and_reports(artifact):
     """That the file agrees with the model is what `export` itself found, or it had raised."""
@@ -36,6 +37,7 @@ def test_export_verifies_and_reports(artifact):
     assert all(latency.file > 0 for latency in report.latency)
 
 
+@pytest.mark.slow
 @of("cells", "masked", "whole", "stateful")
 def test_a_file_consists_of_plain_operators(artifact):
     _, path, report = artifact
@@ -47,6 +49,7 @@ def test_a_file_consists_of_plain_operators(artifact):
         assert not [node.name for node in nodes if "_gradient_op_type" in node.attr]
 
 
+@pytest.mark.slow
 @of("masked")
 def test_samples_hold_every_kind_of_padding(artifact):
     _, _, report = artifact
@@ -56,6 +59,7 @@ def test_samples_hold_every_kind_of_padding(artifact):
     assert {sample.mask for sample in report.samples if sample.mode == "step"} == {"none", "any"}
 
 
+@pytest.mark.slow
 @of("whole")
 def test_names_are_the_users_or_plain(artifact):
     _, _, report = artifact
@@ -67,6 +71,7 @@ def test_names_are_the_users_or_plain(artifact):
     assert list(signature["outputs"]) == ["outputs", "scores_1"]
 
 
+@pytest.mark.slow
 @of("masked")
 def test_signatures_of_a_stream(artifact):
     _, _, report = artifact
@@ -94,6 +99,7 @@ def test_signatures_of_a_stream(artifact):
     assert report.signatures["initial_state"]["outputs"] == states
 
 
+@pytest.mark.slow
 @of("stateful")
 def test_a_stateful_model_keeps_its_states_and_its_batch_size(artifact):
     model, _, report = artifact
@@ -108,6 +114,7 @@ def test_a_stateful_model_keeps_its_states_and_its_batch_size(artifact):
     ]
 
 
+@pytest.mark.slow
 def test_a_report_begins_with_the_operators_that_run_over_time():
     operators = {"Cast": 9, "Add": 8, **{f"Op{i}": 7 for i in range(8)}, "LSTM": 2, "Loop": 1}
     report = deployment.ExportReport("model.onnx", "onnx", 10, {}, operators, [])
@@ -116,6 +123,7 @@ def test_a_report_begins_with_the_operators_that_run_over_time():
     )
 
 
+@pytest.mark.slow
 @of("cells")
 def test_inspect_tells_what_is_in_a_file(artifact):
     _, path, report = artifact
@@ -139,6 +147,7 @@ def test_names_are_the_same_at_every_export_of_a_process():
     assert all_names() == all_names()
 
 
+@pytest.mark.slow
 def test_names_are_made_unique_in_allowed_characters():
     assert unique(["Frames", "frames", "a b", "7", "a_b"]) == [
         "frames",
@@ -149,6 +158,7 @@ def test_names_are_made_unique_in_allowed_characters():
     ]
 
 
+@pytest.mark.slow
 @of("masked")
 def test_tfsm_layer_loads_it(artifact, rng):
     model, path, _ = artifact
@@ -160,6 +170,7 @@ def test_tfsm_layer_loads_it(artifact, rng):
     np.testing.assert_allclose(found["scores"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @of("whole")
 def test_serve_takes_the_structure_of_the_model(artifact, rng):
     model, path, _ = artifact
@@ -169,6 +180,7 @@ def test_serve_takes_the_structure_of_the_model(artifact, rng):
         np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @of("stateful")
 def test_saved_model_cli_runs_it(artifact, tmp_path, rng):
     model, path, _ = artifact
@@ -240,6 +252,7 @@ def test_a_file_that_differs_is_not_left_and_an_older_one_is_kept(quick, tmp_pat
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_newer_file_takes_the_place_of_an_older_one(quick, tmp_path):
     path = tmp_path / "model"
     (path / "variables").mkdir(parents=True)
@@ -252,6 +265,7 @@ def test_a_newer_file_takes_the_place_of_an_older_one(quick, tmp_path):
     assert 5 in {sample.length for sample in report.samples}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["writing", "running"])
 def test_a_failure_leaves_nothing(when, quick, tmp_path, monkeypatch):
     model = small_model(kg.GatedRNN(3))
@@ -273,6 +287,7 @@ def test_a_failure_leaves_nothing(when, quick, tmp_path, monkeypatch):
     assert "inner_loop" not in vars(model.layers[0])
 
 
+@pytest.mark.slow
 def test_plain_loops_end_with_their_context():
     model = small_model(keras.layers.Bidirectional(kg.GatedRNN(3)))
     both = model.layers[0]

@@ -98,6 +98,7 @@ def test_tolerance_is_positive(tolerance, tmp_path):
         deployment.export(model, tmp_path / "m", tolerance=tolerance)
 
 
+@pytest.mark.slow
 def test_a_sample_is_needed_where_no_data_can_be_made():
     for message, shape, dtype in [
         ("is of dtype string", (None,), "string"),
@@ -111,6 +112,7 @@ def test_a_sample_is_needed_where_no_data_can_be_made():
             Inputs(model).data()
 
 
+@pytest.mark.slow
 def test_samples_by_name_and_in_order(rng):
     inputs = Inputs(whole_model())
     words, speaker = rng.integers(0, 7, (2, 6)), np.ones((2, 2))
@@ -120,6 +122,7 @@ def test_samples_by_name_and_in_order(rng):
         np.testing.assert_array_equal(found[0], words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -134,12 +137,14 @@ def test_samples_of_tokens_hold_what_the_model_reads(words, message):
         inputs.data([np.array(words), np.ones((1, 2))])
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(core.os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="the folder that `path` is in must be one that you"):
         deployment.export(small(), tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
     class Two(keras.Model):
         def call(self, a, b):
@@ -153,6 +158,7 @@ def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
         deployment.export(model, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_backends_that_cannot_write_are_told_apart(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(deployment.NotExportable, match="Keras on torch cannot write a SavedModel"):
@@ -182,6 +188,7 @@ def test_what_is_no_openvino_file_is_not_lost(name, tmp_path):
     assert (tmp_path / name).read_text() == "<mine/>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [".", "..", "new/"])
 def test_a_file_has_a_name(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -189,6 +196,7 @@ def test_a_file_has_a_name(path, tmp_path, monkeypatch):
         deployment.export(small(), path, "onnx")
 
 
+@pytest.mark.slow
 def test_texts_are_samples_too():
     given = keras.Input((1,), dtype="string", name="given")
     inputs = Inputs(keras.Model(given, keras.layers.Identity(dtype="string")(given)))
@@ -216,6 +224,7 @@ def test_inspect_refuses_what_it_does_not_know(tmp_path):
             deployment.inspect(path)
 
 
+@pytest.mark.slow
 def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
     module = types.SimpleNamespace(SUFFIX=".x", write=lambda model, path: None)
     monkeypatch.setattr(core, "_format", lambda name: module)
@@ -223,6 +232,7 @@ def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
         deployment.export(small(), tmp_path / "model", format="onnx", streaming=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "public", [deployment.export, Stream, output_names], ids=lambda p: p.__name__
 )

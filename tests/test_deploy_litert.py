@@ -118,6 +118,7 @@ def test_every_kind_of_padding_in_every_direction(tmp_path, rng):
     written.assert_equal(padded, one, long)
 
 
+@pytest.mark.slow
 def test_activations(tmp_path, rng):
     """All that this package adds, but one, and some of Keras'."""
     mixed = [
@@ -134,6 +135,7 @@ def test_activations(tmp_path, rng):
     Written(parallel(layers, rng), tmp_path).assert_equal(*sequences(rng, 1, (1, 9)))
 
 
+@pytest.mark.slow
 def test_tokens_inputs_and_states_from_the_model(tmp_path, rng):
     """Two inputs, an Embedding's mask, and a layer that begins in a state that is computed."""
     words = keras.Input((None,), dtype="int32", name="words")
@@ -150,6 +152,7 @@ def test_tokens_inputs_and_states_from_the_model(tmp_path, rng):
         np.testing.assert_allclose(found["score"], model(list(given)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stateful_file_goes_on_where_it_was(tmp_path, rng):
     frames = keras.Input(batch_shape=(2, None, 3), name="frames")
     layer = kg.GatedRNN(4, stateful=True, name="memory")
@@ -168,6 +171,7 @@ def test_stateful_file_goes_on_where_it_was(tmp_path, rng):
 # ---------------------------------------------------------------------- streaming
 
 
+@pytest.mark.slow
 def test_interleaved_streams_equal_whole_sequences(tmp_path, rng):
     model = sequential(
         rng,
@@ -201,6 +205,7 @@ def test_interleaved_streams_equal_whole_sequences(tmp_path, rng):
     np.testing.assert_allclose(rest, np.array(model(streams[0]))[:, 4:], rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_export_with_streams_in_a_process_of_its_own(tmp_path, rng):
     model = sequential(rng, LAYERS.Masking(), kg.GatedRNN(5, cell="lstm"), LAYERS.Dense(2))
     report = export(model, tmp_path / "model", "litert", streaming=True)
@@ -218,6 +223,7 @@ def test_export_with_streams_in_a_process_of_its_own(tmp_path, rng):
 # ---------------------------------------------------------------------- what is in the file
 
 
+@pytest.mark.slow
 def test_signature_and_operators(tmp_path, rng):
     written = Written(sequential(rng, kg.GatedRNN(4), LAYERS.Dense(2)), tmp_path, batch_size=3)
     assert written.found.signatures == {
@@ -233,6 +239,7 @@ def test_signature_and_operators(tmp_path, rng):
     assert not {"CUSTOM"} & set(written.found.operators)
 
 
+@pytest.mark.slow
 def test_runner_needs_neither_tensorflow_nor_keras(tmp_path, rng):
     written = Written(sequential(rng, kg.GatedRNN(4)), tmp_path)
     (frames,) = sequences(rng, 1, (7,))
@@ -257,6 +264,7 @@ def test_runner_needs_neither_tensorflow_nor_keras(tmp_path, rng):
         np.testing.assert_allclose(found["whole/0/0/outputs"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_example_in_the_docstring_runs():
     names = {"keras": keras, "numpy": np, "keras_gates": kg}
     (test,) = doctest.DocTestFinder(recurse=False).find(signatures, globs=names)
@@ -293,6 +301,7 @@ def test_int8_is_smaller_and_its_cost_is_reported(tmp_path, rng):
     assert (tmp_path / "small.tflite").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
     written = Written(sequential(rng, kg.GatedRNN(4)), tmp_path, quantize="int8")
     assert written.found.notes == [
@@ -303,6 +312,7 @@ def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
 # ---------------------------------------------------------------------- refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -325,6 +335,7 @@ def test_wrong_options(options, error, message, tmp_path, rng):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_batch_size_of_a_stateful_model_is_its_own(tmp_path):
     frames = keras.Input(batch_shape=(2, None, 3))
     model = keras.Model(frames, kg.GatedRNN(4, stateful=True)(frames), name="listener")
@@ -333,6 +344,7 @@ def test_batch_size_of_a_stateful_model_is_its_own(tmp_path):
         export(model, tmp_path / "m", "litert", batch_size=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "mixed_float16", "mixed_bfloat16"])
 def test_other_precisions_are_refused(dtype, tmp_path, rng):
     model = sequential(rng, kg.GatedRNN(4, dtype=dtype, name="ear"))
@@ -340,6 +352,7 @@ def test_other_precisions_are_refused(dtype, tmp_path, rng):
         export(model, tmp_path / "m", "litert")
 
 
+@pytest.mark.slow
 def test_operator_that_litert_has_not_is_named_with_its_layer(tmp_path, rng):
     ear = LAYERS.Bidirectional(kg.GatedRNN(3, gate_activation="fast_gate"), name="ear")
     inner, x = sequential(rng, ear), keras.Input((None, 3))
@@ -350,6 +363,7 @@ def test_operator_that_litert_has_not_is_named_with_its_layer(tmp_path, rng):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_streamed_is_refused(tmp_path, rng):
     model = sequential(rng, LAYERS.Bidirectional(kg.GatedRNN(3), name="ear"))
     with pytest.raises(NotExportable, match="'ear'"):

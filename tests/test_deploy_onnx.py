@@ -245,6 +245,7 @@ def run_node(one, attributes, x):
     return hidden[:, 0].transpose(1, 0, 2)
 
 
+@pytest.mark.slow
 def test_gates_share_an_operator_if_they_share_the_activation_of_onnx(tmp_path, rng):
     layers = [
         kg.GatedRNN(4, gate_activation={"update": "tanh_gate", "reset": "sigmoid"}),
@@ -321,6 +322,7 @@ class SquashedCell(kg.SimpleRNNCell):
         return (self.candidate(preactivation),)
 
 
+@pytest.mark.slow
 def test_a_cell_is_an_operator_if_it_has_its_equations(tmp_path, rng):
     layers = [
         kg.GatedRNN(4, SumCell, name="sum"),
@@ -396,6 +398,7 @@ def test_masks_are_obeyed_wherever_the_padding_is(tmp_path, rng):
     written.assert_equal(*sequences(rng, masked=True))
 
 
+@pytest.mark.slow
 def test_what_is_in_masked_steps_does_not_matter(tmp_path, rng):
     """Not even NaN. tf2onnx would multiply it by 0."""
     x, mask = frames(), keras.Input((None,), name="mask", dtype="bool")
@@ -410,6 +413,7 @@ def test_what_is_in_masked_steps_does_not_matter(tmp_path, rng):
     written.assert_equal([data, MASK])
 
 
+@pytest.mark.slow
 def test_embedded_tokens_with_a_mask(tmp_path, rng):
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = LAYERS.Embedding(7, 3, mask_zero=True)(tokens)
@@ -440,6 +444,7 @@ def test_bidirectional_is_one_operator(merge_mode, tmp_path, rng):
     written.assert_equal(*sequences(rng, masked))
 
 
+@pytest.mark.slow
 def test_directions_that_differ_are_two_operators(tmp_path, rng):
     layers = [
         LAYERS.Bidirectional(
@@ -461,6 +466,7 @@ def test_directions_that_differ_are_two_operators(tmp_path, rng):
     written.assert_equal(*sequences(rng, masked=True))
 
 
+@pytest.mark.slow
 def test_states_go_in_and_out(tmp_path, rng):
     x, later, h = frames(), keras.Input((None, 3), name="later"), keras.Input((4,), name="h")
     _, *states = kg.GatedRNN(4, "lstm", return_state=True)(x, initial_state=[h, h])
@@ -501,6 +507,7 @@ class Shift(LAYERS.Layer):
         return x + self.by
 
 
+@pytest.mark.slow
 def test_models_inside_of_models(tmp_path, rng):
     inner = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(3, return_sequences=True)])
     shared = kg.GatedRNN(4)
@@ -512,6 +519,7 @@ def test_models_inside_of_models(tmp_path, rng):
     written.assert_equal(*sequences(rng))
 
 
+@pytest.mark.slow
 def test_subclassed_model(tmp_path, rng):
     model = Subclassed()
     data = sequences(rng)
@@ -521,6 +529,7 @@ def test_subclassed_model(tmp_path, rng):
     written.assert_equal(*data)
 
 
+@pytest.mark.slow
 def test_repeated_over_an_axis_of_known_length(tmp_path, rng):
     x = keras.Input((2, None, 3), name="clips")
     model = keras.Model(x, LAYERS.TimeDistributed(kg.GatedRNN(4))(x))
@@ -529,6 +538,7 @@ def test_repeated_over_an_axis_of_known_length(tmp_path, rng):
     written.assert_equal(*[np.stack([data, -data], axis=1) for data in sequences(rng)])
 
 
+@pytest.mark.slow
 def test_axes_and_tensors_have_lasting_names(tmp_path, rng):
     def described():
         x, other = keras.Input((None, 3)), keras.Input((None, 2), name="Pitch")
@@ -574,6 +584,7 @@ def test_what_onnx_does_not_know_runs_as_a_scan_and_says_so(tmp_path, rng):
     written.assert_equal(*sequences(rng, masked=True))
 
 
+@pytest.mark.slow
 def test_a_layer_with_code_of_its_own_is_left_alone(rng):
     model = sequential(rng, OwnRNN(4, name="own"))
     with recurrent_operators(model) as (_, notes):
@@ -583,6 +594,7 @@ def test_a_layer_with_code_of_its_own_is_left_alone(rng):
     }
 
 
+@pytest.mark.slow
 def test_double_precision_runs_as_a_scan(tmp_path, rng):
     x = keras.Input((None, 3), dtype="float64", name="frames")
     model = randomized(keras.Model(x, kg.GatedRNN(4, name="gru", dtype="float64")(x)), rng)
@@ -625,18 +637,21 @@ def refused(model):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_stateful_layers_are_refused(rng):
     x = keras.Input(batch_shape=(2, None, 3))
     model = keras.Model(x, kg.GatedRNN(4, stateful=True, name="memory")(x))
     assert refused(model).startswith("'memory' is stateful, and an ONNX file remembers nothing")
 
 
+@pytest.mark.slow
 def test_half_precision_is_refused(rng):
     keras.config.set_dtype_policy("mixed_bfloat16")  # the input's too, which computes nothing
     model = sequential(rng, kg.GatedRNN(4, name="half"))
     assert "'half' computes in bfloat16, for which ONNX Runtime lacks operators" in refused(model)
 
 
+@pytest.mark.slow
 def test_recurrent_layers_repeated_over_an_unknown_axis_are_refused(rng):
     x = keras.Input((None, 6, 3))
     model = keras.Model(x, LAYERS.TimeDistributed(kg.GatedRNN(4), name="each")(x))
@@ -656,12 +671,14 @@ def test_recurrent_layers_repeated_over_an_unknown_axis_are_refused(rng):
     assert message in refused(clips)
 
 
+@pytest.mark.slow
 def test_other_backends_are_refused(monkeypatch, rng):
     model = sequential(rng, kg.GatedRNN(4))
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     assert "this is Keras on jax. Load the model with KERAS_BACKEND=tensorflow" in refused(model)
 
 
+@pytest.mark.slow
 def test_streams_are_refused(tmp_path, rng):
     with pytest.raises(NotExportable, match="'onnx' holds no streams"):
         export(sequential(rng, kg.GatedRNN(4)), tmp_path / "x", "onnx", streaming=True)
@@ -674,6 +691,7 @@ class Sine(LAYERS.Layer):
         return tf.ensure_shape(tf.numpy_function(np.sin, [x], tf.float32), x.shape)
 
 
+@pytest.mark.slow
 def test_operations_that_onnx_lacks_are_named_and_the_model_stays_as_it_was(tmp_path, rng):
     recurrent = kg.GatedRNN(4)
     model = sequential(rng, LAYERS.Bidirectional(LAYERS.GRU(3)), LAYERS.Reshape((1, 6)), recurrent)
@@ -696,6 +714,7 @@ def test_missing_packages_come_with_the_command(monkeypatch, rng):
         onnx_format.refuse(sequential(rng, kg.GatedRNN(4)))
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings():
     names = {"keras": keras, "keras_gates": kg}
     for example in (native, operator):
@@ -704,6 +723,7 @@ def test_examples_in_docstrings():
         assert doctest.DocTestRunner().run(test).failed == 0
 
 
+@pytest.mark.slow
 def test_rounding_that_a_model_amplifies_is_named_and_accepted_on_request(tmp_path):
     layer = kg.GatedRNN(64, gate_activation="hard_sigmoid")
     model = keras.Sequential([keras.Input((None, 8)), layer])

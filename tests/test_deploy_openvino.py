@@ -138,6 +138,7 @@ def test_other_activations_and_cells_run_as_scans(tmp_path, rng):
     assert inspect(written.path).notes == written.found.notes
 
 
+@pytest.mark.slow
 def test_layers_whose_equations_are_not_known_run_as_loops(tmp_path, rng):
     class OwnRNN(kg.GatedRNN):
         pass
@@ -153,6 +154,7 @@ def test_layers_whose_equations_are_not_known_run_as_loops(tmp_path, rng):
     )
 
 
+@pytest.mark.slow
 def test_every_kind_of_padding(tmp_path, rng):
     """Masks that a layer makes, and masks that are given to one."""
     frames = keras.Input((None, 3), name="frames")
@@ -199,6 +201,7 @@ def test_export_in_a_process_of_its_own(tmp_path, rng, monkeypatch):
 # ---------------------------------------------------------------------- refusals
 
 
+@pytest.mark.slow
 def test_stateful_is_refused(tmp_path, rng):
     frames = keras.Input(batch_shape=(2, None, 3))
     model = keras.Model(frames, kg.GatedRNN(4, stateful=True, name="memory")(frames))
@@ -207,6 +210,7 @@ def test_stateful_is_refused(tmp_path, rng):
         export(model, tmp_path / "m", "openvino")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_refused(dtype, tmp_path, rng):
     model = small(kg.GatedRNN(4, dtype=f"mixed_{dtype}", name="ear"), rng)
@@ -214,11 +218,13 @@ def test_half_precision_is_refused(dtype, tmp_path, rng):
         export(model, tmp_path / "m", "openvino")
 
 
+@pytest.mark.slow
 def test_streams_are_refused(tmp_path, rng):
     with pytest.raises(NotExportable, match="'openvino' holds no streams"):
         export(small(kg.GatedRNN(4), rng), tmp_path / "m", "openvino", streaming=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_what_openvino_cannot_convert_is_named(tmp_path, rng):
     layer = kg.GatedRNN(4, candidate_activation=erfinv)

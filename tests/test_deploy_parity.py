@@ -14,6 +14,7 @@ from keras_gates.deployment.inputs import Inputs
 from keras_gates.deployment.samples import Sample, Samples
 
 
+@pytest.mark.slow
 def test_padding_is_what_the_model_masks():
     words = Samples(Inputs(whole_model()), None, {"serving_default": {"inputs": WORDS}}, True)
     frames = keras.Sequential([keras.Input((None, 2)), keras.layers.Masking(-1.0)])
@@ -82,6 +83,7 @@ def test_a_difference_that_grows_with_the_length_may_be_chaos(short, monkeypatch
     assert ("positive Lyapunov exponent" in str(error.value)) == (short < 1e-6)
 
 
+@pytest.mark.slow
 def test_time_distributed_layers_are_compared_with_what_they_should_do():
     """Keras' own graph of one is wrong where neither the batch size nor the length is fixed."""
     model = small_model(keras.layers.TimeDistributed(keras.layers.Dense(2, "relu")))
@@ -113,6 +115,7 @@ def test_the_difference_is_the_largest_of_all_in_the_scale_of_its_output():
     assert found.tolerance == 0.5
 
 
+@pytest.mark.slow
 def test_values_that_are_no_numbers_have_to_be_the_same():
     odd = np.array([[np.nan, np.inf]], "float32")
     pair = (ONE, "y", GOOD, GOOD)

@@ -10,6 +10,7 @@ from deployed import contents
 from keras_gates.deployment.place import aside
 
 
+@pytest.mark.slow
 def test_files_appear_together_or_not_at_all(tmp_path):
     target = tmp_path / "model.xml"
     for text in ("first", "second"):
@@ -76,6 +77,7 @@ def test_killed_while_files_are_moved(kind, tmp_path):
         assert inside.read_text() == "old"
 
 
+@pytest.mark.slow
 def test_what_others_are_writing_is_left_alone(tmp_path):
     with aside(tmp_path / "model") as first, aside(tmp_path / "model") as second:
         assert first != second
@@ -84,6 +86,7 @@ def test_what_others_are_writing_is_left_alone(tmp_path):
     assert contents(tmp_path) == {"model": b"first"}
 
 
+@pytest.mark.slow
 def test_files_go_back_if_one_cannot_be_moved(tmp_path, monkeypatch):
     target = tmp_path / "model.xml"
     target.write_text("old")

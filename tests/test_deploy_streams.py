@@ -13,6 +13,7 @@ from keras_gates.deployment.names import output_names
 from keras_gates.deployment.streaming import Stream
 
 
+@pytest.mark.slow
 @of("cells", "masked", "stateful")
 def test_interleaved_streams_do_not_mix(artifact, rng):
     """Six sessions, each at its own pace, by step and by chunk, equal their whole sequences."""
@@ -48,6 +49,7 @@ def test_interleaved_streams_do_not_mix(artifact, rng):
     np.testing.assert_allclose(np.concatenate(last), np.concatenate(expected), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stream_with_an_input_without_time(quick, tmp_path):
     frames, speaker = keras.Input((None, 3), name="frames"), keras.Input((2,), name="speaker")
     wide = keras.layers.Dense(4)(speaker)[:, None]
@@ -66,6 +68,7 @@ def test_a_stream_with_an_input_without_time(quick, tmp_path):
     assert step["outputs"]["decoder"]["shape"] == [None, 5, 2]
 
 
+@pytest.mark.slow
 def test_a_stack_of_cells_repeats_its_output_at_masked_steps(rng):
     cells = [kg.GRUCell(3), keras.layers.LSTMCell(4)]
     rnn = keras.layers.RNN(cells, return_sequences=True)
@@ -79,6 +82,7 @@ def test_a_stack_of_cells_repeats_its_output_at_masked_steps(rng):
     np.testing.assert_allclose(found, model(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_names_of_states_differ_from_those_of_inputs_and_outputs():
     frames = keras.Input((None, 3), name="ear_hidden")
     heard = kg.GatedRNN(2, cell="lstm", name="ear")(frames)
@@ -86,6 +90,7 @@ def test_names_of_states_differ_from_those_of_inputs_and_outputs():
     assert [state.name for state in stream.states] == ["ear_hidden_1", "ear_cell_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["step", "chunk"])
 @pytest.mark.parametrize("return_sequences", [True, False])
 def test_a_stream_that_differs_is_caught(mode, return_sequences, quick, tmp_path, monkeypatch):
@@ -163,6 +168,7 @@ def test_what_cannot_stream_is_refused_with_the_layer(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_other_models_that_cannot_stream(tmp_path):
     with pytest.raises(
         deployment.NotExportable, match="is a subclassed model, whose layers cannot"

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import leave_out_for_time
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -114,8 +113,8 @@ def test_search_digits_reports_draws_and_saves(tmp_path, capsys):
     assert "goes on: 3 trials had ended, 0 had not" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_deployment_compares_the_formats_and_draws(tmp_path, capsys):
-    leave_out_for_time(True)
     result = load("deployment").main(["--quick", "--out", str(tmp_path)])
     labels = [row["file"] for row in result["rows"]]
     assert labels[:2] == ["SavedModel by Keras", "SavedModel"]

@@ -17,7 +17,7 @@ from concurrent import futures
 import grpc
 import keras_tuner
 import pytest
-from helpers import BACKEND, leave_out_for_time
+from helpers import BACKEND
 
 from keras_gates import tuning
 from keras_gates.tuning import __main__ as command_line
@@ -85,8 +85,8 @@ SEARCH = """
 OUTCOMES = {0: "finished", 1: "finished", 2: "diverged", 3: "raised"}
 
 
+@pytest.mark.slow
 def test_killed_with_all_its_children_and_resumed_with_fewer_workers(tmp_path):
-    leave_out_for_time(True)
     script = write_script(tmp_path, SEARCH)
     command = ["-m", "keras_gates.tuning", "launch", "--workers", "2", script, tmp_path]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
