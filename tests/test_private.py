@@ -1,8 +1,16 @@
 """Each private part of Keras that is used, by name: a release without it fails here first."""
 
-import keras
+import pathlib
+import re
 
-from keras_gates._keras import graph
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+from helpers import BACKEND
+
+import keras_gates
+from keras_gates._keras import calls, graph, layers, tuner
 
 
 def test_the_origin_of_a_keras_tensor():
@@ -35,3 +43,79 @@ def test_a_copy_of_a_layer_has_records_of_its_own():
     graph.disconnected(copy)
     assert copy._inbound_nodes is not layer._inbound_nodes
     assert copy._outbound_nodes is not layer._outbound_nodes
+
+
+def test_private_parts_are_imported_in_one_place():
+    private = re.compile(r"(keras|keras_tuner)\.src|tensorflow(\.\w+)*\.python|jax\._src")
+    package = pathlib.Path(keras_gates.__file__).parent
+    for file in package.rglob("*.py"):
+        if file.parent.name != "_keras":
+            assert not private.search(file.read_text()), file
+
+
+def test_parts_of_layers():
+    with layers.AutocastScope("float16"):
+        assert keras.Variable(1.0).value.dtype == "float16"
+    assert layers.to_snake_case("GatedRNN") == "gated_rnn"
+    mask = keras.layers.Masking()
+    assert layers.get_keras_mask(mask(np.zeros((1, 2, 3)))) is not None
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.build((None, 2))
+    assert layers.get_input_signature(model)
+    cell = keras.layers.GRUCell(2, dropout=0.5)
+    assert isinstance(cell, layers.DropoutRNNCell)
+    assert cell.get_dropout_mask(np.ones((1, 3))) is not None
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it is TensorFlow that is asked")
+def test_what_is_being_traced_is_known(tmp_path):
+    seen = []
+
+    class Look(keras.layers.Layer):
+        def call(self, x, training=False):
+            models = {
+                type(frame.f_locals.get("self"))
+                for module, frame in calls.callers()
+                if module == calls.TRAINER
+            }
+            seen.append((calls.is_exporting(), calls.may_be_recorded(), keras.Sequential in models))
+            return x
+
+    model = keras.Sequential([keras.Input((2,)), Look(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.zeros((2, 2))
+    for act, expected in (
+        (lambda: model.fit(x, x[:, :1], verbose=0), (False, True, True)),
+        (lambda: model.predict(x, verbose=0), (False, False, True)),
+        (lambda: model.export(tmp_path / "exported", verbose=False), (True, False, False)),
+    ):
+        seen.clear()
+        act()
+        assert seen[-1] == expected
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT's converter is TensorFlow's")
+def test_parts_of_litert():
+    from keras_gates._keras import litert
+
+    assert issubclass(litert.ConverterError, Exception)
+    assert litert.schema.ModelT().subgraphs is None
+
+
+def test_parts_of_keras_tuner(capsys):
+    from keras_gates._keras import service
+
+    with tuner.maybe_distribute(None):
+        pass
+    assert service.TIMEOUT
+    assert service.service().OracleStub
+    oracle = keras_tuner.oracles.RandomSearchOracle("loss", max_trials=1)
+    assert service.OracleServicer(oracle).oracle is oracle
+    assert hasattr(service.OracleClient, "create_trial")
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("a", [1, 2])
+    with hp.conditional_scope("a", [1]):
+        hp.Int("b", 0, 3)
+    service.silence()
+    hp.to_proto()
+    assert capsys.readouterr().out == ""

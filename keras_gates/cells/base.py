@@ -6,10 +6,9 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-# Not public, and without it `keras.layers.RNN` does not renew dropout masks between batches.
-from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
-
 from keras_gates import activations, regularizers
+from keras_gates._keras.calls import may_be_recorded
+from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments
 from keras_gates.cells.step import (
     INPUT_MASKS,
@@ -20,7 +19,6 @@ from keras_gates.cells.step import (
     running,
     step_of,
 )
-from keras_gates.gradients import may_be_recorded
 from keras_gates.types import Activation, ClipPlace, GateActivation, NoArguments
 from keras_gates.validation import (
     close_matches,

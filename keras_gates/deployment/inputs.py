@@ -7,9 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
-# Not public: the shapes that a subclassed model was called with.
-from keras.src.export.export_utils import get_input_signature
-
+from keras_gates._keras.layers import get_input_signature
 from keras_gates.deployment.errors import NotExportable
 from keras_gates.deployment.names import functional, input_names
 from keras_gates.diagnostics.data import arrays

@@ -69,9 +69,7 @@ def write(model, path, *, streaming=False, batch_size=None, quantize=None):
     """
     import tensorflow as tf
 
-    # Not public: what the converter raises.
-    from tensorflow.lite.python.convert_phase import ConverterError
-
+    from keras_gates._keras.litert import ConverterError
     from keras_gates.deployment.signatures import notes_on_states, signatures
 
     functions = signatures(model, _batch_size(model, batch_size), streaming)
@@ -100,7 +98,7 @@ def write(model, path, *, streaming=False, batch_size=None, quantize=None):
 
 def read(path):
     """What is in the LiteRT file `path`."""
-    from tensorflow.lite.python import schema_py_generated as schema  # the format of the files
+    from keras_gates._keras.litert import schema
 
     model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
     operators, dtypes = _names(schema.BuiltinOperator), _names(schema.TensorType)

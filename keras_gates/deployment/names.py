@@ -10,8 +10,7 @@ import re
 import keras
 from keras import tree
 
-# Not public; it is how Keras makes a name of a class.
-from keras.src.utils.naming import to_snake_case
+from keras_gates._keras.layers import to_snake_case
 
 _AUTOMATIC_INPUT = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 

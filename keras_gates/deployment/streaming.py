@@ -14,9 +14,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-# Not public: how Keras hands masks from layer to layer.
-from keras.src.backend import get_keras_mask
-
+from keras_gates._keras.layers import get_keras_mask
 from keras_gates.cells import GatedCell
 from keras_gates.deployment import names
 from keras_gates.deployment.errors import NotExportable

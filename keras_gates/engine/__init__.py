@@ -10,9 +10,9 @@ import importlib
 import keras
 from keras import ops
 
+from keras_gates._keras.calls import is_exporting, may_be_recorded
 from keras_gates.cells import GatedCell
 from keras_gates.engine.recurrence import Dropout, NotFusable
-from keras_gates.gradients import is_exporting, may_be_recorded
 
 __all__ = ["BACKPROP", "NotFusable", "new", "obstacle", "obstacle_here", "run"]
 

@@ -12,9 +12,7 @@ import contextlib
 import keras
 from keras import ops
 
-# Not public; a layer's own `__call__` casts its weights with it.
-from keras.src.backend.common.variables import AutocastScope
-
+from keras_gates._keras.layers import AutocastScope
 from keras_gates.cells.step import Step, named, projected_blocks, running
 
 # Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block.

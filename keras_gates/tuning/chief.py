@@ -10,13 +10,6 @@ FAREWELL = 10.0  # seconds for workers to hear that the search is over
 _served = False
 
 
-def silence():
-    """Stops KerasTuner from printing every condition that it sends, a forgotten line of its own."""
-    from keras_tuner.src.engine import conditions
-
-    conditions.print = lambda *_: None
-
-
 def serve(oracle):
     """Answers the workers until the search is over and each has been told so.
 
@@ -28,8 +21,8 @@ def serve(oracle):
     """
     # What KerasTuner sends over the network is loaded where it is needed alone.
     import grpc
-    from keras_tuner.src import protos
-    from keras_tuner.src.distribute.oracle_chief import OracleServicer
+
+    from keras_gates._keras import service
 
     global _served
     if _served:
@@ -40,10 +33,10 @@ def serve(oracle):
     address = f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
     # Without the option two chiefs could share a port, each with half of the calls.
     options = [("grpc.so_reuseport", 0)]
-    silence()
+    service.silence()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=1), options=options)
-    servicer = OracleServicer(oracle)
-    protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
+    servicer = service.OracleServicer(oracle)
+    service.service().add_OracleServicer_to_server(servicer, server)
     try:
         listening = server.add_insecure_port(address)
     except RuntimeError:

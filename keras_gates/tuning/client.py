@@ -6,10 +6,9 @@ import time
 
 import grpc
 import keras_tuner
-from keras_tuner.src import protos
-from keras_tuner.src.distribute.oracle_client import TIMEOUT, OracleClient
 
-from keras_gates.tuning import chief, roles
+from keras_gates._keras.service import TIMEOUT, OracleClient, service, silence
+from keras_gates.tuning import roles
 
 PAUSE = 1.0
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -37,11 +36,11 @@ class Client(OracleClient):
 
     def __init__(self, oracle):
         super().__init__(oracle)
-        chief.silence()
+        silence()
         ip, port = os.environ["KERASTUNER_ORACLE_IP"], os.environ["KERASTUNER_ORACLE_PORT"]
         self._address, self._patience = f"{ip}:{port}", float(os.environ.get(roles.PATIENCE, 3600))
         channel = grpc.insecure_channel(self._address, options=OPTIONS)
-        self.stub = _Wrapped(protos.get_service_grpc().OracleStub(channel), self._call)
+        self.stub = _Wrapped(service().OracleStub(channel), self._call)
 
     def create_trial(self, tuner_id):
         trial = super().create_trial(tuner_id)

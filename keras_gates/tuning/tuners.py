@@ -15,10 +15,8 @@ import keras_tuner
 import numpy as np
 from keras import tree
 
-# Not public: runs a block in a strategy's scope, if there is one.
-from keras_tuner.src.engine.tuner import maybe_distribute
-
 from keras_gates import diagnostics
+from keras_gates._keras.tuner import maybe_distribute
 from keras_gates.tuning import chief, launch, oracles, records, roles, settings
 from keras_gates.tuning.errors import told
 from keras_gates.tuning.oracles import HyperModel

@@ -12,7 +12,7 @@ import weakref
 
 import tensorflow as tf
 
-from keras_gates.gradients import TRAINER, callers
+from keras_gates._keras.calls import TRAINER, callers
 
 # Estimated seconds in Keras' own loop after which the fused one is worth its compilation. Some
 # multiple of that, so that a training that ends right afterwards has lost little.
