@@ -21,16 +21,16 @@ import keras
 import numpy as np
 
 from keras_gates.deployment import core
-from keras_gates.deployment.errors import NotExportable, ParityError
+from keras_gates.deployment.errors import NotExportableError, ParityError
 from keras_gates.deployment.names import functional
 from keras_gates.diagnostics import diagnose
 from keras_gates.diagnostics.data import samples, take
 from keras_gates.validation import positive_integer
 
-# What the functions raise for what a user can mend: told without a traceback.
+# What a user can mend is shown without a traceback.
 _MENDABLE = (
     ImportError,
-    NotExportable,
+    NotExportableError,
     NotImplementedError,
     OSError,
     ParityError,

@@ -138,7 +138,7 @@ class GatedRNN(keras.layers.RNN):
         verdicts.warn_if_unstable(self.cell, stacklevel=2)
 
     def __getattr__(self, name):
-        """What the layer has not, the cell may have: `layer.units`, `layer.grad_clip_norm`."""
+        """Attributes of the cell, for those that the layer lacks: `layer.units`."""
         try:
             return super().__getattr__(name)  # layers have one on PyTorch alone
         except AttributeError:
@@ -184,6 +184,9 @@ class GatedRNN(keras.layers.RNN):
             self._maybe_reset_dropout_masks(self.cell)
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
+        used = engine.used(self)
+        if used is not None:
+            return engine.run(self, used, sequences, initial_state, mask, training)
         penalties = self.cell.penalties
         sums = [regularizers.initial_sum(sequences) for _ in penalties]
         last_output, outputs, states = self._loop(
@@ -243,14 +246,14 @@ class GatedRNN(keras.layers.RNN):
             raise ValueError(
                 f"backprop='fused' is impossible in {self.name!r}: {obstacle}. Use 'auto'."
             )
-        obstacle = obstacle or engine.obstacle_here(self, sequences, training)
+        obstacle = obstacle or engine.why_not_fused_here(self, sequences, training)
         self._obstacles["training" if training else "inference"] = obstacle
         if not obstacle:
             if self._engine is None:
-                self._engine = engine.new(self.cell)
+                self._engine = engine.make_engine(self.cell)
             try:
                 return engine.run(self, self._engine, sequences, states, mask, training)
-            except engine.NotFusable as reason:
+            except engine.NotFusableError as reason:
                 self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)
@@ -258,7 +261,7 @@ class GatedRNN(keras.layers.RNN):
     def _general_obstacle(self):
         if self.backprop == "autodiff":
             return "backprop='autodiff' was given"
-        return self._not_fusable or engine.obstacle(self)
+        return self._not_fusable or engine.why_not_fusable(self)
 
     def _check_initial_state(self, sequences, initial_state):
         if initial_state is None:

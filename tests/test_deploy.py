@@ -11,10 +11,10 @@ from deployed import MODELS, contents, masked_model, of, small_model
 from helpers import golden_files, run_python, unpacked
 
 import keras_gates as kg
-from keras_gates import deployment
+from keras_gates import deployment, engine
 from keras_gates.deployment import saved_model
 from keras_gates.deployment.inputs import Inputs
-from keras_gates.deployment.loops import plain_loops
+from keras_gates.deployment.loops import PlainEngine, plain_loops
 from keras_gates.deployment.names import output_names, unique
 from keras_gates.deployment.streaming import Stream
 
@@ -284,7 +284,7 @@ def test_a_failure_leaves_nothing(when, quick, tmp_path, monkeypatch):
     with pytest.raises(error, match=message[when]):
         deployment.export(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())
-    assert "inner_loop" not in vars(model.layers[0])
+    assert engine.used(model.layers[0]) is None
 
 
 @pytest.mark.slow
@@ -292,7 +292,7 @@ def test_plain_loops_end_with_their_context():
     model = small_model(keras.layers.Bidirectional(kg.GatedRNN(3)))
     both = model.layers[0]
     with contextlib.suppress(ZeroDivisionError), plain_loops(model):
-        assert "inner_loop" in vars(both.forward_layer)
-        assert "inner_loop" in vars(both.backward_layer)
+        for layer in (both.forward_layer, both.backward_layer):
+            assert isinstance(engine.used(layer), PlainEngine)
         raise ZeroDivisionError
-    assert "inner_loop" not in {*vars(both.forward_layer), *vars(both.backward_layer)}
+    assert engine.used(both.forward_layer) is engine.used(both.backward_layer) is None

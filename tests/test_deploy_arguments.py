@@ -153,7 +153,7 @@ def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
     model = Two(name="two")
     model(np.ones((1, 2, 3)), np.ones((1, 2, 3)))
     with pytest.raises(
-        deployment.NotExportable, match="'two' is a subclassed model whose `call` takes"
+        deployment.NotExportableError, match="'two' is a subclassed model whose `call` takes"
     ):
         deployment.export(model, tmp_path / "model")
 
@@ -161,11 +161,15 @@ def test_a_subclassed_model_with_two_arguments_is_refused(tmp_path):
 @pytest.mark.slow
 def test_backends_that_cannot_write_are_told_apart(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    with pytest.raises(deployment.NotExportable, match="Keras on torch cannot write a SavedModel"):
-        saved_model.refuse(None)
+    with pytest.raises(
+        deployment.NotExportableError, match="Keras on torch cannot write a SavedModel"
+    ):
+        saved_model.check_exportable(None)
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(deployment.NotExportable, match="streaming=True needs Keras on TensorFlow"):
-        saved_model.refuse(None, streaming=True)
+    with pytest.raises(
+        deployment.NotExportableError, match="streaming=True needs Keras on TensorFlow"
+    ):
+        saved_model.check_exportable(None, streaming=True)
 
 
 @pytest.mark.parametrize("name", ["variables/mine.txt", "assets/vocabulary.txt", "eval/notes"])
@@ -228,7 +232,7 @@ def test_inspect_refuses_what_it_does_not_know(tmp_path):
 def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
     module = types.SimpleNamespace(SUFFIX=".x", write=lambda model, path: None)
     monkeypatch.setattr(core, "_format", lambda name: module)
-    with pytest.raises(deployment.NotExportable, match="the format 'onnx' holds no streams"):
+    with pytest.raises(deployment.NotExportableError, match="the format 'onnx' holds no streams"):
         deployment.export(small(), tmp_path / "model", format="onnx", streaming=True)
 
 

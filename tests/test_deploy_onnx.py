@@ -12,7 +12,7 @@ from helpers import BACKEND, MASK, MGUCell, built, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates import diagnostics
-from keras_gates.deployment import NotExportable, ParityError, export, inspect
+from keras_gates.deployment import NotExportableError, ParityError, export, inspect
 from keras_gates.deployment import onnx as onnx_format
 from keras_gates.deployment.onnx.activations import native
 from keras_gates.deployment.onnx.convert import nodes
@@ -40,7 +40,7 @@ class Written:
 
     def __init__(self, model, folder):
         self.model, path = model, folder / "model.onnx"
-        onnx_format.refuse(model)
+        onnx_format.check_exportable(model)
         self.found = onnx_format.write(model, path)
         self.file = onnx.load(path)
         onnx.checker.check_model(self.file, full_check=True)
@@ -632,8 +632,8 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
 
 def refused(model):
     """The message with which a model is refused."""
-    with pytest.raises(NotExportable) as caught:
-        onnx_format.refuse(model)
+    with pytest.raises(NotExportableError) as caught:
+        onnx_format.check_exportable(model)
     return str(caught.value)
 
 
@@ -680,7 +680,7 @@ def test_other_backends_are_refused(monkeypatch, rng):
 
 @pytest.mark.slow
 def test_streams_are_refused(tmp_path, rng):
-    with pytest.raises(NotExportable, match="'onnx' holds no streams"):
+    with pytest.raises(NotExportableError, match="'onnx' holds no streams"):
         export(sequential(rng, kg.GatedRNN(4)), tmp_path / "x", "onnx", streaming=True)
 
 
@@ -698,7 +698,7 @@ def test_operations_that_onnx_lacks_are_named_and_the_model_stays_as_it_was(tmp_
     model.add(Sine(name="sine"))
     before = [{**vars(layer)} for layer in model._flatten_layers()]
     with pytest.raises(
-        NotExportable,
+        NotExportableError,
         match="no operator for TensorFlow's PyFunc, which the model uses in .*/sine_1/",
     ):
         onnx_format.write(model, tmp_path / "model.onnx")
@@ -711,7 +711,7 @@ def test_operations_that_onnx_lacks_are_named_and_the_model_stays_as_it_was(tmp_
 def test_missing_packages_come_with_the_command(monkeypatch, rng):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[onnx\]"'):
-        onnx_format.refuse(sequential(rng, kg.GatedRNN(4)))
+        onnx_format.check_exportable(sequential(rng, kg.GatedRNN(4)))
 
 
 @pytest.mark.slow

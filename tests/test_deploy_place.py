@@ -7,20 +7,20 @@ import signal
 import pytest
 from deployed import contents
 
-from keras_gates.deployment.place import aside
+from keras_gates.deployment.place import atomic_write
 
 
 @pytest.mark.slow
 def test_files_appear_together_or_not_at_all(tmp_path):
     target = tmp_path / "model.xml"
     for text in ("first", "second"):
-        with aside(target) as path:
+        with atomic_write(target) as path:
             path.write_text(text)
             path.with_suffix(".bin").write_text(text)
     assert contents(tmp_path) == {"model.xml": b"second", "model.bin": b"second"}
 
     def interrupted():
-        with aside(target) as path:
+        with atomic_write(target) as path:
             path.write_text("third")
             raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def killed(target, kind, at):
 
     os.replace, os.link = counting(os.replace), counting(os.link)
     try:
-        with aside(target) as path:
+        with atomic_write(target) as path:
             if kind == "folder":
                 path.mkdir()
                 path = path / "inside"
@@ -71,7 +71,10 @@ def test_killed_while_files_are_moved(kind, tmp_path):
         assert len(list(tmp_path.glob(".model.*"))) == 1
         if kind == "file":
             assert target.read_text() == "old"
-        with pytest.raises(KeyboardInterrupt), aside(target):  # clears up, and writes nothing
+        with (
+            pytest.raises(KeyboardInterrupt),
+            atomic_write(target),
+        ):  # clears up, and writes nothing
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == [target]
         assert inside.read_text() == "old"
@@ -79,7 +82,7 @@ def test_killed_while_files_are_moved(kind, tmp_path):
 
 @pytest.mark.slow
 def test_what_others_are_writing_is_left_alone(tmp_path):
-    with aside(tmp_path / "model") as first, aside(tmp_path / "model") as second:
+    with atomic_write(tmp_path / "model") as first, atomic_write(tmp_path / "model") as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -101,7 +104,7 @@ def test_files_go_back_if_one_cannot_be_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fails)
 
     def write():
-        with aside(target) as path:
+        with atomic_write(target) as path:
             path.write_text("new")
             path.with_suffix(".bin").write_text("new")
 

@@ -162,7 +162,7 @@ def test_what_cannot_stream_is_refused_with_the_layer(name, tmp_path):
     make, message = NOT_STREAMED[name]
     frames = keras.Input((None, 3))
     model = keras.Model(frames, make(frames), name="model")
-    with pytest.raises(deployment.NotExportable) as error:
+    with pytest.raises(deployment.NotExportableError) as error:
         deployment.export(model, tmp_path / "model", streaming=True)
     assert str(error.value).startswith(message)
     assert not list(tmp_path.iterdir())
@@ -171,11 +171,11 @@ def test_what_cannot_stream_is_refused_with_the_layer(name, tmp_path):
 @pytest.mark.slow
 def test_other_models_that_cannot_stream(tmp_path):
     with pytest.raises(
-        deployment.NotExportable, match="is a subclassed model, whose layers cannot"
+        deployment.NotExportableError, match="is a subclassed model, whose layers cannot"
     ):
         deployment.export(subclassed_model(), tmp_path / "model", streaming=True)
     flat = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="flat")
-    with pytest.raises(deployment.NotExportable, match="'flat' has no input with a time axis"):
+    with pytest.raises(deployment.NotExportableError, match="'flat' has no input with a time axis"):
         deployment.export(flat, tmp_path / "model", streaming=True)
 
     class Cell(keras.layers.Layer):
@@ -186,6 +186,8 @@ def test_other_models_that_cannot_stream(tmp_path):
 
     cell = keras.layers.RNN(Cell(), name="rnn")
     masked = small_model(keras.layers.Masking(), cell)
-    with pytest.raises(deployment.NotExportable, match=r"'rnn' \(RNN\) has a cell of your own"):
+    with pytest.raises(
+        deployment.NotExportableError, match=r"'rnn' \(RNN\) has a cell of your own"
+    ):
         deployment.export(masked, tmp_path / "model", streaming=True)
     assert [state.name for state in Stream(small_model(cell)).states] == ["rnn_state_0"]

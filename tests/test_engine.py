@@ -235,6 +235,7 @@ def test_explain_shows_the_equations_or_why_not():
     ]
     layer = kg.GatedRNN(4, candidate_activation=keras.layers.PReLU())
     assert "its equations cannot be traced: AttributeError" in layer.explain()
+    assert "(the cell is not built yet)" in layer.explain()
     layer.build((None, None, 3))
     assert "  n = relu(x_n + r * u_n) + -alpha * relu(-(x_n + r * u_n))" in layer.explain()
 

@@ -34,9 +34,9 @@ BAD_ARGUMENTS = [
     (
         {"gate_activation": {"updat": "relu"}},
         ValueError,
-        r"GRUCell has not: 'updat'; did you mean 'update'\? Its gates: \['update', 'reset'\]",
+        r"GRUCell does not have: 'updat'; did you mean 'update'\? Its gates: \['update', 'reset'\]",
     ),
-    ({"gate_activation": {"candidate": "relu"}}, ValueError, "has not: 'candidate'"),
+    ({"gate_activation": {"candidate": "relu"}}, ValueError, "does not have: 'candidate'"),
     (
         {"gate_activation": {"reset": "nope"}},
         ValueError,

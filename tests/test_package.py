@@ -59,7 +59,7 @@ def test_the_former_name_of_deployment_still_imports():
         import keras_gates as kg
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            from keras_gates.export import NotExportable, ParityError, export, inspect
+            from keras_gates.export import NotExportableError, ParityError, export, inspect
         (warning,) = [w for w in caught if w.category is DeprecationWarning]
         print(warning.message, warning.filename)
         assert export is kg.deployment.export and inspect is kg.deployment.inspect

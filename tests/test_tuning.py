@@ -346,7 +346,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path):
 
     before = {p: p.read_bytes() for p in pathlib.Path(tmp_path).rglob("*.json")}
     for changed, message in [
-        ({"model": other}, "hyperparameter 'rate' that this one has not"),
+        ({"model": other}, "hyperparameter 'rate' that this one lacks"),
         ({"objective": "loss"}, "its `objective` is 'val_loss', not 'loss'"),
         ({"executions": 2}, r"its `seed` and `executions_per_trial` .* is \[0\], not \[0, 1\]"),
         ({"make": tuning.GridSearch}, "its `tuner` is 'RandomSearch', not 'GridSearch'"),

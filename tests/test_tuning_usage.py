@@ -14,7 +14,7 @@ from helpers import BACKEND
 
 from keras_gates import tuning
 from keras_gates.tuning import oracles, records
-from keras_gates.tuning.errors import told
+from keras_gates.tuning.errors import described
 from keras_gates.tuning.progress import Progress
 
 X = np.linspace(-1, 1, 24, dtype="float32").reshape(-1, 1)
@@ -268,7 +268,7 @@ Received a label value of 9 which is outside the valid range of [0, 3).
     try:
         raise ValueError(text)
     except ValueError as error:
-        found = told(error)
+        found = described(error)
         assert len(traceback.format_exc()) > len(found)
     assert found.startswith(
         "ValueError: Graph execution error: Received a label value of 9 which is outside"

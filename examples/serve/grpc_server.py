@@ -59,8 +59,8 @@ class Prediction(_Service, prediction_service_pb2_grpc.PredictionServiceServicer
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         wanted = set(request.output_filter) or set(found)
         if unknown := wanted - set(found):
-            told = f"output_filter must be of {', '.join(sorted(found))}, not {min(unknown)}"
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
+            message = f"output_filter must be of {', '.join(sorted(found))}, not {min(unknown)}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
         response = predict_pb2.PredictResponse()
         _describe(response.model_spec, self.model, signature)
         for name in wanted:

@@ -60,8 +60,8 @@ def application(model):
 
     @app.exception_handler(HTTPException)
     async def not_here(request, error):
-        told = f"{request.method} {request.url.path}: {error.detail}; served is {base}"
-        return JSONResponse({"error": told}, error.status_code, error.headers)
+        message = f"{request.method} {request.url.path}: {error.detail}; served is {base}"
+        return JSONResponse({"error": message}, error.status_code, error.headers)
 
     @serves(app.get)
     async def status():

@@ -20,11 +20,21 @@ from keras_gates.activations.functions import (
     tanh_gate,
 )
 from keras_gates.activations.lookup import get, is_serialized, name_of, names, serialize
-from keras_gates.activations.profiles import ANALYTIC, NotANumber, Profile, measure, profile, values
+from keras_gates.activations.profiles import (
+    ANALYTIC,
+    NotANumberError,
+    Profile,
+    measure,
+    profile,
+    values,
+)
+
+NotANumber = NotANumberError  # the name that it had
 
 __all__ = [
     "ANALYTIC",
     "NotANumber",
+    "NotANumberError",
     "Profile",
     "fast_gate",
     "get",

@@ -115,7 +115,7 @@ def profile(activation: Activation) -> Profile:
 _measured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-class NotANumber(ValueError):
+class NotANumberError(ValueError):
     """An activation is NaN where it should have a value."""
 
 
@@ -128,7 +128,7 @@ def measure(activation: Callable[[Any], Any]) -> Profile:
     y, y_middle = values(activation, nodes), values(activation, middles)
     high, low = values(activation, FAR), values(activation, -FAR)
     if np.isnan(np.concatenate([y, y_middle])).any():
-        raise NotANumber(f"the activation {name} is NaN for some finite inputs")
+        raise NotANumberError(f"the activation {name} is NaN for some finite inputs")
     slopes = np.diff(y) / STEP
     every = np.concatenate([y, y_middle, high, low])
     upper = math.inf if _grows(high) or _grows(low) else _snapped(np.nanmax(every))

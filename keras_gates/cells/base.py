@@ -473,7 +473,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         unknown = [name for name in given if name not in gates]
         if unknown:
             raise ValueError(
-                f"`gate_activation` names a gate that {type(self).__name__} has not: "
+                f"`gate_activation` names a gate that {type(self).__name__} does not have: "
                 f"{unknown[0]!r}{close_matches(unknown[0], gates)} Its gates: {gates}. "
                 f"Received: gate_activation={given!r}"
             )

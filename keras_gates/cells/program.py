@@ -35,8 +35,9 @@ def trace(cell, opaque=False):
         except NotTraceableError:
             raise
         except Exception as error:
+            unbuilt = "" if cell.built else " (the cell is not built yet)"
             raise NotTraceableError(
-                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{unbuilt}"
             ) from error
         if len(scope.state_mapping) > known:
             raise NotTraceableError("its equations change variables (random numbers?)")

@@ -4,7 +4,7 @@
 """
 
 from keras_gates.deployment.core import export, inspect
-from keras_gates.deployment.errors import NotExportable, ParityError
+from keras_gates.deployment.errors import NotExportable, NotExportableError, ParityError
 from keras_gates.deployment.report import Difference, ExportReport, Latency
 from keras_gates.deployment.samples import Sample
 
@@ -13,6 +13,7 @@ __all__ = [
     "ExportReport",
     "Latency",
     "NotExportable",
+    "NotExportableError",
     "ParityError",
     "Sample",
     "export",

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 
 from keras_gates.cells.arguments import sign
-from keras_gates.deployment.errors import NotExportable, ParityError
+from keras_gates.deployment.errors import NotExportableError, ParityError
 from keras_gates.deployment.inputs import Inputs
-from keras_gates.deployment.place import aside
+from keras_gates.deployment.place import atomic_write
 from keras_gates.deployment.report import ExportReport
 from keras_gates.deployment.samples import Samples
 from keras_gates.deployment.streaming import Stream
@@ -40,10 +40,10 @@ def export(
 ) -> ExportReport:
     """Writes a model as a file that runs without this package, and compares the two.
 
-    The file is written aside, run in another process in which keras_gates cannot be imported, on
-    samples of several batch sizes, lengths and, where the model makes masks, paddings, and moved
-    to its place if it agrees with the model. If anything fails, nothing new is left behind and an
-    older file is kept.
+    The file is written under another name, run in another process in which keras_gates cannot be
+    imported, on samples of several batch sizes, lengths and, where the model makes masks, paddings,
+    and moved to its place if it agrees with the model. If anything fails, nothing new is left
+    behind and an older file is kept.
 
     Args:
         model: a built Keras model.
@@ -66,7 +66,7 @@ def export(
         An `ExportReport`: what was written, and how it compares with the model.
 
     Raises:
-        NotExportable: the format cannot hold the model, with the layer and the reason.
+        NotExportableError: the format cannot hold the model, with the layer and the reason.
         ParityError: the file does not run or differs from the model; nothing is left of it.
         ValueError: an argument out of its range, a `path` that is something else, or a model with
             weights that are NaN or infinite.
@@ -95,8 +95,8 @@ def export(
     _check_weights(model)
     inputs = Inputs(model)
     inputs.data(sample)
-    module.refuse(model, **options)
-    with aside(path) as beside:
+    module.check_exportable(model, **options)
+    with atomic_write(path) as beside:
         written = module.write(model, beside, **options)
         size = _size(beside.parent)
         samples = Samples(
@@ -170,12 +170,12 @@ def _format_of(path):
 
 
 def _options(format, module, options):
-    """Those that were given; an error for one that the format has not."""
+    """Those that were given; an error for one that the format does not take."""
     parameters = python.signature(module.write).parameters.values()
     known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     given = {n: value for n, value in options.items() if value is not None and value is not False}
     if "streaming" in given and "streaming" not in known:
-        raise NotExportable(
+        raise NotExportableError(
             f"the format {format!r} holds no streams: use 'saved_model' or 'litert', or export "
             "without streaming=True."
         )

@@ -1,11 +1,14 @@
 """What `export` raises when it writes nothing."""
 
 
-class NotExportable(ValueError):
+class NotExportableError(ValueError):
     """A format cannot hold a model.
 
     The message names the layer, the reason, and what would work instead.
     """
+
+
+NotExportable = NotExportableError  # the name that it had
 
 
 class ParityError(RuntimeError):

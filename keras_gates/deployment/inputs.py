@@ -8,7 +8,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates._keras.layers import get_input_signature
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.names import functional, input_names
 from keras_gates.diagnostics.data import arrays
 
@@ -48,7 +48,7 @@ class Inputs:
         all: a list of `Input`, in the order in which Keras flattens the structure.
 
     Raises:
-        NotExportable: a subclassed model whose `call` takes more than one argument.
+        NotExportableError: a subclassed model whose `call` takes more than one argument.
     """
 
     def __init__(self, model):
@@ -196,7 +196,7 @@ def _recorded(model):
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
     ]
     if len(signature) != 1 or len(needed) != 1:
-        raise NotExportable(
+        raise NotExportableError(
             f"{model.name!r} is a subclassed model whose `call` takes several arguments, "
             f"{', '.join(needed)}. Have it take one list or dict of them."
         )

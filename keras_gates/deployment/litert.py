@@ -22,7 +22,7 @@ import tempfile
 
 import keras
 
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.inputs import Inputs, layers
 from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.written import Written
@@ -32,10 +32,10 @@ SUFFIX = ".tflite"
 QUANTIZATIONS = ("int8",)
 
 
-def refuse(model, *, streaming=False, batch_size=None, quantize=None):
-    """Raises NotExportable if a LiteRT file cannot hold the model."""
+def check_exportable(model, *, streaming=False, batch_size=None, quantize=None):
+    """Raises NotExportableError if a LiteRT file cannot hold the model."""
     if keras.backend.backend() != "tensorflow":
-        raise NotExportable(
+        raise NotExportableError(
             "LiteRT files are written by way of TensorFlow, and this is Keras on "
             f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
             "it there."
@@ -51,7 +51,7 @@ def refuse(model, *, streaming=False, batch_size=None, quantize=None):
     _batch_size(model, batch_size)
     for layer in layers(model):
         if layer.compute_dtype != "float32":
-            raise NotExportable(
+            raise NotExportableError(
                 f"{layer.name!r} computes in {layer.compute_dtype}, and LiteRT's built-in "
                 "operators in float32. Build the model in float32 and give it these weights: "
                 "copy.set_weights(model.get_weights())."
@@ -85,7 +85,7 @@ def write(model, path, *, streaming=False, batch_size=None, quantize=None):
         try:
             content = converter.convert()
         except ConverterError as error:
-            raise NotExportable(_obstacle(model, str(error))) from error
+            raise NotExportableError(_obstacle(model, str(error))) from error
     pathlib.Path(path).write_bytes(content)
     written = read(path)
     if quantize and not written.notes:

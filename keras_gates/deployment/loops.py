@@ -9,7 +9,6 @@ The product of a state with its kernel is too small for TensorFlow to share it a
 two halves of a larger batch run in loops of their own, which do not wait for each other.
 """
 
-import contextlib
 import functools
 
 import tensorflow as tf
@@ -28,28 +27,23 @@ STEPS = 8
 HALVED = 16
 
 
-@contextlib.contextmanager
 def plain_loops(model):
     """While it lasts, every GatedRNN in `model` is traced as such a loop; inference alone.
 
     Layers that ask for an unrolled loop, and cells whose step or equations are known by running
     them alone, are left to Keras.
     """
-    gated = [layer for layer in model._flatten_layers() if isinstance(layer, GatedRNN)]
-    programs = {layer: known_program(layer) for layer in gated}
-    layers = [layer for layer, program in programs.items() if program is not None]
-    try:
-        for layer in layers:
-            vars(layer)["inner_loop"] = _inner_loop(layer, programs[layer])
-        yield
-    finally:
-        for layer in layers:
-            del vars(layer)["inner_loop"]
+    engines = {}
+    for layer in model._flatten_layers():
+        program = known_program(layer) if isinstance(layer, GatedRNN) else None
+        if program is not None:
+            engines[layer] = PlainEngine(layer.cell, program)
+    return engine.use(engines.get)
 
 
 def known_program(layer):
     """The program of a GatedRNN's cell, or None where Keras has to run it."""
-    if engine.obstacle(layer) is not None:
+    if engine.why_not_fusable(layer) is not None:
         return None
     try:
         return trace(layer.cell, opaque=True)
@@ -57,16 +51,8 @@ def known_program(layer):
         return None
 
 
-def _inner_loop(layer, program):
-    def inner_loop(sequences, initial_state, mask, training=False):
-        loop = _Loop(layer.cell, program)
-        return engine.run(layer, loop, sequences, initial_state, mask, False)
-
-    return inner_loop
-
-
-class _Loop:
-    """An engine, in the sense of `keras_gates.engine.new`, without gradients or dropout."""
+class PlainEngine(engine.Engine):
+    """Plain loops, without gradients or dropout."""
 
     def __init__(self, cell, program):
         self.cell, self.program = cell, program

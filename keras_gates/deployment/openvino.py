@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import keras
 
 from keras_gates.deployment import onnx as onnx_format
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.inputs import layers
 from keras_gates.deployment.written import Written
 
@@ -40,10 +40,10 @@ _PRECISION = (
 _BOOKKEEPING = ("Parameter", "Result", "Const")
 
 
-def refuse(model):
-    """Raises NotExportable if an OpenVINO file cannot hold the model."""
+def check_exportable(model):
+    """Raises NotExportableError if an OpenVINO file cannot hold the model."""
     if keras.backend.backend() != "tensorflow":
-        raise NotExportable(
+        raise NotExportableError(
             "OpenVINO files are written by way of TensorFlow, and this is Keras on "
             f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
             "it there."
@@ -58,12 +58,12 @@ def refuse(model):
         ) from error
     for layer in layers(model):
         if getattr(layer, "stateful", False):
-            raise NotExportable(
+            raise NotExportableError(
                 f"{layer.name!r} is stateful, and an OpenVINO file remembers nothing between "
                 "calls. format='saved_model' and format='litert' hold such a model."
             )
         if layer.compute_dtype in ("float16", "bfloat16"):
-            raise NotExportable(
+            raise NotExportableError(
                 f"{layer.name!r} computes in {layer.compute_dtype}, and an OpenVINO file leaves "
                 "the precision to who compiles it. Build the model in float32 and give it these "
                 "weights: copy.set_weights(model.get_weights())."
@@ -116,9 +116,9 @@ def _by_onnx(model, path):
     from keras_gates.deployment.onnx.recurrent import Runtime
 
     try:
-        onnx_format.refuse(model)
+        onnx_format.check_exportable(model)
         file, notes = onnx_format.to_onnx(model, Runtime("OpenVINO", ACTIVATIONS, lengths=False))
-    except NotExportable as error:
+    except NotExportableError as error:
         return None, [_LOOPS.format(reason=f"They cannot be ONNX's operators: {error}")]
     if any(node.op_type == "Loop" for node in nodes(file.graph)):
         reasons = [note for note in notes if "runs as a Loop" in note]
@@ -150,7 +150,7 @@ def _of_loops(model, folder):
         return openvino.convert_model(str(folder))
     except (openvino.frontend.OpConversionFailure, openvino.frontend.GeneralFailure) as error:
         operators = re.findall(r"operations: (.*)", str(error)) or [str(error)]
-        raise NotExportable(
+        raise NotExportableError(
             f"OpenVINO has no operator for {operators[0]} in {model.name!r}. Take another "
             "activation or layer there, or format='saved_model'."
         ) from error

@@ -9,7 +9,7 @@ import tempfile
 
 
 @contextlib.contextmanager
-def aside(path):
+def atomic_write(path):
     """A path to write to, beside `path`, whose contents take its place if all goes well.
 
     Whatever is written into the folder of the yielded path is moved into that of `path` at the

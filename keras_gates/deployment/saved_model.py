@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from keras import tree
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.inputs import Inputs, layers
 from keras_gates.deployment.loops import plain_loops
 from keras_gates.deployment.names import output_names
@@ -38,17 +38,17 @@ _WITH_TABLES = (
 _BOOKKEEPING = ("Placeholder", "NoOp", "Const", "Identity", "IdentityN")
 
 
-def refuse(model, *, streaming=False):
-    """Raises NotExportable if a SavedModel cannot hold the model."""
+def check_exportable(model, *, streaming=False):
+    """Raises NotExportableError if a SavedModel cannot hold the model."""
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):
-        raise NotExportable(
+        raise NotExportableError(
             f"Keras on {backend} cannot write a SavedModel. Load the model with "
             "KERAS_BACKEND=tensorflow, and export it there."
         )
     if streaming:
         if backend != "tensorflow":
-            raise NotExportable(
+            raise NotExportableError(
                 f"streaming=True needs Keras on TensorFlow, and this is Keras on {backend}. Load "
                 "the model with KERAS_BACKEND=tensorflow, and export it there."
             )

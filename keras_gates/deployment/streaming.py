@@ -17,7 +17,7 @@ from keras import ops, tree
 from keras_gates._keras.layers import get_keras_mask
 from keras_gates.cells import GatedCell
 from keras_gates.deployment import names
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.inputs import Inputs, has_mask
 
 # What a value in the graph has to do with time: nothing; one slice per time step; or it belongs to
@@ -62,7 +62,7 @@ class Stream:
         outputs: from the name of an output to `OVER_TIME`, `AT_END` or `STATIC`.
 
     Raises:
-        NotExportable: the model cannot run step by step; the message names the layer.
+        NotExportableError: the model cannot run step by step; the message names the layer.
 
     Example:
 
@@ -77,7 +77,7 @@ class Stream:
     def __init__(self, model):
         self._graph = names.functional(model)
         if self._graph is None:
-            raise NotExportable(
+            raise NotExportableError(
                 f"{model.name!r} is a subclassed model, whose layers cannot be seen in their order:"
                 " streaming=True needs a Sequential or functional model."
             )
@@ -85,7 +85,9 @@ class Stream:
         for one in self.inputs.all:  # a stateful model's too: the states are the caller's here
             one.shape = (None, *one.shape[1:])
         if not any(one.has_time for one in self.inputs.all):
-            raise NotExportable(f"{model.name!r} has no input with a time axis to stream along.")
+            raise NotExportableError(
+                f"{model.name!r} has no input with a time axis to stream along."
+            )
         self._masked = has_mask(model)
         self._layers = []  # in the order in which the graph runs them, as are the states
         self._try()
@@ -145,7 +147,7 @@ class Stream:
         kinds = [value.kind for value in self._run(data, recurrent, _try_per_step)]
         self.outputs = dict(zip(names.output_names(self._graph), kinds, strict=True))
         if not self._layers:
-            raise NotExportable(
+            raise NotExportableError(
                 f"{self.inputs.model.name!r} has no recurrent layer along the time axis of its "
                 "inputs, and so no state to stream with."
             )
@@ -202,7 +204,7 @@ def _interpret(graph, values, recurrent, call):
         if isinstance(operation, keras.layers.RNN):
             return _run_recurrent(operation, args, kwargs, recurrent)
         if AT_END in kinds:
-            raise NotExportable(
+            raise NotExportableError(
                 f"{_shown(operation)} gives every time step something of the end of the sequence, "
                 "which has not come yet in a stream. Export without streaming=True."
             )
@@ -214,7 +216,7 @@ def _interpret(graph, values, recurrent, call):
 def _run_recurrent(layer, args, kwargs, recurrent):
     given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     if given.get("initial_state") is not None:
-        raise NotExportable(
+        raise NotExportableError(
             f"{_shown(layer)} begins in a state that the model computes, and in a stream it begins "
             "anew with every chunk. Export without streaming=True."
         )
@@ -256,13 +258,13 @@ def _run(layer, sequences, mask, states):
 
 def _check_recurrent(layer, masked):
     if layer.go_backwards:
-        raise NotExportable(
+        raise NotExportableError(
             f"{_shown(layer)} has go_backwards=True: it begins with the end of the sequence, which "
             "has not come yet in a stream. Export without streaming=True."
         )
     known = (isinstance(cell, GatedCell) or type(cell) in _STATE_NAMES for cell in _cells(layer))
     if masked and not all(known):
-        raise NotExportable(
+        raise NotExportableError(
             f"{_shown(layer)} has a cell of your own, and what it outputs at a masked step depends "
             "on the output before. Use a keras_gates.GatedCell, or a model without a mask."
         )
@@ -276,7 +278,7 @@ def _call(operation, args, kwargs):
 def _try_per_step(operation, args, kwargs):
     """What an operation returns, if it returns the same for each time step alone."""
     if isinstance(operation, keras.layers.Bidirectional):
-        raise NotExportable(
+        raise NotExportableError(
             f"{_shown(operation)} reads the sequence from its end as well, which has not come yet "
             "in a stream. Export without streaming=True, or train with one direction alone."
         )
@@ -307,7 +309,7 @@ def _try_per_step(operation, args, kwargs):
                 if not same or not np.allclose(part[:, 0], value[:, step], 1e-3, 1e-4):
                     raise ValueError("its steps depend on each other")
     except Exception as reason:
-        raise NotExportable(
+        raise NotExportableError(
             f"{_shown(operation)} mixes time steps: it does not give the same for each step alone. "
             "Export without streaming=True, or leave it out of the model, and compute it before or "
             "after."

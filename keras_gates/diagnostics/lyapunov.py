@@ -67,7 +67,7 @@ def exponent(growth, valid):
         growth: (samples, time) logs of growth.
         valid: (samples, time), False at masked steps.
     """
-    rank = np.cumsum(valid, axis=1)  # the how manieth valid step of its sample
+    rank = np.cumsum(valid, axis=1)  # position among the valid steps of its sample
     counted = valid & (rank > np.ceil(SETTLING * valid.sum(axis=1, keepdims=True)))
     if not counted.any():
         counted = valid

@@ -1,8 +1,9 @@
 """How a cell runs over time.
 
-`obstacle` and `obstacle_here` say why a layer's sequences do not go through the fused engine of the
-backend; `run` sends them through it. Everything else goes through the loop of `keras.layers.RNN`
-and the backend's own automatic differentiation.
+`why_not_fusable` and `why_not_fused_here` say why a layer's sequences do not go through the fused
+engine of the backend; `run` sends them through it. Everything else goes through the loop of
+`keras.layers.RNN` and the backend's own automatic differentiation. `use` has layers run on other
+engines for a while.
 """
 
 import importlib
@@ -12,15 +13,26 @@ from keras import ops
 
 from keras_gates._keras.calls import is_exporting, may_be_recorded
 from keras_gates.cells import GatedCell
-from keras_gates.engine.recurrence import Dropout, NotFusable
+from keras_gates.engine.base import Engine, use, used
+from keras_gates.engine.recurrence import Dropout, NotFusableError
 
-__all__ = ["BACKPROP", "NotFusable", "new", "obstacle", "obstacle_here", "run"]
+__all__ = [
+    "BACKPROP",
+    "Engine",
+    "NotFusableError",
+    "make_engine",
+    "run",
+    "use",
+    "used",
+    "why_not_fusable",
+    "why_not_fused_here",
+]
 
 BACKPROP = ("auto", "fused", "autodiff")
 BACKENDS = ("tensorflow", "jax")
 
 
-def obstacle(layer):
+def why_not_fusable(layer):
     """Why the layer cannot take the fused path at all, or None."""
     backend = keras.backend.backend()
     if backend not in BACKENDS:
@@ -33,11 +45,11 @@ def obstacle(layer):
     return None
 
 
-def obstacle_here(layer, sequences, training):
+def why_not_fused_here(layer, sequences, training):
     """Why the layer does not take the fused path in what is being computed now, or None."""
     automatic = layer.backprop != "fused"
     tensorflow = keras.backend.backend() == "tensorflow"
-    if automatic and (eager := _eager_obstacle(sequences, tensorflow)):
+    if automatic and (eager := _why_not_eagerly(sequences, tensorflow)):
         return eager
     if is_exporting():  # looks through the call stack, so it comes after what is quick
         return "an exported model consists of plain operations"
@@ -49,10 +61,10 @@ def obstacle_here(layer, sequences, training):
         return "the kernels are made for CPUs, and TensorFlow has a GPU here"
     from keras_gates.engine.tensorflow import warmup
 
-    return warmup.obstacle(layer, sequences, training)
+    return warmup.why_not_yet(layer, sequences, training)
 
 
-def _eager_obstacle(sequences, tensorflow):
+def _why_not_eagerly(sequences, tensorflow):
     """Why nothing is compiled for this call alone, or None inside a graph."""
     if tensorflow:
         import tensorflow as tf
@@ -67,22 +79,10 @@ def _eager_obstacle(sequences, tensorflow):
     return None
 
 
-def new(cell):
-    """The engine of the present backend, for one built cell.
-
-    It is called with
-
-        sequences: (batch, time, features).
-        states: the states and penalty sums before the first step, each (batch, ...).
-        mask: (batch, time) or None.
-        dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
-        return_sequences: whether the hidden state of every step is wanted.
-        gradients: whether a gradient may be asked for. Without one, nothing is kept.
-
-    and returns the hidden states, (batch, time, units) or None, and the list of the last states.
-    """
-    module = f"keras_gates.engine.{keras.backend.backend()}"
-    return importlib.import_module(module).Engine(cell)
+def make_engine(cell):
+    """The `Engine` of the present backend, for one built cell."""
+    module = importlib.import_module(f"keras_gates.engine.{keras.backend.backend()}")
+    return module.FusedEngine(cell)
 
 
 def run(layer, engine, sequences, states, mask, training):

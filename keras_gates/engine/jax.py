@@ -9,11 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from keras_gates.engine.base import Engine
 from keras_gates.engine.chunks import KEPT, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 
 
-class Engine:
+class FusedEngine(Engine):
     """Runs one cell.
 
     Args:
@@ -25,7 +26,7 @@ class Engine:
         self.state_count = len(cell.state_names)
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
-        """See `keras_gates.engine.new`; JAX itself knows whether `gradients` are asked for."""
+        """See `Engine`; JAX itself knows whether `gradients` are asked for."""
         batch, time = sequences.shape[:2]
         steps = steps_of_a_chunk(time, batch, self.recurrence.cell.units)
         missing = -time % steps

@@ -88,13 +88,13 @@ class Recurrence:
             with running(self.cell, step):
                 yield step
         if len(scope.state_mapping) > len(mapping):
-            raise NotFusable(
+            raise NotFusableError(
                 f"the update of {type(self.cell).__name__} changes variables (random numbers?), "
                 "and the backward pass has to compute it a second time"
             )
 
 
-class NotFusable(Exception):
+class NotFusableError(Exception):
     """The cell cannot run in an engine; the message says why."""
 
 

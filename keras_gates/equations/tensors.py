@@ -60,5 +60,5 @@ def _function(row):
 
 
 def _is_computed(row):
-    """Whether a row is, and has not to be expanded."""
+    """Whether a row is computed as it stands, and not expanded."""
     return row.expand is None or _function(row) is not None

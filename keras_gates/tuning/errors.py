@@ -4,7 +4,7 @@ import pathlib
 import traceback
 
 
-def told(error):
+def described(error):
     """An error in one line: what it is, what it says in the end, and where it was raised."""
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
     # TensorFlow puts the operations of the graph between its first line and what was wrong.

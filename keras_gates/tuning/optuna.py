@@ -23,9 +23,9 @@ SEARCH, TRIAL = "search", "trial_id"  # user attributes of a trial in a study
 class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
     """Lets an Optuna sampler choose, and an Optuna pruner end what does worse than others did.
 
-    No choice is tried twice. A trial that failed is told to Optuna as pruned, which its default
-    sampler ranks below every completed trial. What is told as failed it passes over: it would know
-    nothing against that part of the space, and go there ever more often. The pruner hears the
+    No choice is tried twice. A trial that failed is reported to Optuna as pruned, which its default
+    sampler ranks below every completed trial. It passes over what is reported as failed: it would
+    know nothing against that part of the space, and go there ever more often. The pruner hears the
     objective of each epoch, counted from 1, of the first training of a trial. A trial that it ends
     has no score.
 
@@ -192,7 +192,7 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
     def _tell(self, trial):
         asked = self._asked.pop(trial.trial_id, None)
         if asked is None:
-            return  # it was told
+            return  # it was reported
         if trial.status == oracles.COMPLETED:
             self.study.tell(asked, trial.score)
         else:

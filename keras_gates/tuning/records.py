@@ -2,7 +2,7 @@
 
 KerasTuner keeps one score per trial. A report needs more: every repetition of the training, with
 its history, and why it ended. `executions.json` in the folder of a trial holds that. Every file is
-written aside and moved into place, so that a process killed at any moment leaves a whole one.
+written under another name and moved into place, so that one is whole whenever a process is killed.
 """
 
 import dataclasses
@@ -139,10 +139,10 @@ class Search:
 def write_json(path, content):
     """Writes JSON so that `path` holds the old content or the new, never a part of one."""
     path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
         json.dump(content, file)
-    os.replace(aside, path)
+    os.replace(temporary, path)
 
 
 def read_executions(folder):

@@ -61,7 +61,7 @@ def _difference_of_spaces(there, here):
     there, here = named(there), named(here)
     for key in there:
         if key not in here:
-            return f"it has a hyperparameter {key[0]!r} that this one has not"
+            return f"it has a hyperparameter {key[0]!r} that this one lacks"
     for key in here:
         if key not in there:
             return f"it has no hyperparameter {key[0]!r}"

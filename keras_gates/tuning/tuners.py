@@ -18,7 +18,7 @@ from keras import tree
 from keras_gates import diagnostics
 from keras_gates._keras.tuner import maybe_distribute
 from keras_gates.tuning import chief, launch, oracles, records, roles, settings
-from keras_gates.tuning.errors import told
+from keras_gates.tuning.errors import described
 from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Progress
 from keras_gates.tuning.watch import Watch
@@ -214,7 +214,7 @@ class Tuner(keras_tuner.Tuner):
             outcome, reason = _ended(watch, score)  # it may have raised because it had diverged
             if outcome == records.FINISHED:
                 error, outcome = raised, records.RAISED
-                reason, trace = told(raised), traceback.format_exc()
+                reason, trace = described(raised), traceback.format_exc()
         finally:
             self._seed = None
         finished = outcome == records.FINISHED

@@ -84,9 +84,9 @@ class Watch(keras.callbacks.Callback):
             return
         self.best, self.best_epoch = logs, self.epoch
         stem, suffix = self.checkpoint.removesuffix(".weights.h5"), ".weights.h5"
-        aside = f"{stem}.{os.getpid()}{suffix}"
-        self.model.save_weights(aside, overwrite=True)
-        os.replace(aside, self.checkpoint)
+        temporary = f"{stem}.{os.getpid()}{suffix}"
+        self.model.save_weights(temporary, overwrite=True)
+        os.replace(temporary, self.checkpoint)
 
     def _diverged(self, reason):
         self.reason = reason

@@ -224,7 +224,7 @@ def judge(cell):
         candidate = activations.profile(cell.candidate_activation)
     except ValueError as error:
         reason = Reason("caution", str(error), UNKNOWN)
-        if isinstance(error, activations.NotANumber):
+        if isinstance(error, activations.NotANumberError):
             reason = Reason("unstable", str(error), "Take an activation that always has a value.")
         return _unknown(found, cell, reason)
     try:

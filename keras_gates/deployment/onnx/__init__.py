@@ -19,7 +19,7 @@ import pathlib
 import keras
 
 from keras_gates._version import __version__
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.inputs import Inputs, layers
 from keras_gates.deployment.names import functional
 from keras_gates.deployment.written import Written
@@ -40,10 +40,10 @@ _TWICE = (
 _NOTES = "keras_gates.notes"  # key in the metadata of a file
 
 
-def refuse(model):
-    """Raises NotExportable if an ONNX file cannot hold the model."""
+def check_exportable(model):
+    """Raises NotExportableError if an ONNX file cannot hold the model."""
     if keras.backend.backend() != "tensorflow":
-        raise NotExportable(
+        raise NotExportableError(
             "ONNX files are written by way of TensorFlow, and this is Keras on "
             f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
             "it there."
@@ -57,19 +57,19 @@ def refuse(model):
         ) from error
     for layer in layers(model):
         if layer.compute_dtype in ("float16", "bfloat16"):
-            raise NotExportable(
+            raise NotExportableError(
                 f"{layer.name!r} computes in {layer.compute_dtype}, for which ONNX Runtime lacks "
                 "operators on CPUs. Build the model in float32 and give it these weights: "
                 "copy.set_weights(model.get_weights())."
             )
         if getattr(layer, "stateful", False):
-            raise NotExportable(
+            raise NotExportableError(
                 f"{layer.name!r} is stateful, and an ONNX file remembers nothing between calls. "
                 "Make its states inputs and outputs of the model, layer(x, initial_state=states) "
                 "with return_state=True; or take format='saved_model' or 'litert'."
             )
         if _repeats_a_recurrent_layer(layer, model):
-            raise NotExportable(
+            raise NotExportableError(
                 f"{layer.name!r} runs a recurrent layer once per step of an axis of unknown "
                 "length, which tf2onnx converts wrongly. Give the axis a length: keras.Input((8, "
                 "None, 3)) instead of keras.Input((None, None, 3)); or take format='saved_model'."

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 
-from keras_gates.deployment.errors import NotExportable
+from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.onnx.scans import STAND_IN
 
 # Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
@@ -27,7 +27,7 @@ def convert_function(function, specs, bodies=()):
         An `onnx.ModelProto`.
 
     Raises:
-        NotExportable: the function uses what ONNX has not.
+        NotExportableError: the function uses something that ONNX lacks.
     """
     import onnx
     import tensorflow as tf
@@ -55,7 +55,7 @@ def convert_function(function, specs, bodies=()):
             custom_op_handlers={name: (handler, []) for name, handler in handlers.items()},
         )
     except Exception as error:  # of any kind
-        raise NotExportable(f"tf2onnx cannot convert the model: {error}") from error
+        raise NotExportableError(f"tf2onnx cannot convert the model: {error}") from error
     finally:
         logger.setLevel(level)
     _keep_constants(model.graph, concrete)
@@ -65,7 +65,9 @@ def convert_function(function, specs, bodies=()):
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise NotExportable(f"tf2onnx wrote a graph that ONNX does not accept: {error}") from error
+        raise NotExportableError(
+            f"tf2onnx wrote a graph that ONNX does not accept: {error}"
+        ) from error
     return model
 
 
@@ -173,7 +175,7 @@ def _refuse_foreign(graph):
 
     for node in nodes(graph):
         if not node.domain and not onnx.defs.has(node.op_type, OPSET):
-            raise NotExportable(
+            raise NotExportableError(
                 f"ONNX has no operator for TensorFlow's {node.op_type}, which the model uses in "
                 f"{node.name!r}. Write that part with other operations, or take "
                 "format='saved_model'."

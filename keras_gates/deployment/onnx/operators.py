@@ -28,7 +28,7 @@ _KNOWN: tuple[tuple[str, type[GatedCell], dict, dict], ...] = (
 )
 
 
-class NoOperator(ValueError):
+class NoOperatorError(ValueError):
     """ONNX has no operator that computes what a cell does; the message is the reason."""
 
 
@@ -78,7 +78,7 @@ def operator(cell):
         cell: a cell of this package or of Keras.
 
     Raises:
-        NoOperator: there is none, with the reason.
+        NoOperatorError: there is none, with the reason.
 
     Example:
 
@@ -93,9 +93,9 @@ def operator(cell):
         cell = cell_from_keras(cell)
     op_type, plain = (None, {}) if cell is None else _known(cell)
     if op_type is None:
-        raise NoOperator(f"ONNX has no operator for the cell {type(given).__name__}")
+        raise NoOperatorError(f"ONNX has no operator for the cell {type(given).__name__}")
     if cell.compute_dtype != "float32":
-        raise NoOperator(
+        raise NoOperatorError(
             f"it computes in {cell.compute_dtype}, and ONNX Runtime's {op_type} in float32"
         )
     gates, candidate = cell.gate_activations, cell.candidate_activation
@@ -104,13 +104,13 @@ def operator(cell):
     kinds = {activation.attributes for activation in found.values()}
     if len(kinds) > 1:
         listed = ", ".join(f"{n} has {activations.name_of(a)}" for n, a in gates.items())
-        raise NoOperator(f"all gates of an ONNX {op_type} share one activation, and {listed}")
+        raise NoOperatorError(f"all gates of an ONNX {op_type} share one activation, and {listed}")
     found[CANDIDATE] = _native(candidate, "candidate")
     kinds = [*kinds, found[CANDIDATE].attributes]
     if output is not None:
         after = _native(output, "output activation")
         if after.scale != 1:
-            raise NoOperator(
+            raise NoOperatorError(
                 f"ONNX has no activation {activations.name_of(output)} (of the cell state)"
             )
         kinds.append(after.attributes)
@@ -147,7 +147,9 @@ def _known(cell):
 def _native(activation, what):
     found = native(activation)
     if found is None:
-        raise NoOperator(f"ONNX has no activation {activations.name_of(activation)} (of {what})")
+        raise NoOperatorError(
+            f"ONNX has no activation {activations.name_of(activation)} (of {what})"
+        )
     return found
 
 

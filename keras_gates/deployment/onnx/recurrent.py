@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_gates.deployment.onnx.operators import NoOperator, attributes, operator
+from keras_gates.deployment.onnx.operators import NoOperatorError, attributes, operator
 from keras_gates.deployment.onnx.scans import STAND_IN, Bodies
 from keras_gates.layers import GatedRNN
 
@@ -74,7 +74,7 @@ def recurrent_operators(model, runtime=ONNX_RUNTIME):
                 continue
             try:
                 native[layer], reason = _Native(layer, runtime), None
-            except NoOperator as error:
+            except NoOperatorError as error:
                 reason = str(error)
             loop = _loop_of(layer, native.get(layer), reason, runtime, bodies, notes)
             if loop is not None:
@@ -122,7 +122,9 @@ class _Native:
 
     def __init__(self, layer, runtime):
         if type(layer) not in _LAYERS:
-            raise NoOperator(f"{type(layer).__name__} is a subclass with a loop of its own, maybe")
+            raise NoOperatorError(
+                f"{type(layer).__name__} is a subclass with a loop of its own, maybe"
+            )
         stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
         self.layer = layer
         self.operators = [operator(c) for c in (layer.cell.cells if stacked else [layer.cell])]
@@ -130,7 +132,7 @@ class _Native:
             names = {name for name, _, _ in each.activations}
             unknown = sorted(names - (runtime.activations or names))
             if unknown:
-                raise NoOperator(
+                raise NoOperatorError(
                     f"{runtime.name}'s own {each.op_type} has no activation {' and '.join(unknown)}"
                 )
 

@@ -36,7 +36,7 @@ class Bodies(list):
         return inner_loop
 
     def _scan(self, cell, program):
-        """An engine, in the sense of `keras_gates.engine.new`, without gradients or dropout."""
+        """Like an `Engine`, without gradients or dropout."""
 
         def run(sequences, states, mask, dropout, return_sequences, gradients=True):
             inputs = tf.transpose(sequences, (1, 0, 2))

@@ -21,10 +21,11 @@ import tensorflow as tf
 
 from keras_gates.cells.program import trace
 from keras_gates.cells.step import projected_blocks
+from keras_gates.engine.base import Engine
 from keras_gates.engine.chunks import KEPT, ceil, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 from keras_gates.engine.tensorflow.again import pulled_again
-from keras_gates.engine.tensorflow.kernels import Form, Kernels
+from keras_gates.engine.tensorflow.kernels import Kernels, KernelSpec
 from keras_gates.engine.tensorflow.loops import Loops
 from keras_gates.equations import NotTraceableError
 
@@ -46,7 +47,7 @@ def parallel_loops():
     return min(cores, 8)
 
 
-class Engine:
+class FusedEngine(Engine):
     """Runs one cell.
 
     Args:
@@ -61,10 +62,10 @@ class Engine:
         self._made = {}
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
-        """See `keras_gates.engine.new`."""
+        """See `Engine`."""
         known_batch, known_time, features = sequences.shape
         rows = rows_of_a_tile(known_batch, self.cell.units, self.loops)
-        form = Form(
+        spec = KernelSpec(
             rows=rows,
             steps=steps_of_a_chunk(known_time, rows, self.cell.units),
             features=features,
@@ -76,10 +77,10 @@ class Engine:
         )
         batch = tf.shape(sequences)[0] if known_batch is None else known_batch
         time = tf.shape(sequences)[1] if known_time is None else known_time
-        tiles, chunks = ceil(batch, form.rows), ceil(time, form.steps)
+        tiles, chunks = ceil(batch, spec.rows), ceil(time, spec.steps)
         # The engine computes on whole tiles and chunks.
         pad = functools.partial(
-            _pad, rows=tiles * form.rows - batch, steps=chunks * form.steps - time
+            _pad, rows=tiles * spec.rows - batch, steps=chunks * spec.steps - time
         )
         pull_again = functools.partial(
             pulled_again, self.recurrence, mask, dropout, return_sequences
@@ -87,9 +88,9 @@ class Engine:
         mask = [] if mask is None else [pad(mask)]
         dropout = Dropout(*[[pad(m) for m in each] for each in dropout])
         parts = _parts(tiles, self.loops)
-        counts = (chunks, time, self._keep(tiles * form.rows * chunks * form.steps))
+        counts = (chunks, time, self._keep(tiles * spec.rows * chunks * spec.steps))
         state_count = len(states)
-        loops = self._loops(form)
+        loops = self._loops(spec)
 
         def of_part(part, values):
             """The samples of one part: every tensor of a nested structure."""
@@ -99,7 +100,7 @@ class Engine:
             if not isinstance(tiles, int):
                 # XLA compiles the loop of a part without tiles as well, which slices the first.
                 first, count = tf.minimum(first, tiles - 1), tf.maximum(count, 1)
-            rows = slice(first * form.rows, (first + count) * form.rows)
+            rows = slice(first * spec.rows, (first + count) * spec.rows)
             return tf.nest.map_structure(lambda value: value[rows], values)
 
         def forward(x, states, values):
@@ -161,16 +162,16 @@ class Engine:
         most = KEPT // (columns * tf.as_dtype(self.cell.compute_dtype).size)
         return int(steps <= most) if isinstance(steps, int) else tf.cast(steps <= most, tf.int32)
 
-    def _loops(self, form):
-        """The loops for one form, shared by all cells that differ in weights alone."""
-        if form not in self._made:
-            loops = _shared.get((self._key, form))
+    def _loops(self, spec):
+        """The loops for one spec, shared by all cells that differ in weights alone."""
+        if spec not in self._made:
+            loops = _shared.get((self._key, spec))
             if loops is None:
-                loops = Loops(Kernels(self.recurrence, form))
+                loops = Loops(Kernels(self.recurrence, spec))
                 if self._key is not None:
-                    _shared[self._key, form] = loops
-            self._made[form] = loops
-        return self._made[form]
+                    _shared[self._key, spec] = loops
+            self._made[spec] = loops
+        return self._made[spec]
 
 
 # The loops in use: the directions of a Bidirectional and equal layers of a stack compile once.

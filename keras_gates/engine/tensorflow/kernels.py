@@ -15,8 +15,8 @@ FEW = 8
 
 # What is fixed for a kernel: how many rows, steps and features it takes; whether there is a mask;
 # how many dropout masks; whether the output of every step is wanted; whether a gradient may be.
-Form = collections.namedtuple(
-    "Form",
+KernelSpec = collections.namedtuple(
+    "KernelSpec",
     [
         "rows",
         "steps",
@@ -33,11 +33,11 @@ Form = collections.namedtuple(
 class Kernels:
     """The computations of one chunk of one tile, compiled on their own."""
 
-    def __init__(self, recurrence, form):
-        self.recurrence, self.form = recurrence, form
+    def __init__(self, recurrence, spec):
+        self.recurrence, self.spec = recurrence, spec
         # What is handed out for every time step for the backward pass.
-        self.kept_states = len(recurrence.cell.state_names) if form.gradients else 0
-        self.kept_projections = len(recurrence.projected) if form.gradients else 0
+        self.kept_states = len(recurrence.cell.state_names) if spec.gradients else 0
+        self.kept_projections = len(recurrence.projected) if spec.gradients else 0
         compile_ = functools.partial(tf.function, autograph=False, jit_compile=COMPILED or None)
         self.forward = compile_(self._forward)
         self.backward = compile_(self._backward)
@@ -63,7 +63,7 @@ class Kernels:
                 [a.write(t, new[0]) for a in outputs],
             )
 
-        sizes = (self.kept_states, self.kept_projections, int(self.form.sequences))
+        sizes = (self.kept_states, self.kept_projections, int(self.spec.sequences))
         _, states, *arrays = tf.while_loop(
             lambda t, *_: t < steps, body, (0, states, *map(self._arrays, sizes))
         )
@@ -145,31 +145,31 @@ class Kernels:
             projecting.watch(flat)
             blocks = self.recurrence.project_input(values, flat, self._bulk(dropout))
         d_x = projecting.gradient(blocks, flat, [_flat(d) for d in d_projected])
-        return tf.transpose(tf.reshape(d_x, (self.form.steps, self.form.rows, -1)), (1, 0, 2))
+        return tf.transpose(tf.reshape(d_x, (self.spec.steps, self.spec.rows, -1)), (1, 0, 2))
 
     def _projected(self, project, values, by_time, dropout):
         """A function of t: the projections of (steps, rows, features) at step t."""
-        if self.form.rows > FEW:
+        if self.spec.rows > FEW:
             return lambda t: project(values, by_time[t], dropout)
         return functools.partial(_at, self._in_bulk(project, values, by_time, dropout))
 
     def _in_bulk(self, project, values, by_time, dropout):
         """The projections of all steps, each (steps, rows, units)."""
-        shape = (self.form.steps, self.form.rows, self.recurrence.cell.units)
+        shape = (self.spec.steps, self.spec.rows, self.recurrence.cell.units)
         # Separate arrays: XLA does not vectorize columns of a slice at a variable index.
         blocks = project(values, _flat(by_time), self._bulk(dropout))
         return [tf.reshape(block, shape) for block in blocks]
 
     def _bulk(self, dropout):
         """The dropout masks for all steps of a chunk at once."""
-        return Dropout(*[[tf.tile(m, (self.form.steps, 1)) for m in each] for each in dropout])
+        return Dropout(*[[tf.tile(m, (self.spec.steps, 1)) for m in each] for each in dropout])
 
     def _arrays(self, count):
         """TensorArrays of one (rows, units) per step. Unwritten elements are zeros."""
-        shape = (self.form.rows, self.recurrence.cell.units)
-        zeros = tf.zeros((self.form.steps, *shape), self.recurrence.cell.compute_dtype)
+        shape = (self.spec.rows, self.recurrence.cell.units)
+        zeros = tf.zeros((self.spec.steps, *shape), self.recurrence.cell.compute_dtype)
         arrays = [
-            tf.TensorArray(zeros.dtype, self.form.steps, element_shape=shape) for _ in range(count)
+            tf.TensorArray(zeros.dtype, self.spec.steps, element_shape=shape) for _ in range(count)
         ]
         return [array.unstack(zeros) for array in arrays]
 

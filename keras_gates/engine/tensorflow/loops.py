@@ -31,7 +31,7 @@ class Loops:
     """
 
     def __init__(self, kernels):
-        self.kernels, self.form = kernels, kernels.form
+        self.kernels, self.spec = kernels, kernels.spec
         self.units = kernels.recurrence.cell.units
         self.dtype = kernels.recurrence.cell.compute_dtype
         # Traced once for all loops of a layer, and for all layers that share them.
@@ -61,13 +61,13 @@ class Loops:
                 [a.write(q, o) for a, o in zip(outputs, output, strict=True)],
             )
 
-        rows, steps = self.form.rows, self.form.steps
+        rows, steps = self.spec.rows, self.spec.steps
         shape = (steps, rows, self.units)
         kept = [new(self.dtype, turns, shape) for _ in range(self.kernels.kept_states)]
         projected = [
             new(self.dtype, keep * turns, shape) for _ in range(self.kernels.kept_projections)
         ]
-        outputs = [new(self.dtype, turns, (rows, steps, self.units))] * self.form.sequences
+        outputs = [new(self.dtype, turns, (rows, steps, self.units))] * self.spec.sequences
         start = [tf.zeros((rows, s.shape[1]), s.dtype) for s in states]
         last = [new(s.dtype, tiles, (rows, s.shape[1])) for s in states]
         _, last, kept, projected, outputs = _repeat(
@@ -110,7 +110,7 @@ class Loops:
                 d_x.write(q, d_piece),
             )
 
-        rows, steps, features = self.form.rows, self.form.steps, self.form.features
+        rows, steps, features = self.spec.rows, self.spec.steps, self.spec.features
         start = [tf.zeros((rows, s.shape[1]), s.dtype) for s in states]
         d_first = [new(s.dtype, tiles, (rows, s.shape[1])) for s in states]
         d_x = new(x.dtype, turns, (rows, steps, features))
@@ -127,7 +127,7 @@ class Loops:
 
     def _by_sample(self, array, tiles, chunks, features):
         """(samples, time, features) from an array of one (rows, steps, features) per turn."""
-        rows, steps = self.form.rows, self.form.steps
+        rows, steps = self.spec.rows, self.spec.steps
         value = _stack(array, tiles * chunks)
         value = tf.reshape(value, (tiles, chunks, rows, steps, features))
         value = tf.transpose(value, (0, 2, 1, 3, 4))
@@ -150,23 +150,23 @@ class Loops:
 
     def _steps(self, chunk, time):
         """How many steps of the chunk there are."""
-        if isinstance(time, int) and time % self.form.steps == 0:
-            return self.form.steps
-        return tf.minimum(self.form.steps, time - chunk * self.form.steps)
+        if isinstance(time, int) and time % self.spec.steps == 0:
+            return self.spec.steps
+        return tf.minimum(self.spec.steps, time - chunk * self.spec.steps)
 
     def _chunk(self, value, tile, chunk):
         rest = value.shape[2:]
-        begin = (tile * self.form.rows, chunk * self.form.steps, *[0] * len(rest))
-        return tf.slice(value, begin, (self.form.rows, self.form.steps, *rest))
+        begin = (tile * self.spec.rows, chunk * self.spec.steps, *[0] * len(rest))
+        return tf.slice(value, begin, (self.spec.rows, self.spec.steps, *rest))
 
     def _rows(self, value, tile):
-        return tf.slice(value, (tile * self.form.rows, 0), (self.form.rows, value.shape[1]))
+        return tf.slice(value, (tile * self.spec.rows, 0), (self.spec.rows, value.shape[1]))
 
     def _read(self, flow, index):
         """An element of the array that had this `flow` at the end of the forward pass."""
         if isinstance(flow, list):
             return flow[index]
-        shape = (self.form.steps, self.form.rows, self.units)
+        shape = (self.spec.steps, self.spec.rows, self.units)
         value = tf.raw_ops.TensorListGetItem(
             input_handle=flow, index=index, element_shape=shape, element_dtype=self.dtype
         )

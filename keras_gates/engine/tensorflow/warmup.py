@@ -26,7 +26,7 @@ MEMORY = 64 * 2**20
 _spent: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def obstacle(layer, sequences, training):
+def why_not_yet(layer, sequences, training):
     """Why the fused loop is not worth its compilation yet, or None."""
     model = _model_of_keras_trainer()
     kind = "train" if training else "predict"

@@ -72,7 +72,7 @@ class Levels(Choice):
         if sum(known) < 2:
             return [None] * len(vectors)
         mean = vectors[known].mean(axis=0)
-        return [v - mean if told else None for v, told in zip(vectors, known, strict=True)]
+        return [v - mean if is_known else None for v, is_known in zip(vectors, known, strict=True)]
 
     def plain(self, scores):
         """From each level to the deviation of its mean score from the mean of these means."""

@@ -18,9 +18,9 @@ class Effect:
     Attributes:
         choice: name of the hyperparameter.
         level: its value; "-" where trials do not have it; "per factor of 10" or "per unit" for a
-            number of many values, whose slope is told (the former if it is always positive).
+            number of many values, whose slope is reported (the former if it is always positive).
         effect: by how much the objective is better (positive, for "min", too) than the mean over
-            the levels that can be compared; None if that cannot be told.
+            the levels that can be compared; None if that cannot be known.
         low, high: its 95 % t-interval; None without one.
         finished, ended: how many trials with that level have finished, have ended at all.
         diverged: in which share of those that ended some training diverged.
@@ -169,7 +169,7 @@ def _effect(one, level, found, diverged):
 
 
 def _importance(one):
-    """The activations first, then what no other effect can be told without."""
+    """The activations first, then those that the other effects depend on."""
     if one.name.rpartition("/")[2] in (CELL, *DEFAULTS):
         return 0
     return 1 if one.name == EPOCHS else 2

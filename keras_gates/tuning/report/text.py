@@ -57,11 +57,11 @@ def _best(found):
 
 def _failed(rows, found):
     """Why trials have no score, each reason once, and what was chosen in them."""
-    lines, told = [], {}
+    lines, shown = [], {}
     for row in rows:
         chosen = [f"{name}={number(row[name])}" for name in _differing(found) if name in row]
         reason = " ".join(row["reason"].split())
-        first = told.setdefault(reason, row["trial"])
+        first = shown.setdefault(reason, row["trial"])
         why = reason if first == row["trial"] else f"as trial {first}"
         lines.append((row["trial"], row["outcome"], f"{why} [{', '.join(chosen)}]"))
     return _aligned(lines)
