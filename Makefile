@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 KERAS_BACKEND ?= tensorflow
 
-.PHONY: demo test test-all test-backend lint bench dist clean
+.PHONY: demo test test-all test-backend test-oldest lint bench dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
@@ -25,6 +25,15 @@ test-all: $(INSTALLED)
 test-backend: $(INSTALLED)-$(KERAS_BACKEND)
 	ALL_TESTS=1 KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_contracts.py tests/test_gradients.py
 
+# The contracts on the oldest packages that setup.cfg allows, in an environment of their own.
+OLDEST = "tensorflow==2.18.*" "keras==3.8.*" "keras-tuner==1.4.7"
+test-oldest:
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable . pytest pytest-xdist $(OLDEST)
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist worksteal tests/test_private.py \
+		tests/test_equations.py tests/test_contracts.py tests/test_layer.py tests/test_engine.py \
+		tests/test_saving.py tests/test_threads.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +47,7 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build dist out *.egg-info
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "keras_gates needs Python 3.11, 3.12 or 3.13, and found none. \
