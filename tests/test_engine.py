@@ -419,7 +419,7 @@ def test_what_cannot_be_fused_says_why(rng):
         kg.GatedRNN(4, backprop="fast")
 
 
-@pytest.mark.parametrize("how", ["eager", "graph", "jit"])
+@pytest.mark.parametrize("how", ["eager", "graph", pytest.param("jit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -485,7 +485,11 @@ class Critic(keras.Model):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow), {"run_eagerly": True}],
+    ids=str,
+)
 def test_a_gradient_penalty_trains_on_every_path(options, rng):
     real, fake = (rng.normal(size=(8, 6, 3)).astype("float32") for _ in range(2))
     losses = {}

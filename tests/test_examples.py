@@ -72,6 +72,7 @@ def test_gradient_norms_are_those_of_finite_differences(digits):
     assert np.linalg.norm(gradient) == pytest.approx(norms[t, sample], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_verdicts_trains_pairs_and_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, EXAMPLES / "verdicts.py", "--quick", "--out", tmp_path]
     outputs = []

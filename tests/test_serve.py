@@ -48,6 +48,7 @@ def whole(model, rows):
     return np.concatenate(found)
 
 
+@pytest.mark.slow
 def test_both_servers_under_load(folder):
     """In processes without the package: predictions, streams, bad requests in between."""
     printed = run_python(

@@ -174,6 +174,7 @@ def example():
     return module
 
 
+@pytest.mark.slow
 def test_example_kills_a_worker_and_the_chief(example, tmp_path, capsys):
     found = example.main(["--trials", "3", "--epochs", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
