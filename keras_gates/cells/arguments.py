@@ -7,6 +7,15 @@ from keras_gates.validation import close_matches
 
 # Arguments that keras.layers.Layer takes.
 LAYER_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autocast")
+# What Keras' layers take, or took, and what to write here instead.
+_INPUT = "begin the model with keras.Input((time, features))"
+_INSTEAD = {
+    "implementation": "there is one implementation, so leave it out",
+    "use_cudnn": "`backprop` chooses how the layer runs, so leave it out",
+    "time_major": "sequences are (batch, time, features), so transpose them before the layer",
+    "batch_input_shape": "begin the model with keras.Input(batch_shape=(batch, time, features))",
+    **dict.fromkeys(("input_shape", "input_dim", "input_length"), _INPUT),
+}
 _VARIABLE = inspect.Parameter.VAR_KEYWORD
 # What Keras calls an argument -> what it is called here.
 KERAS_NAMES = {"activation": "candidate_activation", "recurrent_activation": "gate_activation"}
@@ -55,6 +64,8 @@ def refuse_unknown(owner, given, known, cells, close=()):
         hint = close_matches(name, {*known, *close})
         if name in KERAS_NAMES:
             hint = f"; what Keras calls {name} is {KERAS_NAMES[name]} here"
+        elif name in _INSTEAD:
+            hint = f"; {_INSTEAD[name]}"
         elif others:
             hint = f"; it belongs to {' and '.join(others)}"
         raise TypeError(f"{owner} takes no argument `{name}`{hint}")
