@@ -167,6 +167,11 @@ class GatedRNN(keras.layers.RNN):
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: shape[-1]})
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
+        if sequences.shape[1] == 0:
+            raise ValueError(
+                f"{self.name!r} takes `sequences` of at least one time step (axis 1). Received: "
+                f"shape {tuple(sequences.shape)}"
+            )
         self._check_initial_state(sequences, initial_state)
         self._check_mask(sequences, mask)
         if mask is None and getattr(sequences, "_keras_mask", None) is not None:
@@ -246,6 +251,8 @@ class GatedRNN(keras.layers.RNN):
             raise ValueError(
                 f"backprop='fused' is impossible in {self.name!r}: {obstacle}. Use 'auto'."
             )
+        if sequences.shape[0] == 0:
+            obstacle = obstacle or "there are no samples"
         obstacle = obstacle or engine.why_not_fused_here(self, sequences, training)
         self._obstacles["training" if training else "inference"] = obstacle
         if not obstacle:
@@ -267,12 +274,15 @@ class GatedRNN(keras.layers.RNN):
         if initial_state is None:
             return
         nested = isinstance(initial_state, (list, tuple))
-        given = [tuple(s.shape) for s in (initial_state if nested else [initial_state])]
+        given = [
+            tuple(s.shape) if hasattr(s, "shape") else type(s).__name__
+            for s in (initial_state if nested else [initial_state])
+        ]
         batch, units = sequences.shape[0], self.units
         names = self.cell.state_names
 
         def fits(shape):
-            if len(shape) != 2 or shape[1] != units:
+            if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != units:
                 return False
             return batch is None or shape[0] in (None, batch)
 

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from helpers import BACKEND
 
 import keras_gates as kg
 from keras_gates import checks
@@ -134,6 +135,29 @@ def test_another_feature_size_after_building():
 def test_initial_state_of_the_wrong_shape(states):
     with pytest.raises(ValueError, match=r"`initial_state` as 1 tensor\(s\) \(hidden\) of shape"):
         kg.GatedRNN(4)(np.zeros((2, 5, 3), "float32"), initial_state=states)
+
+
+@pytest.mark.parametrize(
+    ("states", "received"),
+    [
+        ([np.zeros((2, 4)), None], r"\[\(2, 4\), 'NoneType'\]"),
+        ({"hidden": np.zeros((2, 4))}, r"\['dict'\]"),
+        ([np.zeros((2, 4))] * 3, r"\[\(2, 4\), \(2, 4\), \(2, 4\)\]"),
+    ],
+)
+def test_initial_states_that_are_none(states, received):
+    layer = kg.GatedRNN(4, cell="lstm")
+    message = rf"`initial_state` as 2 tensor\(s\) \(hidden, cell\).*Received: shapes {received}"
+    with pytest.raises(ValueError, match=message):
+        layer(np.zeros((2, 5, 3), "float32"), initial_state=states)
+
+
+@pytest.mark.parametrize("backprop", ["auto", "fused", "autodiff"])
+def test_no_samples_give_no_outputs_and_no_steps_are_refused(backprop):
+    layer = kg.GatedRNN(4, backprop=backprop if BACKEND == "tensorflow" else "auto")
+    assert tuple(layer(np.zeros((0, 5, 3), "float32")).shape) == (0, 4)
+    with pytest.raises(ValueError, match=r"at least one time step \(axis 1\). .*shape \(2, 0, 3\)"):
+        layer(np.zeros((2, 0, 3), "float32"))
 
 
 def test_lstm_needs_two_initial_states():
