@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from keras_gates.engine.chunks import FEWEST_STEPS, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout
-from keras_gates.engine.tensorflow import Engine, rows_of_a_tile, warmup
+from keras_gates.engine.tensorflow import FusedEngine, rows_of_a_tile, warmup
 
 FEATURES, UNITS = 3, 5
 # Neither a multiple of the rows of a tile nor of the steps of a chunk.
@@ -181,7 +181,7 @@ def test_only_cells_that_compute_the_same_share_kernels():
     def engine(**arguments):
         layer = kg.GatedRNN(UNITS, **arguments)
         layer.build((None, None, FEATURES))
-        return Engine(layer.cell)
+        return FusedEngine(layer.cell)
 
     def activation(scale):
         @keras.saving.register_keras_serializable(package="tests")
@@ -604,6 +604,6 @@ def test_the_engine_alone(rng):
     layer, _ = pair(rng)
     x = rng.normal(size=(2, 4, FEATURES))
     start = [tf.constant(rng.normal(size=(2, UNITS)))]
-    hidden, last = Engine(layer.cell)(tf.constant(x), start, None, Dropout([], []), True)
+    hidden, last = FusedEngine(layer.cell)(tf.constant(x), start, None, Dropout([], []), True)
     assert hidden.shape == (2, 4, UNITS)
     np.testing.assert_array_equal(hidden[:, -1], last[0])
