@@ -190,6 +190,10 @@ ROLES = {
 USUAL = {"gru": ["Sigmoid", "Tanh"], "lstm": ["Sigmoid", "Tanh", "Tanh"], "simple": ["Tanh"]}
 
 
+def test_an_activation_that_is_constant_is_none_of_onnx():
+    assert native(lambda x: keras.ops.ones((1, 1))) is None
+
+
 @pytest.mark.parametrize("cell", ROLES)
 def test_activations_are_attributes_with_their_exact_parameters(cell, rng):
     x = rng.normal(size=(2, 3, 3)).astype("float32")

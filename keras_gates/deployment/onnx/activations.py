@@ -56,6 +56,8 @@ def native(activation):
     p, inner, q = _affine(value, _X)
     if inner is _X:
         return Activation("Affine", p, q)
+    if not inner.arguments:  # a constant
+        return None
     first, *others = inner.arguments
     if inner.operation == "where":  # where(x > t, x, 0)
         return _thresholded(*inner.arguments) if (p, q) == (1, 0) else None
