@@ -130,9 +130,8 @@ class GatedRNN(keras.layers.RNN):
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
         self._engine = None
         self._not_fusable = None  # what the engine said when it could not run the cell
-        self._obstacles: dict[
-            str, str | None
-        ] = {}  # of the fused path, when last traced for "training", "inference"
+        # Of the fused path, when last traced for "training" and for "inference".
+        self._obstacles: dict[str, str | None] = {}
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
         verdicts.warn_if_unstable(self.cell, stacklevel=2)

@@ -100,16 +100,25 @@ def _by_name(name):
     return keras.saving.get_registered_object(name)
 
 
+def name_by_another_path(activation, packages):
+    """The name of the activation of Keras that a function of these packages is, or None.
+
+    `keras.ops.tanh` or `tf.nn.relu` are `keras.activations.tanh` and `relu` by another path.
+    """
+    name = getattr(activation, "__name__", None)
+    package = (getattr(activation, "__module__", None) or "").partition(".")[0]
+    return name if package in packages and name in _keras_names() else None
+
+
 def _saved_name(activation):
     """A name for one of Keras' own, a config for what is registered or a layer, else None."""
     for name in _keras_names():
         if keras.activations.get(name) is activation:
             return name
-    # `keras.ops.tanh` or `tf.nn.relu` are `keras.activations.tanh` and `relu` by another path.
+    same = name_by_another_path(activation, ("keras", "tensorflow"))
+    if same is not None:
+        return same
     name = getattr(activation, "__name__", None)
-    package = (getattr(activation, "__module__", None) or "").partition(".")[0]
-    if package in ("keras", "tensorflow") and name in _keras_names():
-        return name
     function_or_class = activation if name else type(activation)
     registered = keras.saving.get_registered_name(function_or_class)
     is_registered = keras.saving.get_registered_object(registered) is function_or_class

@@ -363,9 +363,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     @property
     def biases(self):
         """b and c of `x W + b` and `h U + c`, each with all blocks, or None."""
-        return (
-            (self.bias[0], self.bias[1]) if self.use_bias and self.two_biases else (self.bias, None)
-        )
+        if self.use_bias and self.two_biases:
+            return self.bias[0], self.bias[1]
+        return self.bias, None
 
     def activations_in_use(self):
         """All activations of the cell."""

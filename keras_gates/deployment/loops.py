@@ -149,13 +149,13 @@ class HoistedStep:
         projected = len(projected_blocks(cell))
         added, count = len(self.sums), len(cell.blocks)
         of_input, of_state = cell.biases
-        self.groups = [added] + [1] * (count - added)  # how many blocks each tensor of x has
-        self.of_input = self._weights(cell.kernel, of_input, self.groups)
+        self.of_input = self._weights(cell.kernel, of_input, [added] + [1] * (count - added))
         self.of_state = self._weights(
             cell.recurrent_kernel, of_state, [projected] + [1] * (count - projected)
         )
+        weights = weights_by_name(cell)
         self.given = {
-            leaf: tf.convert_to_tensor(weights_by_name(cell)[name], cell.compute_dtype)
+            leaf: tf.convert_to_tensor(weights[name], cell.compute_dtype)
             for (kind, name), leaf in program.leaves.items()
             if kind == "weight"
         }

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_gates._keras import graph
+from keras_gates.activations.lookup import name_by_another_path
 from keras_gates.equations.operations import BY_KERAS_CLASS, TABLE
 from keras_gates.equations.values import apply, constant
 
@@ -41,9 +42,9 @@ _CONVERTING = {
 def symbolic(function):
     """A function that also takes KerasTensors, for one of Keras' or of `tf.nn` that does not; else
     itself."""
-    package = (getattr(function, "__module__", None) or "").partition(".")[0]
-    if package == "tensorflow":  # the same by another path
-        function = getattr(keras.activations, getattr(function, "__name__", ""), function)
+    name = name_by_another_path(function, ("tensorflow",))
+    if name is not None:
+        function = getattr(keras.activations, name)
     try:
         row = _CONVERTING.get(function)
     except TypeError:  # not hashable

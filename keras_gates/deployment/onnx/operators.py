@@ -136,6 +136,7 @@ def _known(cell):
                 cell.units,
                 gate_activation=cell.gate_activations or None,
                 candidate_activation=cell.candidate_activation,
+                recurrent_initializer="zeros",  # the default takes long for many units
                 **options,
             )
         known.build((None, 1))

@@ -20,17 +20,13 @@ def pulled_again(recurrence, mask, dropout, return_sequences, given, d, v):
     Returns:
         A list of gradients: at each of `d` and each of `given`.
     """
-    count = len(given) - 1 - len(recurrence.variables)
-
-    def forward():
-        x, states, values = given[0], list(given[1 : 1 + count]), given[1 + count :]
-        return _run(recurrence, x, states, values, mask, dropout, return_sequences)
-
+    weights = len(given) - len(recurrence.variables)
+    x, *states = given[:weights]
     with tf.GradientTape() as outer:
         outer.watch([*d, *given])
         with tf.GradientTape() as inner:
             inner.watch(given)
-            results = forward()
+            results = _run(recurrence, x, states, given[weights:], mask, dropout, return_sequences)
         found = inner.gradient(
             results, given, output_gradients=d, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
