@@ -1,7 +1,7 @@
-"""A search by a chief and two workers on this machine, two of which are killed on the way.
+"""A search by two processes on this machine, both of which are killed on the way.
 
 Tries six pairs of activations in a GRU that reads scikit-learn's digits row by row. In the middle
-of a trial a worker is killed as if its machine had gone, and later the chief.
+of a trial a worker is killed as if its machine had gone, and later the other one.
 `python -m keras_gates.tuning launch` starts both again. At the end every trial and every training
 is accounted for.
 
@@ -58,7 +58,7 @@ class Logged(tuning.GatedRNNHyperModel):
 
 
 def search(arguments):
-    """What every process runs: the chief, the workers, or one process alone."""
+    """What every process runs: each worker, or one process alone."""
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)
@@ -77,7 +77,7 @@ def search(arguments):
     )
     data = {"validation_data": (x[1400:], y[1400:]), "batch_size": 64}
     tuner.search(x[:1400], y[:1400], epochs=arguments.epochs, **data)
-    # A worker does not come so far.
+    # Only the first worker comes so far.
     print(tuning.search_report(tuner))
 
 
@@ -88,7 +88,7 @@ class Launched:
     """The search under `launch`, whose output tells the processes.
 
     Attributes:
-        processes: from "chief", "worker-0" and "worker-1" to the ids of their processes, in order.
+        processes: from "worker-0" and "worker-1" to the ids of their processes, in order.
     """
 
     def __init__(self, arguments):
@@ -109,7 +109,7 @@ class Launched:
                 self.processes[found[1]].append(int(found[2]))
 
     def kill(self, name):
-        print(f"example  | {name} is killed", flush=True)
+        print(f"example   | {name} is killed", flush=True)
         os.kill(self.processes[name][-1], signal.SIGKILL)
 
     def wait_until(self, condition):
@@ -152,14 +152,15 @@ def disturbed(arguments):
         launched.kill(worker)
         soon = max(1, arguments.trials // 2)
         launched.wait_until(lambda: len(state(out)["end_order"]) >= soon)
-        launched.kill("chief")
+        other = f"worker-{1 - int(worker[-1])}"
+        launched.kill(other)
         status = launched.end()
     finally:
         launched.launcher.terminate()
         launched.launcher.wait()
     if status:
         raise SystemExit(status)
-    return account(out, launched.processes) | {"killed": [worker, "chief"], "interrupted": trial}
+    return account(out, launched.processes) | {"killed": [worker, other], "interrupted": trial}
 
 
 # ---------------------------------------------------------------------- the account

@@ -216,6 +216,7 @@ def test_share_of_seeds_that_diverge(tmp_path):
 
 def draws(oracle, count=6):
     oracle.hyperparameters.Float("rate", 0.0, 1.0)
+    oracle.start_order.append("the default")
     return [oracle.populate_space(str(k))["values"]["rate"] for k in range(count)]
 
 
@@ -346,7 +347,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path):
 
     before = {p: p.read_bytes() for p in pathlib.Path(tmp_path).rglob("*.json")}
     for changed, message in [
-        ({"model": other}, "hyperparameter 'rate' that this one lacks"),
+        ({"model": other}, r"its hyperparameter 'plant' is .*'late'.*, not .*'nan'\]"),
         ({"objective": "loss"}, "its `objective` is 'val_loss', not 'loss'"),
         ({"executions": 2}, r"its `seed` and `executions_per_trial` .* is \[0\], not \[0, 1\]"),
         ({"make": tuning.GridSearch}, "its `tuner` is 'RandomSearch', not 'GridSearch'"),
@@ -417,8 +418,8 @@ KILLS = """
                 return float("nan")
             loss = float(10 * trial.hyperparameters.get("a") + trial.hyperparameters.get("b"))
             watch = kwargs["callbacks"][-1]
-            if watch.report is not None:
-                watch.pruned = watch.report(1, {{"loss": loss}})
+            if watch.report(1, {{"loss": loss}}):
+                watch.outcome, watch.reason = records.PRUNED, "no better"
             return loss
 
     def build(hp):

@@ -3,9 +3,7 @@
 import collections
 import math
 import os
-import socket
 import sys
-import threading
 
 import keras
 import keras_tuner
@@ -14,7 +12,7 @@ import optuna
 import pytest
 
 from keras_gates import tuning
-from keras_gates.tuning import chief, oracles, records
+from keras_gates.tuning import oracles, records, roles
 
 COMPLETE, PRUNED, FAIL, RUNNING = (
     getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
@@ -150,8 +148,9 @@ def test_conditions_and_ranges_hold(tmp_path):
     ]
     for trial, values in zip(finished, drawn, strict=True):
         assert trial.params["momentum"] == values["momentum"]
-        assert trial.params["decay"] == pytest.approx(0.1 + 0.99 - values["decay"])
-        assert trial.params["batch"] == round(math.log2(values["batch"])) - 1
+        for hp in ours.hyperparameters.space:
+            if hp.name in ("decay", "batch", "dropout", "rate"):
+                assert values[hp.name] == hp.prob_to_value(trial.params[hp.name])
         assert trial.params.get("gate") == values.get("gate")
 
 
@@ -166,6 +165,7 @@ def test_one_name_under_two_conditions(tmp_path):
             hp.Choice("gate", ["none"])
 
     oracle = make(tmp_path, twice, seed=0)
+    oracle.start_order.append("the defaults")
     drawn = [oracle.populate_space(str(k))["values"] for k in range(20)]
     pairs = {("gru", "sigmoid"), ("gru", "hard_sigmoid"), ("simple", "none")}
     assert {(values["cell"], values["gate"]) for values in drawn} == pairs
@@ -262,16 +262,15 @@ def test_what_does_worse_than_others_is_ended(tmp_path):
     assert len(oracle.study.trials) == 4
 
 
-def test_a_training_that_begins_again_is_heard_anew(tmp_path):
+def test_a_training_that_begins_again_says_what_it_has_said(tmp_path):
     oracle = make(tmp_path, valley, seed=0)
     trial = oracle.create_trial("tuner0")
-    for epoch, value in ((1, 5.0), (2, 4.0), (1, 3.0)):
+    for epoch, value in ((1, 5.0), (2, 4.0), (1, 5.0)):
         report(oracle, trial, epoch, value)
     end(oracle, trial, 3.0)
-    first, second = oracle.study.trials
-    assert (first.state, second.state) == (FAIL, COMPLETE)
-    assert second.intermediate_values == {1: 3.0}
-    assert second.params == first.params
+    (told,) = oracle.study.trials
+    assert told.state == COMPLETE
+    assert told.intermediate_values == {1: 5.0, 2: 4.0}
 
 
 def build(hp):
@@ -344,29 +343,21 @@ def test_a_search_that_prunes(tmp_path):
         )
 
 
-def test_a_worker_is_told_to_prune(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
-    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(port))
-    options = {"directory": tmp_path, "project_name": "s"}
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
-    oracle = pruning()
-    tuning.Tuner(oracle, build, **options)
-    serving = threading.Thread(target=chief.serve, args=[oracle], daemon=True)
-    serving.start()
-    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker")
-    worker = pruning()
-    assert worker.study is None
-    tuner = tuning.Tuner(worker, build, **options)
+def test_what_one_worker_tried_another_knows(tmp_path, monkeypatch):
+    def tuner(number):
+        for name, value in roles.environment(number, 2).items():
+            monkeypatch.setenv(name, value)
+        return tuning.Tuner(pruning(), build, directory=tmp_path, project_name="s")
+
+    first = tuner(0)
     with pytest.raises(SystemExit):
-        tuner.search(X, Y, **DATA)
-    serving.join(timeout=60)
-    assert not serving.is_alive()
+        tuner(1).search(X, Y, **DATA)
     assert_only_the_bad_were_pruned(tmp_path / "s", seeds=1)
-    told = [trial.state for trial in oracle.study.trials if trial.state != FAIL]
-    assert sorted(told) == [COMPLETE, COMPLETE, PRUNED, PRUNED]
+    assert not first.oracle.study.trials
+    assert first.oracle.create_trial("worker-0").status == "STOPPED"
+    told = [trial for trial in first.oracle.study.trials if trial.state != FAIL]
+    assert sorted(trial.state for trial in told) == [COMPLETE, COMPLETE, PRUNED, PRUNED]
+    assert {len(trial.intermediate_values) for trial in told} == {2, EPOCHS}
 
 
 # ---------------------------------------------------------------------- going on
@@ -401,9 +392,9 @@ def test_a_search_goes_on_wherever_it_was_cut_off(where, tmp_path):
     trial = oracle.create_trial("tuner0")
     assert trial.trial_id == "011"
     drawn.append(dict(trial.hyperparameters.values))
-    report(oracle, trial, 1, 3.0)
+    report(oracle, trial, 1, 5.0)
     # Cut off after the end of the trial was saved, and before Optuna was told.
-    oracle._tell = lambda trial: None
+    oracle._bring_up_to_date = lambda trial_id: None
     end(oracle, trial, score_of(drawn[-1]))
     # Cut off after Optuna was asked, and before the answer was saved.
     oracle = again()
@@ -419,7 +410,7 @@ def test_a_search_goes_on_wherever_it_was_cut_off(where, tmp_path):
         assert [trial.params for trial in kept] == whole
         scores = [trial.value for trial in kept if trial.state == COMPLETE]
         assert scores == [depth(v) for v in whole if v["x"] <= 0.8]
-        assert kept[11].intermediate_values == {1: 3.0}
+        assert kept[11].intermediate_values == {1: 5.0, 2: 4.0}
         assert not study.get_trials(states=(RUNNING,))
 
 

@@ -159,19 +159,19 @@ def test_hyperbands_own_values_are_no_choices(tmp_path):
     assert found.comparison.verdict == "fewer epochs"
     assert "up to epoch 9, the default pair only up to 3" in found.comparison.sentence
     assert "differ in more" not in found.comparison.sentence
-    assert "tuner/epochs" in {effect.choice for effect in found.effects.levels}
+    assert "tuner/epochs" in {effect.choice for effect in found.effects}
 
 
 def test_nothing_finished_yet(tmp_path):
     found = search_report(written(tmp_path, []))
     assert str(found).startswith("Search for the maximum of val_accuracy, 0 trials: 0 finished")
     assert found.best is None
-    assert found.trials == found.effects.levels == []
+    assert found.trials == found.effects == []
     trials = [diverged("0", RELU), diverged("1", DEFAULT), Trial("2", HARD, "RUNNING", [])]
     (tmp_path / "b").mkdir()
     found = search_report(written(tmp_path / "b", trials))
     assert found.comparison.verdict == "nothing finished"
-    assert {(e.level, e.effect, e.diverged) for e in found.effects.levels} == {
+    assert {(e.level, e.effect, e.diverged) for e in found.effects} == {
         ("relu", None, 1.0), ("sigmoid", None, 1.0),
     }  # fmt: skip
     assert "0 finished, 2 diverged" in str(found)
@@ -196,7 +196,7 @@ def test_csv_markdown_and_json_hold_the_same(mixed, tmp_path):
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["best"] == plain["trials"][0]
     assert plain["comparison"]["best"] == "02"
-    assert plain["effects"]["levels"][0]["choice"] == "gate_activation"
+    assert plain["effects"][0]["choice"] == "gate_activation"
 
 
 def test_a_hyperparameter_with_the_name_of_a_field_keeps_its_own_column(tmp_path):
@@ -359,87 +359,55 @@ def factorial(score, levels, repeats=1):
 
 
 def effect_of(found, choice):
-    return {e.level: e for e in found.levels if e.choice == choice}
+    return {e.level: e for e in found if e.choice == choice}
 
 
-def test_effects_of_a_balanced_search_are_marginal_means(rng):
+def test_effects_are_deviations_of_the_levels_means(rng):
     gates, candidates = ["sigmoid", "relu_gate", "tanh_gate"], ["tanh", "relu"]
     scores = rng.normal(size=(2, 3, 2))  # repeats, gates, candidates
     trials = factorial(
         lambda i, **_: float(scores.reshape(-1)[i]), {"gate": gates, "candidate": candidates}, 2
     )
     found = main_effects(searched(trials))
-    gate_means = scores.mean(axis=(0, 2)) - scores.mean()
-    candidate_means = scores.mean(axis=(0, 1)) - scores.mean()
-    # By hand: 12 scores less 1 + 2 + 1 coefficients; the variance of a level's deviation in a
-    # balanced design is s^2 / 12 * (levels - 1).
-    fitted = scores.mean() + gate_means[None, :, None] + candidate_means[None, None, :]
-    s2 = ((scores - fitted) ** 2).sum() / 8
-    assert found.degrees_of_freedom == 8
-    assert found.note is None
-    for levels, means, of in (
-        (gates, gate_means, effect_of(found, "gate")),
-        (candidates, candidate_means, effect_of(found, "candidate")),
+    # By hand: 12 scores; the variance of a level's deviation from the mean of so many levels of
+    # the same size is s^2 / 12 * (levels - 1).
+    for of, levels, by_level in (
+        ("gate", gates, scores.transpose(1, 0, 2).reshape(3, -1)),
+        ("candidate", candidates, scores.transpose(2, 0, 1).reshape(2, -1)),
     ):
-        margin = stats.t.ppf(0.975, 8) * math.sqrt(s2 / 12 * (len(levels) - 1))
-        for level, mean in zip(levels, means, strict=True):
-            assert of[level].effect == pytest.approx(mean)
-            assert of[level].low == pytest.approx(mean - margin)
-            assert of[level].high == pytest.approx(mean + margin)
-            assert of[level].finished == 12 / len(levels)
-    minimum = main_effects(searched(trials, direction="min"))
-    for level, mean in zip(gates, gate_means, strict=True):
-        assert effect_of(minimum, "gate")[level].effect == pytest.approx(-mean)
+        freedom = 12 - len(levels)
+        s2 = ((by_level - by_level.mean(axis=1, keepdims=True)) ** 2).sum() / freedom
+        margin = stats.t.ppf(0.975, freedom) * math.sqrt(s2 / 12 * (len(levels) - 1))
+        for level, mean in zip(levels, by_level.mean(axis=1) - scores.mean(), strict=True):
+            effect = effect_of(found, of)[level]
+            assert effect.effect == pytest.approx(mean)
+            assert effect.low == pytest.approx(mean - margin)
+            assert effect.high == pytest.approx(mean + margin)
+            assert effect.finished == 12 / len(levels)
+            minimum = main_effects(searched(trials, direction="min"))
+            assert effect_of(minimum, of)[level].effect == pytest.approx(-mean)
+
+
+def test_two_levels_of_unequal_number_differ_as_the_t_test_says(rng):
+    few, many = rng.normal(size=3), rng.normal(size=9) + 0.5
+    trials = [finished(f"a{i}", {"gate": "relu"}, float(s)) for i, s in enumerate(few)]
+    trials += [finished(f"b{i}", {"gate": "tanh"}, float(s)) for i, s in enumerate(many)]
+    effect = effect_of(main_effects(searched(trials)), "gate")["tanh"]
+    interval = stats.ttest_ind(many, few).confidence_interval(0.95)
+    assert 2 * effect.effect == pytest.approx(many.mean() - few.mean())
+    assert (2 * effect.low, 2 * effect.high) == pytest.approx((interval.low, interval.high))
 
 
 def random_search(rng, count, noise):
-    """Trials of three gates, four candidates and two widths, as if drawn by an oracle that has a
-    liking for some and for tanh with 64 units; and the true effects."""
-    truth = {
-        "gate": {"sigmoid": 0.1, "relu_gate": -0.3, "tanh_gate": 0.2},
-        "candidate": {"tanh": 0.5, "relu": -0.1, "elu": -0.1, "softsign": -0.3},
-        "units": {32: -0.2, 64: 0.2},
-    }
+    """Trials of four candidates, as if drawn by an oracle that has a liking for some; and the true
+    effects."""
+    truth = {"tanh": 0.5, "relu": -0.1, "elu": -0.1, "softsign": -0.3}
     trials = []
     for i in range(count):
-        values = {
-            name: list(levels)[min(rng.geometric(0.5), len(levels)) - 1]
-            for name, levels in truth.items()
-        }
-        values["units"] = (
-            64 if rng.random() < (0.8 if values["candidate"] == "tanh" else 0.2) else 32
-        )
-        score = 3 + sum(truth[name][value] for name, value in values.items())
-        trials.append(finished(f"{i:03}", values, float(score + noise * rng.normal())))
+        candidate = list(truth)[min(rng.geometric(0.5), len(truth)) - 1]
+        score = float(3 + truth[candidate] + noise * rng.normal())
+        trials.append(finished(f"{i:03}", {"candidate": candidate}, score))
     return trials, truth
-
-
-def test_effects_of_an_unbalanced_search_solve_the_normal_equations(rng):
-    trials, truth = random_search(rng, 40, 0.3)
-    found = main_effects(searched(trials))
-    # Dummy coding, the first level of each choice left out, solved and turned into deviations.
-    columns = [(name, level) for name in truth for level in list(truth[name])[1:]]
-    x = np.array([[1.0, *(t.values[name] == level for name, level in columns)] for t in trials])
-    y = np.array([t.score for t in trials])
-    inverse = np.linalg.inv(x.T @ x)
-    coefficients = inverse @ x.T @ y
-    freedom = 40 - len(columns) - 1
-    s2 = ((y - x @ coefficients) ** 2).sum() / freedom
-    assert found.degrees_of_freedom == freedom
-    for name, levels in truth.items():
-        for level in levels:
-            contrast = np.zeros(len(columns) + 1)
-            for k, column in enumerate(columns):
-                if column[0] == name:
-                    contrast[k + 1] = (column[1] == level) - 1 / len(levels)
-            margin = stats.t.ppf(0.975, freedom) * math.sqrt(s2 * contrast @ inverse @ contrast)
-            effect = effect_of(found, name)[level]
-            assert effect.effect == pytest.approx(contrast @ coefficients)
-            assert effect.high - effect.effect == pytest.approx(margin)
-    # What a plain mean per level would say is another thing.
-    means = {u: np.mean([t.score for t in trials if t.values["units"] == u]) for u in (32, 64)}
-    plain = (means[64] - means[32]) / 2
-    assert abs(effect_of(found, "units")[64].effect - plain) > 0.1
 
 
 def test_intervals_cover_the_truth_in_95_of_100_searches():
@@ -450,7 +418,7 @@ def test_intervals_cover_the_truth_in_95_of_100_searches():
         found = effect_of(main_effects(searched(trials)), "candidate")
         if found["relu"].effect is None or len(found) < 4:
             continue  # a level that was never drawn: the deviation is from another mean
-        covered.append(found["relu"].low <= truth["candidate"]["relu"] <= found["relu"].high)
+        covered.append(found["relu"].low <= truth["relu"] <= found["relu"].high)
         zero.append(found["tanh"].low <= 0 <= found["tanh"].high)
     assert len(covered) > 350
     assert 0.925 < np.mean(covered) < 0.975
@@ -475,28 +443,7 @@ def test_levels_without_a_finished_trial_tell_how_often_they_diverged():
     assert found["sigmoid"].reason == "no trial with another value finished"
 
 
-def test_aliased_levels_have_a_reason_and_no_number(rng):
-    # softsign and 128 units always come together, and alone there.
-    trials = factorial(
-        lambda i, **_: float(rng.normal()), {"c": ["tanh", "relu"], "u": [32, 64]}, 3
-    )
-    together = [finished(f"x{i}", {"c": "softsign", "u": 128}, 9.0 + i) for i in range(3)]
-    without = main_effects(searched(trials))
-    found = main_effects(searched([*trials, *together]))
-    for choice, level in (("c", "softsign"), ("u", 128)):
-        effect = effect_of(found, choice)[level]
-        assert effect.effect is effect.low is effect.high is None
-        assert effect.reason.startswith("aliased")
-    for choice, level in (("c", "tanh"), ("c", "relu"), ("u", 32), ("u", 64)):
-        expected = effect_of(without, choice)[level].effect
-        assert effect_of(found, choice)[level].effect == pytest.approx(expected)
-    twins = [finished(f"{i}", {"c": c, "d": c}, float(i)) for i, c in enumerate("aabb")]
-    for effect in main_effects(searched(twins)).levels:
-        assert effect.effect is None
-        assert effect.reason.startswith("aliased")
-
-
-def test_a_choice_that_another_decides_on_is_compared_where_it_is():
+def test_conditional_choices_are_compared_where_they_are():
     values = [{"clipping": "none"}] * 2
     values += [{"clipping": "state", "norm": n} for n in (0.1, 1.0, 10.0)] * 2
     scores = [1.0, 1.2, 2.0, 3.0, 7.0, 2.2, 3.2, 7.2]
@@ -506,18 +453,7 @@ def test_a_choice_that_another_decides_on_is_compared_where_it_is():
     assert effect_of(found, "clipping")["state"].effect == pytest.approx(1.5)
     assert effect_of(found, "clipping")["none"].effect == pytest.approx(-1.5)
     norm = effect_of(found, "norm")
-    assert [norm[n].effect for n in (0.1, 1.0, 10.0)] == pytest.approx([-2, -1, 3])
-    assert norm["-"].effect is None
-    assert norm["-"].reason == "another choice decides whether it is there"
-    assert found.degrees_of_freedom == 4
-
-
-def test_a_choice_that_is_missing_by_itself_has_an_effect_of_that():
-    values = [{"l1": 0.1}, {"l1": 0.2}, {}] * 2
-    scores = [1.0, 2.0, 6.0, 1.2, 2.2, 6.2]
-    trials = [finished(str(i), *given) for i, given in enumerate(zip(values, scores, strict=True))]
-    found = effect_of(main_effects(searched(trials)), "l1")
-    assert [found[level].effect for level in (0.1, 0.2, "-")] == pytest.approx([-2, -1, 3])
+    assert {n: e.effect for n, e in norm.items()} == pytest.approx({0.1: -2, 1.0: -1, 10.0: 3})
 
 
 def test_numbers_of_many_values_have_a_slope(rng):
@@ -525,7 +461,7 @@ def test_numbers_of_many_values_have_a_slope(rng):
     scores = 0.7 + 0.05 * np.log10(rates) + 0.01 * rng.normal(size=20)
     trials = [finished(f"{i:02}", {"rate": float(r)}, float(s)) for i, (r, s) in
               enumerate(zip(rates, scores, strict=True))]  # fmt: skip
-    (effect,) = main_effects(searched(trials)).levels
+    (effect,) = main_effects(searched(trials))
     expected = stats.linregress(np.log10(rates), scores)
     assert effect.level == "per factor of 10"
     assert effect.effect == pytest.approx(expected.slope)
@@ -536,7 +472,7 @@ def test_numbers_of_many_values_have_a_slope(rng):
     assert effect.finished == 20
     for trial in trials:
         trial.values = {"shift": 1e7 * (trial.values["rate"] - 0.02)}
-    (effect,) = main_effects(searched(trials)).levels
+    (effect,) = main_effects(searched(trials))
     assert effect.level == "per unit"
     expected = stats.linregress(1e7 * (rates - 0.02), scores)
     assert effect.effect == pytest.approx(expected.slope)
@@ -547,63 +483,28 @@ def test_numbers_of_many_values_have_a_slope(rng):
     found = main_effects(searched(trials))
     expected = stats.linregress(np.log10(rates[:10]), scores[:10])
     assert effect_of(found, "rate")["per factor of 10"].effect == pytest.approx(expected.slope)
-    between = (scores[:10].mean() - scores[10:].mean()) / 2  # "a" at its mean rate
+    between = (scores[:10].mean() - scores[10:].mean()) / 2
     assert effect_of(found, "opt")["a"].effect == pytest.approx(between)
-    # Two numbers that go together.
-    for i, trial in enumerate(trials):
-        trial.values = {"steps": -(10**9) * i, "size": 3.0 * i}
-    for effect in main_effects(searched(trials)).levels:
-        assert effect.effect is None
-        assert effect.reason.startswith("aliased")
 
 
-def test_with_too_few_trials_plain_means_without_intervals():
+def test_without_repetitions_there_are_no_intervals():
     values = [pair("sigmoid", "tanh", rate=0.1), pair("relu_gate", "tanh", rate=0.4)]
     trials = [finished(str(i), v, s) for i, (v, s) in enumerate(zip(values, (2, 8), strict=True))]
-    found = main_effects(searched(trials))
-    assert found.degrees_of_freedom == 0
-    assert found.note.startswith("2 finished trials are too few")
-    gates = effect_of(found, "gate_activation")
+    gates = effect_of(main_effects(searched(trials)), "gate_activation")
     assert [gates[g].effect for g in ("sigmoid", "relu_gate")] == [-3, 3]
     assert gates["sigmoid"].low is gates["sigmoid"].high is gates["sigmoid"].reason is None
 
 
-def test_with_too_few_trials_plain_slopes():
-    rates, units = [0.1, 0.2, 0.8], [9, 5, 3]
-    trials = [
-        finished(str(i), {"rate": r, "units": u}, float(i * i))
-        for i, (r, u) in enumerate(zip(rates, units, strict=True))
-    ]
-    found = main_effects(searched(trials))  # a degree of freedom is left for one slope
-    rate, units = (effect_of(found, name) for name in ("rate", "units"))
-    expected = stats.linregress(np.log10([0.1, 0.2, 0.8]), [0, 1, 4])
-    assert rate["per factor of 10"].effect == pytest.approx(expected.slope)
-    expected = stats.linregress(np.log10([9, 5, 3]), [0, 1, 4])
-    assert units["per factor of 10"].effect == pytest.approx(expected.slope)
-    assert units["per factor of 10"].low is None
-    assert rate["per factor of 10"].low is not None
-
-
-def test_with_few_trials_the_activations_come_first(rng):
-    gates, candidates = ["sigmoid", "tanh_gate"], ["tanh", "relu", "elu"]
-    trials = factorial(
-        lambda i, **_: float(rng.normal()),
-        {"gate_activation": gates, "candidate_activation": candidates},
-        2,
-    )
-    without = main_effects(searched(trials))
-    for i, trial in enumerate(trials):
-        trial.values = {"other": "abcdef"[i // 2], **trial.values}
-    found = main_effects(searched(trials))
-    # 12 scores, 1 + 1 + 2 coefficients; five more for the other choice would leave 3.
-    assert found.degrees_of_freedom == 8
-    assert "Of other the means per level are given" in found.note
-    assert [e.choice for e in found.levels[:6]] == ["other"] * 6
-    assert found.levels[6:] == without.levels
-    scores = np.array([t.score for t in trials]).reshape(6, 2).mean(axis=1)
-    for effect, expected in zip(found.levels[:6], scores - scores.mean(), strict=True):
-        assert effect.effect == pytest.approx(expected)
-        assert effect.low is None
+def test_slopes_of_few_trials():
+    rates = [0.1, 0.2, 0.8]
+    trials = [finished(str(i), {"rate": r}, float(i * i)) for i, r in enumerate(rates)]
+    (rate,) = main_effects(searched(trials))
+    expected = stats.linregress(np.log10(rates), [0, 1, 4])
+    margin = stats.t.ppf(0.975, 1) * expected.stderr
+    assert (rate.effect, rate.high) == pytest.approx((expected.slope, expected.slope + margin))
+    trials[0] = diverged("0", {"rate": 0.1})
+    (rate,) = main_effects(searched(trials))  # two points are a line
+    assert (rate.low, rate.high, rate.diverged) == (None, None, pytest.approx(1 / 3))
 
 
 # ---------------------------------------------------------------------- against the default pair

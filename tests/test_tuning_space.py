@@ -13,7 +13,7 @@ from helpers import MGUCell, run_python
 
 import keras_gates as kg
 from keras_gates.tuning import hypermodel as hypermodels
-from keras_gates.tuning import plans
+from keras_gates.tuning import space
 from keras_gates.tuning.hypermodel import GatedRNNHyperModel
 from keras_gates.tuning.space import CANDIDATES, GATES, activation_space
 
@@ -236,9 +236,9 @@ class TestActivations:
             layer.build((None, None, 2))
             return layer.get_weights()
 
-        plans._judged.cache_clear()
+        space._judged.cache_clear()
         first, second = weights(), weights()
-        assert plans._judged.cache_info().hits >= len(GATES) * len(CANDIDATES)
+        assert space._judged.cache_info().hits >= len(GATES) * len(CANDIDATES)
         for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a, b)
 

@@ -14,8 +14,8 @@ from helpers import BACKEND
 
 from keras_gates import tuning
 from keras_gates.tuning import oracles, records
-from keras_gates.tuning.errors import described
 from keras_gates.tuning.progress import Progress
+from keras_gates.tuning.training import described
 
 X = np.linspace(-1, 1, 24, dtype="float32").reshape(-1, 1)
 Y = 2 * X

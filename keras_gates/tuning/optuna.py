@@ -12,12 +12,12 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
 
-from keras_gates.tuning import oracles, roles
+from keras_gates.tuning import oracles
 from keras_gates.tuning.oracles import Objective
 
 # How often the sampler may come back to what was tried before a choice is drawn by chance.
 DRAWS = 10
-SEARCH, TRIAL = "search", "trial_id"  # user attributes of a trial in a study
+TRIAL = "trial"  # user attribute of a trial in a study: the search, and KerasTuner's id
 
 
 class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
@@ -30,8 +30,8 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
     has no score.
 
     A hyperparameter is an Optuna parameter of the same name, with its conditions behind the name if
-    it is not the first so called. Where Optuna has no such scale, the parameter is the index of the
-    value (`step` of a Float or on a logarithmic scale) or the value mirrored (`reverse_log`).
+    it is not the first so called. Where Optuna has no such scale (`reverse_log`, a `step` on a
+    logarithmic scale or of a Float), the parameter is how far along it the value is, from 0 to 1.
 
     Args:
         objective: a name such as "val_accuracy", or a `keras_tuner.Objective`.
@@ -49,7 +49,7 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         **kwargs: further arguments of `keras_tuner.Oracle`.
 
     Attributes:
-        study: the `optuna.Study`; None in a worker of a search on several machines.
+        study: the `optuna.Study`.
         prunes: whether there is a pruner.
 
     Raises:
@@ -102,30 +102,30 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         self.prunes = not isinstance(pruner, optuna.pruners.NopPruner)
         self._own_sampler = sampler is not None
         self._search = uuid.uuid4().hex  # by which its trials are known in a study
-        self._asked: dict[str, Any] = {}  # trial_id -> optuna.Trial, of those that have not ended
-        self.study, self._exhausted = None, False
-        if roles.role() != roles.WORKER:
-            direction = f"{self.objective.direction}imize"
-            # Some pruners make use of the name.
-            self.study = optuna.create_study(
-                storage=storage,
-                sampler=sampler,
-                pruner=pruner,
-                study_name=study_name or "search",
-                direction=direction,
-                load_if_exists=True,
+        self._exhausted = False
+        direction = f"{self.objective.direction}imize"
+        self.study = optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            study_name=study_name or "search",  # some pruners make use of the name
+            direction=direction,
+            load_if_exists=True,
+        )
+        if (there := self.study.direction.name.lower()) != direction:
+            raise ValueError(
+                f"The study {study_name!r} is there to {there}, and this search is to {direction} "
+                f"{self.objective.name!r}. Give another `study_name`."
             )
-            self._refuse_other_direction(direction)
-            # What samplers that come to an end call; Optuna's own wants its own loop.
-            self.study.stop = lambda: setattr(self, "_exhausted", True)
+        # What samplers that come to an end call; Optuna's own wants its own loop.
+        self.study.stop = lambda: setattr(self, "_exhausted", True)
 
     # ------------------------------------------------------------------ trials
 
     def populate_space(self, trial_id):
         optuna = _optuna()
-        if self.begins() and not self._own_sampler:
-            params, _ = self._params(self.defaults())
-            self.study.enqueue_trial(params)
+        if not (self.start_order or self._own_sampler):
+            self.study.enqueue_trial(self._params(self.defaults())[0])
         for _ in range(DRAWS):
             if self._exhausted:
                 return {"status": "STOPPED"}
@@ -135,68 +135,70 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
                 self.study.sampler = optuna.samplers.TPESampler(seed=int(seeds[0]))
                 self._seed_state += 1
             asked = self.study.ask()
-            asked.set_user_attr(SEARCH, self._search)
-            asked.set_user_attr(TRIAL, trial_id)
+            asked.set_user_attr(TRIAL, self._name(trial_id))
             values = self._values(lambda parameter, trial=asked: self._suggested(parameter, trial))
             if not self._duplicate(values):
-                break
+                return {"status": "RUNNING", "values": values}
             self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
-        else:
-            values = self._random_values()
-            if values is None:
-                return {"status": "STOPPED"}
-            asked = self._given(trial_id, values)
-        self._asked[trial_id] = asked
-        return {"status": "RUNNING", "values": values}
+        values = self._random_values()
+        return {"status": "STOPPED" if values is None else "RUNNING", "values": values}
 
-    @keras_tuner.synchronized
     def update_trial(self, trial_id, metrics, step=0):
         """Takes the result of a trial, or the objective of an epoch.
 
         Returns:
             The trial. After an epoch its status is "STOPPED" if it is to be ended.
         """
-        trial = self.trials[trial_id]
-        if oracles.INTERMEDIATE in metrics:
-            return self._after_epoch(trial, metrics[oracles.INTERMEDIATE], step)
-        reported = _reported(trial)
-        super().update_trial(trial_id, metrics, step=step)
-        for epoch, value in reported.items():
-            trial.metrics.update(oracles.INTERMEDIATE, value, step=epoch)
-        self._save_trial(trial)
-        return trial
-
-    def _after_epoch(self, trial, value, epoch):
-        answer = copy.copy(trial)
-        if trial.trial_id not in self._asked:  # it has ended
+        if oracles.INTERMEDIATE not in metrics:
+            return super().update_trial(trial_id, metrics, step=step)
+        with self.up_to_date():
+            trial = self.trials[trial_id]
+            trial.metrics.update(oracles.INTERMEDIATE, metrics[oracles.INTERMEDIATE], step=step)
+            self._save_trial(trial)
+            asked = self._bring_up_to_date(trial_id)
+            answer = copy.copy(trial)
+            if asked is not None and asked.should_prune():
+                answer.status = "STOPPED"
             return answer
-        if epoch <= max(_reported(trial), default=-1):  # the training began again
-            del trial.metrics.metrics[oracles.INTERMEDIATE]
-            failed = _optuna().trial.TrialState.FAIL
-            self.study.tell(self._asked[trial.trial_id], state=failed)
-            self._asked[trial.trial_id] = self._given(trial.trial_id, trial.hyperparameters.values)
-        trial.metrics.update(oracles.INTERMEDIATE, value, step=epoch)
-        self._save_trial(trial)
-        asked = self._asked[trial.trial_id]
-        asked.report(value, epoch)
-        if asked.should_prune():
-            answer.status = "STOPPED"
-        return answer
 
-    @keras_tuner.synchronized
     def end_trial(self, trial):
-        super().end_trial(trial)
-        if trial.trial_id in self.end_order:
-            self._tell(self.trials[trial.trial_id])
+        with self.up_to_date():
+            super().end_trial(trial)
+            self._bring_up_to_date(trial.trial_id)
 
-    def _tell(self, trial):
-        asked = self._asked.pop(trial.trial_id, None)
-        if asked is None:
-            return  # it was reported
+    def _name(self, trial_id):
+        return f"{self._search} {trial_id}"
+
+    def _bring_up_to_date(self, trial_id):
+        """Has the study know of a trial what KerasTuner knows; returns Optuna's, if it is running.
+
+        A training that began again reports what it has reported before."""
+        optuna, trial, name = _optuna(), self.trials[trial_id], self._name(trial_id)
+        states = optuna.trial.TrialState
+
+        def known():
+            there = self.study.get_trials(states=(states.RUNNING, states.COMPLETE, states.PRUNED))
+            return [found for found in there if found.user_attrs.get(TRIAL) == name]
+
+        if not known():
+            params, distributions = self._params(trial.hyperparameters.values)
+            added = {"params": params, "distributions": distributions, "user_attrs": {TRIAL: name}}
+            self.study.add_trial(optuna.trial.create_trial(state=states.RUNNING, **added))
+        (found,) = known()
+        if found.state != states.RUNNING:
+            return None
+        asked = optuna.trial.Trial(self.study, found._trial_id)
+        history = trial.metrics.metrics.get(oracles.INTERMEDIATE)
+        for seen in history.get_history() if history else []:
+            if seen.step not in found.intermediate_values:
+                asked.report(seen.mean(), int(seen.step))
+        if trial_id not in self.end_order:
+            return asked
         if trial.status == oracles.COMPLETED:
             self.study.tell(asked, trial.score)
         else:
-            self.study.tell(asked, state=_optuna().trial.TrialState.PRUNED)
+            self.study.tell(asked, state=states.PRUNED)
+        return None
 
     # ------------------------------------------------------------------ hyperparameters
 
@@ -223,27 +225,6 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
                 "space in it, give another `study_name`."
             ) from error
 
-    def _given(self, trial_id, values):
-        """A trial in the study with these values."""
-        optuna = _optuna()
-        params, distributions = self._params(values)
-        running = optuna.trial.TrialState.RUNNING
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=running,
-                params=params,
-                distributions=distributions,
-                user_attrs={SEARCH: self._search, TRIAL: trial_id},
-                system_attrs={"fixed_params": params},  # as in a trial that was enqueued
-            )
-        )
-        added = [
-            trial
-            for trial in self.study.get_trials(states=(running,))
-            if trial.user_attrs == {SEARCH: self._search, TRIAL: trial_id}
-        ]
-        return optuna.trial.Trial(self.study, added[-1]._trial_id)
-
     def _params(self, values):
         """What Optuna calls params, and their distributions, of hyperparameters with these values.
 
@@ -266,38 +247,19 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
     def get_state(self):
         return {**super().get_state(), "search": self._search}
 
+    def reload(self):
+        super().reload()
+        for trial_id in self.start_order:
+            self._bring_up_to_date(trial_id)
+
     def set_state(self, state):
         super().set_state(state)
         self._search = state["search"]
-        self._restore()
-
-    def _restore(self):
-        """Brings the study to what the trials on disk say, wherever the process was killed."""
-        states, told = _optuna().trial.TrialState, set()
-        for trial in self.study.get_trials():
-            if trial.user_attrs.get(SEARCH) != self._search:
-                continue
-            if trial.state == states.RUNNING:
-                self.study.tell(trial.number, state=states.FAIL)
-            elif trial.state in (states.COMPLETE, states.PRUNED):
-                told.add(trial.user_attrs[TRIAL])
-        for trial_id in self.start_order:
-            if trial_id in told:
-                continue
-            trial = self.trials[trial_id]
-            asked = self._asked[trial_id] = self._given(trial_id, trial.hyperparameters.values)
-            for epoch, value in _reported(trial).items():
-                asked.report(value, epoch)
-            if trial_id in self.end_order:
-                self._tell(trial)
-
-    def _refuse_other_direction(self, direction):
-        there = [found.name.lower() for found in self.study.directions]
-        if there != [direction]:
-            raise ValueError(
-                f"The study {self.study.study_name!r} is there to {' and '.join(there)}, and this "
-                f"search is to {direction} {self.objective.name!r}. Give another `study_name`."
-            )
+        states, begun = _optuna().trial.TrialState, set(map(self._name, self.start_order))
+        for found in self.study.get_trials(states=(states.RUNNING,)):
+            name = found.user_attrs.get(TRIAL, "")
+            if name.startswith(self._search) and name not in begun:
+                self.study.tell(found.number, state=states.FAIL)  # it was never handed out
 
 
 class _Parameter:
@@ -305,64 +267,41 @@ class _Parameter:
 
     def __init__(self, name, hp):
         self.name, self.hp = name, hp
-        self._choices = None  # where the parameter is an index
-        distributions = _optuna().distributions
-        number = int if isinstance(hp, Int) else float
+        distributions, sampling = _optuna().distributions, getattr(hp, "sampling", None)
+        self.as_it_is = True
         if isinstance(hp, (Choice, Boolean)):
             self.distribution = distributions.CategoricalDistribution(hp.values)
-        elif isinstance(hp, Int) and hp.sampling == "linear":
+        elif isinstance(hp, Int) and sampling == "linear":
             # Optuna warns of a range that is no multiple of the step.
             high = hp.max_value - (hp.max_value - hp.min_value) % hp.step
             self.distribution = distributions.IntDistribution(hp.min_value, high, step=hp.step)
-        elif hp.step is not None:
-            self._choices = [number(value) for value in hp.values]
-            self.distribution = distributions.IntDistribution(0, len(self._choices) - 1)
+        elif hp.step is None and sampling != "reverse_log":
+            integer = isinstance(hp, Int)
+            kind = distributions.IntDistribution if integer else distributions.FloatDistribution
+            self.distribution = kind(hp.min_value, hp.max_value, log=sampling == "log")
         else:
-            kind = distributions.FloatDistribution
-            if number is int:
-                kind = distributions.IntDistribution
-            self.distribution = kind(hp.min_value, hp.max_value, log=hp.sampling != "linear")
+            self.as_it_is = False
+            self.distribution = distributions.FloatDistribution(0, 1)
 
     def suggested(self, trial):
         """The value that an Optuna trial has for it."""
-        found, options = self.distribution, {}
-        if isinstance(self.hp, (Choice, Boolean)):
+        found = self.distribution
+        if isinstance(found, _optuna().distributions.CategoricalDistribution):
             return trial.suggest_categorical(self.name, found.choices)
-        suggest = trial.suggest_float
-        if isinstance(found, _optuna().distributions.IntDistribution):
-            suggest, options = trial.suggest_int, {"step": found.step}
-        param = suggest(self.name, found.low, found.high, log=found.log, **options)
-        return self._choices[param] if self._choices else self._mirrored(param)
+        suggest = trial.suggest_int if isinstance(self.hp, Int) else trial.suggest_float
+        if not self.as_it_is:
+            return self.hp.prob_to_value(trial.suggest_float(self.name, 0, 1))
+        return suggest(self.name, found.low, found.high, step=found.step, log=found.log)
 
     def can_be(self, value):
         """Whether it has this value; the default of a numerical one may be out of its range."""
         if isinstance(self.hp, (Choice, Boolean)):
             return value in self.distribution.choices
-        if self._choices:
-            return value in self._choices
-        return value is not None and self.distribution.low <= value <= self.distribution.high
+        low, high = self.distribution.low, self.distribution.high
+        return value is not None and low <= self.to_optuna(value) <= high
 
     def to_optuna(self, value):
-        if self._choices:
-            return self._choices.index(value)
-        if isinstance(self.hp, (Choice, Boolean)):
-            return value
-        # Mirrored, a bound may be past the other one by rounding.
-        return min(max(self._mirrored(value), self.distribution.low), self.distribution.high)
-
-    def _mirrored(self, value):
-        """KerasTuner's "reverse_log" is fine-grained near the upper bound."""
-        if getattr(self.hp, "sampling", None) != "reverse_log":
-            return value
-        return self.hp.min_value + self.hp.max_value - value
-
-
-def _reported(trial):
-    """The objective after each epoch that was reported."""
-    if not trial.metrics.exists(oracles.INTERMEDIATE):
-        return {}
-    history = trial.metrics.get_history(oracles.INTERMEDIATE)
-    return {int(seen.step): seen.mean() for seen in history}
+        return value if self.as_it_is else self.hp.value_to_prob(value)
 
 
 def _refuse_other(argument, value, base):

@@ -12,10 +12,12 @@ import math
 import numbers
 import os
 import pathlib
+import time
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import filelock
 import keras
 import keras_tuner
 import numpy as np
@@ -37,8 +39,8 @@ else:
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 # The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
 INTERMEDIATE = "intermediate"
-# Combinations of a larger grid are not counted.
-MOST_COUNTED = 10_000
+MOST_COUNTED = 10_000  # combinations of a grid
+PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
 class RobustOracle(_Base):
@@ -47,7 +49,9 @@ class RobustOracle(_Base):
     - Any number of failing trials leaves the search going.
     - 0 is a seed.
     - What is on disk is always whole. A search that was killed goes on with every ended trial
-      counted once; a chief that was killed leaves the running trials to its workers.
+      counted once.
+    - Several processes that see one folder can run one search: whoever asks for a trial or ends
+      one has the folder to itself meanwhile, and reads first what the others have written.
     - Only trials that were completed are ever among the best.
     - A search begins with the defaults of all choices, which the others are compared with.
     """
@@ -77,47 +81,60 @@ class RobustOracle(_Base):
         self.first_seed = 0 if seed is None else seed
         # In a small space the last choices are found late.
         self._max_collisions = 1000
-        # [max_trials] if the last that asked for a trial heard that there will be none.
-        self._stopped = None
-        self._has_begun = False
+        self._lock: filelock.FileLock | None = None
+
+    # ------------------------------------------------------------------ several processes
+
+    def locked(self):
+        """A context in which no other process of the search reads or writes."""
+        if not roles.several():
+            return contextlib.nullcontext()
+        self._lock = self._lock or filelock.FileLock(os.path.join(self._project_dir, ".lock"))
+        return self._lock
+
+    @contextlib.contextmanager
+    def up_to_date(self):
+        """The same, where besides this process knows what others have done."""
+        with self.locked() as lock:
+            if lock and lock.lock_counter == 1 and os.path.exists(self._get_oracle_fname()):
+                self.reload()
+            yield
+
+    def wait(self):
+        """Until no trial is running or to be tried again, in whatever process."""
+        while self.ongoing_trials or self._retry_queue:
+            time.sleep(PAUSE)
+            with self.up_to_date():
+                pass
 
     # ------------------------------------------------------------------ how trials begin and end
 
-    @keras_tuner.synchronized
     def create_trial(self, tuner_id):
-        trial = super().create_trial(tuner_id)
-        stopped = [self.max_trials] if trial.status == "STOPPED" else None
-        if stopped != self._stopped:
-            self._stopped = stopped
-            self.save()
+        with self.up_to_date():
+            trial = super().create_trial(tuner_id)
+        if trial.status == "IDLE":
+            time.sleep(PAUSE)  # KerasTuner asks again at once
         return trial
 
-    @keras_tuner.synchronized
     def update_trial(self, trial_id, metrics, step=0):
         """Takes the result of a trial, instead of what a run that was cut short had reported."""
-        trial = self.trials[trial_id]
-        trial.metrics = type(trial.metrics)()
-        return super().update_trial(trial_id, metrics, step=step)
+        with self.up_to_date():
+            metrics_of = self.trials[trial_id].metrics
+            reported = metrics_of.metrics.get(INTERMEDIATE)
+            metrics_of.metrics = {} if reported is None else {INTERMEDIATE: reported}
+            return super().update_trial(trial_id, metrics, step=step)
+
+    def end_trial(self, trial):
+        with self.up_to_date():
+            super().end_trial(trial)
 
     def score_trial(self, trial):
         super().score_trial(trial)
         if not math.isfinite(trial.score):
             trial.score = math.nan  # which KerasTuner knows to be a failure
 
-    @keras_tuner.synchronized
-    def end_trial(self, trial):
-        # A worker that outlived its chief may report twice.
-        if trial.trial_id not in self.end_order + self._retry_queue:
-            super().end_trial(trial)
-
     def _random_values(self):
-        return self.defaults() if self.begins() else super()._random_values()
-
-    def begins(self):
-        """Whether no trial has been proposed before, in whatever process."""
-        begins = not (self._has_begun or self.start_order)
-        self._has_begun = True
-        return begins
+        return super()._random_values() if self.start_order else self.defaults()
 
     def defaults(self):
         """The default of every active choice."""
@@ -155,24 +172,6 @@ class RobustOracle(_Base):
 
     # ------------------------------------------------------------------ on disk
 
-    def get_state(self):
-        return {**super().get_state(), "stopped": self._stopped}
-
-    def set_state(self, state):
-        super().set_state(state)
-        self._stopped = state.get("stopped")
-
-    def is_over(self):
-        """Whether no trial is left to hand out or running, as the disk says to every process."""
-        if self.ongoing_trials:
-            return False
-        try:
-            state = json.loads(pathlib.Path(self._get_oracle_fname()).read_text())
-        except FileNotFoundError:
-            return False
-        left = {*state["ongoing_trials"].values(), *state["retry_queue"]}
-        return state.get("stopped") == [self.max_trials] and left <= set(state["end_order"])
-
     def save(self):
         records.write_json(self._get_oracle_fname(), self.get_state())
 
@@ -194,7 +193,7 @@ class RobustOracle(_Base):
             if trial.trial_id in self.end_order:
                 del self.ongoing_trials[tuner_id]  # KerasTuner saves before it does that
             elif trial.status in (COMPLETED, FAILED):
-                self.end_trial(trial)  # its own file knew, and this one did not yet
+                super().end_trial(trial)  # its own file knew, and this one did not yet
         for tuner_id in [name for name in self.ongoing_trials if not roles.comes_back(name)]:
             self._retry_queue.append(self.ongoing_trials.pop(tuner_id).trial_id)
 

@@ -7,9 +7,9 @@ written under another name and moved into place, so that one is whole whenever a
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
+import statistics
 
 FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
 EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
@@ -91,23 +91,21 @@ class Trial:
     @property
     def score(self):
         """The mean over the executions; None unless every one finished."""
-        return _mean(self.scores) if self.scores and self.outcome == FINISHED else None
+        return statistics.fmean(self.scores) if self.scores and self.outcome == FINISHED else None
 
     @property
     def spread(self):
         """The standard deviation over the executions (n - 1); None for fewer than two."""
-        scores = self.scores
-        if self.outcome != FINISHED or len(scores) < 2:
+        if self.outcome != FINISHED or len(self.scores) < 2:
             return None
-        mean = _mean(scores)
-        return math.sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
+        return statistics.stdev(self.scores)
 
     @property
     def diverged(self):
         """The share of executions that diverged; None if there are none."""
         if not self.executions:
             return None
-        return _mean([e.outcome == DIVERGED for e in self.executions])
+        return statistics.fmean([e.outcome == DIVERGED for e in self.executions])
 
     @property
     def seconds(self):
@@ -203,7 +201,3 @@ def read_search(folder):
             )
         )
     return Search(search["objective"], search["direction"], trials)
-
-
-def _mean(values):
-    return sum(values) / len(values)

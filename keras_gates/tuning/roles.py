@@ -1,22 +1,12 @@
-"""What this process is in a search: alone, the chief that hands out trials, or a worker.
+"""Which of several processes of one search this is, as environment variables say.
 
-KerasTuner's environment variables say so: KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT and
-KERASTUNER_TUNER_ID, which has "chief" in it for the chief. `python -m keras_gates.tuning` sets
-them, and tells the chief with KERAS_GATES_WORKERS how many workers there are, and a worker with
-KERAS_GATES_PATIENCE for how many seconds a chief may stay away.
+`python -m keras_gates.tuning` sets them: KERASTUNER_TUNER_ID, the id under which KerasTuner hands
+out trials, and KERAS_GATES_WORKERS, how many workers there are.
 """
 
 import os
 
-ALONE, CHIEF, WORKER = "alone", "chief", "worker"
-WORKERS, PATIENCE = "KERAS_GATES_WORKERS", "KERAS_GATES_PATIENCE"
-ALONE_ID = "tuner0"  # KerasTuner's
-
-
-def role():
-    if "KERASTUNER_ORACLE_IP" not in os.environ:
-        return ALONE
-    return CHIEF if "chief" in os.environ.get("KERASTUNER_TUNER_ID", "") else WORKER
+ID, WORKERS = "KERASTUNER_TUNER_ID", "KERAS_GATES_WORKERS"
 
 
 def worker_id(number):
@@ -24,10 +14,25 @@ def worker_id(number):
     return f"worker-{number}"
 
 
+def environment(number, workers):
+    """The variables that make a process a worker.
+
+    >>> environment(0, 4)
+    {'KERASTUNER_TUNER_ID': 'worker-0', 'KERAS_GATES_WORKERS': '4'}
+    """
+    return {ID: worker_id(number), WORKERS: str(workers)}
+
+
+def several():
+    """Whether the search runs in several processes."""
+    return WORKERS in os.environ
+
+
+def is_first():
+    """Whether this process is the one that goes on when the search is over."""
+    return not several() or os.environ[ID] == worker_id(0)
+
+
 def comes_back(tuner_id):
     """Whether to wait for this tuner to go on with its trial, when the search goes on."""
-    if role() != CHIEF:
-        return False
-    if WORKERS not in os.environ:
-        return tuner_id != ALONE_ID
-    return tuner_id in [worker_id(number) for number in range(int(os.environ[WORKERS]))]
+    return several() and tuner_id in map(worker_id, range(int(os.environ[WORKERS])))

@@ -10,17 +10,18 @@ a prefix instead: "gru/candidate_activation", "lstm/candidate_activation".
 """
 
 import contextlib
+import functools
+import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import keras_tuner
 
-from keras_gates import activations
+from keras_gates import activations, verdicts
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import refuse_unknown
-from keras_gates.cells.base import CLIP_PLACES
-from keras_gates.tuning.plans import plan_for
+from keras_gates.cells.base import CANDIDATE, CLIP_PLACES
 from keras_gates.validation import close_matches
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
@@ -138,6 +139,99 @@ def activation_space(
         doubled = double_one_sided and _one_sided(drawn["candidate_activation"])
         drawn["units"] = 2 * units if doubled else units
     return {"cell": cells[name], **drawn, **options[name]}
+
+
+class Plan(NamedTuple):
+    """What may be drawn in one cell.
+
+    Attributes:
+        candidates: all candidates, the sound ones first.
+        groups: pairs of some candidates and the gates that each of these allows, the sound ones
+            first; no gates in a cell that has none.
+        clipped: the candidates with which clipping gradients is a choice.
+        penalized: those with which an L1 penalty is.
+        identity: those with which identity recurrent weights are.
+    """
+
+    candidates: tuple
+    groups: tuple
+    clipped: tuple
+    penalized: tuple
+    identity: tuple
+
+
+def plan_for(name, cell, gates, candidates, unstable, options):
+    """The `Plan` for a cell of this name, with these further arguments.
+
+    Raises:
+        ValueError: no pair may be drawn.
+    """
+    gated = any(block != CANDIDATE for block in cell.blocks)
+    found = {
+        (candidate, gate): judged(cell, gate, candidate, options)
+        for candidate in candidates
+        for gate in (gates if gated else (None,))
+    }
+    worst = verdicts.LEVELS[-1]
+    ordered = sorted(found, key=lambda pair: verdicts.LEVELS.index(found[pair].level))
+    gates_of = {}
+    for candidate, gate in ordered:
+        if unstable or found[candidate, gate].level != worst:
+            gates_of.setdefault(candidate, []).append(gate)
+    if not gates_of:
+        (candidate, gate), verdict = next(iter(found.items()))
+        pair = f"{gate} with {candidate}" if gated else candidate
+        raise ValueError(
+            f"All that `gates` and `candidates` allow is unstable in the cell {name!r}: {pair}, "
+            f"because {verdict.reasons[0].what}. Give others, or unstable=True to search among "
+            f"them all the same. Received: gates={gates!r}, candidates={candidates!r}"
+        )
+    alike = {}
+    for candidate, its in gates_of.items():
+        alike.setdefault(frozenset(its), (its, []))[1].append(candidate)
+
+    def those(condition):
+        return tuple(c for c in gates_of if condition(c, activations.profile(c)))
+
+    # U has one block of columns per gate: it can be the identity where there is but one.
+    square = len(cell.blocks) == 1
+    return Plan(
+        candidates=tuple(gates_of),
+        groups=tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values()),
+        clipped=those(
+            lambda c, p: (
+                not gated
+                or not p.bounded
+                or any(found[c, gate].level == worst for gate in gates_of[c])
+            )
+        ),
+        penalized=those(lambda c, p: p.zero_share > 0 or not p.bounded),
+        identity=those(lambda c, p: square and p.lower >= 0 and not p.bounded_above),
+    )
+
+
+def judged(cell, gate, candidate, options):
+    """What `check_activations` says of a pair, without the spectral radius."""
+    options = tuple(options.items())
+    try:
+        hash(options)
+    except TypeError:
+        return _judged.__wrapped__(cell, gate, candidate, options)
+    return _judged(cell, gate, candidate, options)
+
+
+@functools.lru_cache(maxsize=1024)  # a model is built often, and its space is the same each time
+def _judged(cell, gate, candidate, options):
+    given = {"name": "judged", "candidate_activation": candidate, **dict(options)}
+    if gate is not None:
+        given["gate_activation"] = gate
+    # Keras draws the seeds of what it makes from here: those of the model to be built must not
+    # depend on what has been judged before.
+    state = random.getstate()
+    try:
+        return verdicts.judge(verdicts.make(cell, 1, given))
+    finally:
+        random.setstate(state)
 
 
 def choice(hp, name, values):

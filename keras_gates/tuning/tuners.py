@@ -13,15 +13,11 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
-from keras import tree
 
-from keras_gates import diagnostics
-from keras_gates._keras.tuner import maybe_distribute
-from keras_gates.tuning import chief, launch, oracles, records, roles, settings
-from keras_gates.tuning.errors import described
+from keras_gates._keras.tuner import TunerCallback, maybe_distribute
+from keras_gates.tuning import launch, oracles, records, roles, training
 from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Progress
-from keras_gates.tuning.watch import Watch
 from keras_gates.validation import close_matches, positive_integer
 
 CURE = "Give another `project_name`, or overwrite=True to delete what is there."
@@ -52,8 +48,8 @@ class Tuner(keras_tuner.Tuner):
         executions_per_trial: how many seeds each trial is trained with.
         directory, project_name: where the search is kept. On several machines, a folder that all
             of them see.
-        overwrite: whether to delete a search that is there. Refused on several machines, where a
-            chief that is started again would delete what is done.
+        overwrite: whether to delete a search that is there. Refused in several processes, where
+            one that is started again would delete what is done.
         **kwargs: further arguments of `keras_tuner.Tuner`.
 
     Raises:
@@ -78,75 +74,73 @@ class Tuner(keras_tuner.Tuner):
                 "`oracle` must be one of the oracles of keras_gates.tuning, which can take failing "
                 f"trials. Received: oracle={oracle!r}"
             )
-        if overwrite and roles.role() != roles.ALONE:
+        if "KERASTUNER_ORACLE_IP" in os.environ:
+            raise RuntimeError(
+                "A search of keras_gates.tuning on several machines has no chief, as "
+                "KERASTUNER_ORACLE_IP asks for: its processes share a folder. Start each with "
+                "`python -m keras_gates.tuning worker --id K --workers N script.py`."
+            )
+        if overwrite and roles.several():
             raise ValueError(
-                "`overwrite=True` cannot be given in a search on several machines: a chief that "
-                "is started again would delete the finished trials. Delete the folder before the "
+                "`overwrite=True` cannot be given in a search by several processes: one that is "
+                "started again would delete the finished trials. Delete the folder before the "
                 "search begins."
             )
         _check_arguments(type(self), oracle, hypermodel, directory, kwargs)
         executions = positive_integer("executions_per_trial", executions_per_trial)
         self._seeds = [oracle.first_seed + k for k in range(executions)]
-        self._objective, self._resumed = oracle.objective, False
-        self._oracle_name = type(oracle).__name__
-        self._prunes = getattr(oracle, "prunes", False)
         self._seed = None  # of the training under way
-        self._launched = launch.end_with_launcher()
+        self._resumed, self._launched = False, launch.end_with_launcher()
         oracle._display = self._progress = Progress(oracle)
-        super().__init__(
-            oracle=oracle,
-            hypermodel=hypermodel,
-            executions_per_trial=executions,
-            directory=directory,
-            project_name=project_name,
-            overwrite=overwrite,
-            **kwargs,
-        )
-        if self._is_worker():
-            # What KerasTuner sends over the network is loaded where it is needed alone.
-            from keras_gates.tuning.client import Client
-
-            self.oracle = Client(oracle)
-        elif not self._resumed:
-            self._refuse_leftovers()
-            records.write_json(self._search_path, self._settings())
-            self.save()
+        oracle._set_project_dir(directory or ".", project_name or "untitled_project")
+        with oracle.locked():
+            super().__init__(
+                oracle=oracle,
+                hypermodel=hypermodel,
+                executions_per_trial=executions,
+                directory=directory,
+                project_name=project_name,
+                overwrite=overwrite,
+                **kwargs,
+            )
+            if not self._resumed:
+                self._refuse_leftovers()
+                records.write_json(self._search_path, self._settings())
+                self.oracle.save()
+                self.save()
 
     # ------------------------------------------------------------------ the search
 
     def search(self, *args, verbose=1, **kwargs):
         """Runs trials until the search is over.
 
-        On several machines the chief hands out the trials here and the workers run them. A worker
-        does not come back from it: its process ends when the search does, so that what follows in
-        the script, such as a report, happens once, in the chief.
+        Of several processes only the first comes back from it, when all have ended, so that what
+        follows in the script, such as a report, happens once.
 
         Args:
             *args, **kwargs: what `fit` is called with: data, `epochs`, `callbacks`, ...
             verbose: 0 for silence, 1 for a line on the search, 2 for the lines of `fit` as well.
 
         Raises:
-            SystemExit: in a worker, always.
+            SystemExit: in other processes than the first, always.
             ValueError: the trials that there are had other data, epochs or batches.
         """
         if "epochs" in kwargs:
             positive_integer("epochs", kwargs["epochs"])
-        self._refuse_other_training(args, kwargs)
+        with self.oracle.locked():
+            self._refuse_other_training(args, kwargs)
         self._progress.verbose = self._verbose = verbose
         try:
-            if roles.role() == roles.CHIEF:
-                chief.serve(self.oracle)
-            else:
-                super().search(*args, **kwargs)
+            super().search(*args, **kwargs)
+            if not roles.is_first():
+                raise SystemExit(0)
+            self.oracle.wait()
         except KeyboardInterrupt:
             self._progress.close()
-            if not self._is_worker():
-                print(f"Interrupted. The same script goes on with the search in {self.project_dir}")
+            print(f"Interrupted. The same script goes on with the search in {self.project_dir}")
             raise
         finally:
             self._progress.close()
-        if self._is_worker():
-            raise SystemExit(0)
 
     def run_trial(self, trial, *args, **kwargs):
         """Trains one trial with every seed, or with those that a run cut short has left.
@@ -186,57 +180,64 @@ class Tuner(keras_tuner.Tuner):
     def _execute(self, trial, seed, args, kwargs):
         """One training: an `Execution`, and the error that it raised or None."""
         index = self._seeds.index(seed)
-        watch = Watch(
-            self._objective,
+
+        def report(epoch, logs):
+            self._progress.on_epoch_end(index + 1, len(self._seeds), epoch)
+            return index == 0 and self._is_pruned(trial, epoch, logs)
+
+        watch = training.Watch(
+            self.oracle.objective,
             self._weights_path(trial.trial_id, seed),
-            self._pruner(trial) if index == 0 else None,
+            report,
             required=type(self.hypermodel).fit is keras_tuner.HyperModel.fit,
         )
         callbacks = self._deepcopy_callbacks(kwargs.get("callbacks") or [])
         self._configure_tensorboard_dir(callbacks, trial, index)
         kwargs = {"verbose": 2 if self._verbose > 1 else 0, **kwargs}
-        shown = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: self._progress.on_epoch_end(
-                index + 1, len(self._seeds), epoch + 1
-            )
-        )
-        kwargs["callbacks"] = [*callbacks, TunerCallback(self, trial), shown, watch]
+        kwargs["callbacks"] = [*callbacks, TunerCallback(self, trial), watch]
         began, error, score, trace = time.perf_counter(), None, None, None
         keras.utils.set_random_seed(seed)
         self._seed = seed
         try:
-            results = self._build_and_fit_model(trial, *args, **kwargs)
-            score = self._score(results, watch)
-            outcome, reason = _ended(watch, score)
+            score = self._score(self._build_and_fit_model(trial, *args, **kwargs), watch)
+            if watch.reason is None and not math.isfinite(score):
+                watch.outcome, watch.reason = records.DIVERGED, f"the score was {score}"
         except keras_tuner.errors.FatalError:
             raise
         except Exception as raised:
-            outcome, reason = _ended(watch, score)  # it may have raised because it had diverged
-            if outcome == records.FINISHED:
-                error, outcome = raised, records.RAISED
-                reason, trace = described(raised), traceback.format_exc()
+            if watch.reason is None:  # else it may have raised because it had diverged
+                watch.outcome, watch.reason = records.RAISED, training.described(raised)
+                error, trace = raised, traceback.format_exc()
         finally:
             self._seed = None
-        finished = outcome == records.FINISHED
+        finished = watch.outcome == records.FINISHED
         return records.Execution(
             seed=seed,
-            outcome=outcome,
+            outcome=watch.outcome,
             epoch=watch.epoch,
-            reason=reason,
+            reason=watch.reason,
             score=score if finished else None,
             best_epoch=watch.best_epoch if finished else None,
             history=watch.history,
             seconds=time.perf_counter() - began,
             parameters=None if watch.model is None else watch.model.count_params(),
-            sparsity=_sparsity(watch.model, args, kwargs) if finished else None,
+            sparsity=training.sparsity(watch.model, args, kwargs) if finished else None,
             traceback=trace,
         ), error
+
+    def _is_pruned(self, trial, epoch, logs):
+        """Whether the oracle would rather go on with another trial."""
+        objective = self.oracle.objective
+        if not getattr(self.oracle, "prunes", False) or not objective.has_value(logs):
+            return False
+        value = {oracles.INTERMEDIATE: float(objective.get_value(logs))}
+        return self.oracle.update_trial(trial.trial_id, value, step=epoch).status == "STOPPED"
 
     def _score(self, results, watch):
         """The objective of one training, from what `HyperModel.fit` returned."""
         if isinstance(results, keras.callbacks.History):
             if watch.best is not None:
-                return self._objective.get_value(watch.best)
+                return self.oracle.objective.get_value(watch.best)
             if watch.reason is None:
                 raise keras_tuner.errors.FatalValueError(
                     "`HyperModel.fit` must hand the `callbacks` that it is given to `model.fit`, "
@@ -244,7 +245,7 @@ class Tuner(keras_tuner.Tuner):
                 )
             return None
         if isinstance(results, dict):
-            return float(self._objective.get_value(results))
+            return float(self.oracle.objective.get_value(results))
         return float(results)
 
     def _try_run_and_update_trial(self, trial, *args, **kwargs):
@@ -263,23 +264,10 @@ class Tuner(keras_tuner.Tuner):
         executions = self.run_trial(trial, *args, **kwargs)
         found = [e.at_best() for e in executions]
         metrics = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-        metrics[self._objective.name] = float(np.mean([e.score for e in executions]))
+        metrics[self.oracle.objective.name] = float(np.mean([e.score for e in executions]))
         epochs = [e.best_epoch for e in executions if e.best_epoch is not None]
         step = round(np.mean(epochs)) if epochs else 0
         self.oracle.update_trial(trial.trial_id, metrics, step=step)
-
-    def _pruner(self, trial):
-        """What asks the oracle after each epoch whether the trial is worth going on with."""
-        if not self._prunes:
-            return None
-
-        def report(epoch, logs):
-            if not self._objective.has_value(logs):
-                return False
-            value = {oracles.INTERMEDIATE: float(self._objective.get_value(logs))}
-            return self.oracle.update_trial(trial.trial_id, value, step=epoch).status == "STOPPED"
-
-        return report
 
     # ------------------------------------------------------------------ what it found
 
@@ -314,11 +302,9 @@ class Tuner(keras_tuner.Tuner):
     def _get_checkpoint_fname(self, trial_id):
         """The weights of the best training of a trial."""
         executions = records.read_executions(self.get_trial_dir(trial_id))
-        best = executions[0]
-        for other in executions[1:]:
-            if other.score is not None and _better(self._objective, other.score, best.score):
-                best = other
-        return self._weights_path(trial_id, best.seed)
+        scored = [e for e in executions if e.score is not None] or executions
+        best = max if self.oracle.objective.direction == "max" else min
+        return self._weights_path(trial_id, best(scored, key=lambda e: e.score).seed)
 
     def load_model(self, trial):
         """The model of a trial as it was at the best epoch of its best training."""
@@ -350,34 +336,30 @@ class Tuner(keras_tuner.Tuner):
         """What must be the same when a search goes on."""
         return {
             "tuner": type(self).__name__,
-            "oracle": self._oracle_name,
-            "objective": self._objective.name,
-            "direction": self._objective.direction,
+            "oracle": type(self.oracle).__name__,
+            "objective": self.oracle.objective.name,
+            "direction": self.oracle.objective.direction,
             "seeds": self._seeds,
-            settings.SPACE: self.oracle.hyperparameters.get_config()["space"],
+            "space": self.oracle.hyperparameters.get_config()["space"],
         }
 
     def _get_tuner_fname(self):
-        # A search that was begun alone goes on with a chief, and the other way round.
-        name = self.tuner_id if self._is_worker() else roles.ALONE_ID
-        return str(pathlib.Path(self.project_dir) / f"{name}.json")
+        # One for all: a search that was begun alone goes on with several, and the other way round.
+        return str(pathlib.Path(self.project_dir) / "tuner0.json")
 
     def save(self):
-        if not self._is_worker():
-            self.oracle.save()
         records.write_json(self._get_tuner_fname(), self.get_state())
 
     def reload(self):
         self._populate_initial_space()
-        if not self._is_worker():
-            self._refuse_another_search()
+        self._refuse_another_search()
         super().reload()
         self._resumed = True
-        if not self._is_worker():
-            running = len(self.oracle.ongoing_trials) + len(self.oracle._retry_queue)
+        ended, begun = len(self.oracle.end_order), len(self.oracle.start_order)
+        if begun and roles.is_first():
             print(
-                f"The search in {self.project_dir} goes on: {len(self.oracle.end_order)} trials "
-                f"had ended, {running} had not."
+                f"The search in {self.project_dir} goes on: {ended} trials had ended, "
+                f"{begun - ended} had not."
             )
 
     def _refuse_another_search(self):
@@ -385,24 +367,21 @@ class Tuner(keras_tuner.Tuner):
         if not self._search_path.exists():
             raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {CURE}")
         there = json.loads(self._search_path.read_text())
-        difference = settings.difference(there, self._settings())
+        difference = training.difference(there, self._settings())
         if difference:
             raise ValueError(f"{where}: {difference}. {CURE}")
 
     def _refuse_other_training(self, args, kwargs):
         """An error where the trials of the search were trained otherwise."""
-        if not self._search_path.exists():
-            return  # of a worker that came before its chief
-        search, here = json.loads(self._search_path.read_text()), settings.training(args, kwargs)
-        if settings.TRAINING in search:
-            difference = settings.difference(search[settings.TRAINING], here)
-            if difference:
-                raise ValueError(
-                    f"The trials of the search in {self.project_dir!r} were trained otherwise, so "
-                    f"that others do not compare with them: {difference}. {CURE}"
-                )
-        elif not self._is_worker():
-            records.write_json(self._search_path, {**search, settings.TRAINING: here})
+        search = json.loads(self._search_path.read_text())
+        here = training.arguments_of_fit(args, kwargs)
+        difference = training.difference(search.get("training", here), here)
+        if difference:
+            raise ValueError(
+                f"The trials of the search in {self.project_dir!r} were trained otherwise, so "
+                f"that others do not compare with them: {difference}. {CURE}"
+            )
+        records.write_json(self._search_path, {**search, "training": here})
 
     def _refuse_leftovers(self):
         """An error where trials are left of a search that cannot go on."""
@@ -415,26 +394,6 @@ class Tuner(keras_tuner.Tuner):
             )
         if self._search_path.exists():
             print(f"No trial had begun in {self.project_dir}: the search starts anew.")
-
-
-class TunerCallback(keras.callbacks.Callback):
-    """Calls the hooks of a tuner, for those who override them."""
-
-    def __init__(self, tuner, trial):
-        super().__init__()
-        self.tuner, self.trial = tuner, trial
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.tuner.on_epoch_begin(self.trial, self.model, epoch, logs=logs)
-
-    def on_batch_begin(self, batch, logs=None):
-        self.tuner.on_batch_begin(self.trial, self.model, batch, logs)
-
-    def on_batch_end(self, batch, logs=None):
-        self.tuner.on_batch_end(self.trial, self.model, batch, logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.tuner.on_epoch_end(self.trial, self.model, epoch, logs=logs)
 
 
 def _check_arguments(tuner_class, oracle, hypermodel, directory, kwargs):
@@ -462,35 +421,8 @@ def constructor_arguments(of):
     return names - {"self", "args", "kwargs"}
 
 
-def _ended(watch, score):
-    """How a training ended, and why where it did not finish."""
-    if watch.reason is not None:
-        return records.DIVERGED, watch.reason
-    if watch.pruned:
-        return records.PRUNED, f"no better than other trials after epoch {watch.epoch}"
-    if score is not None and not math.isfinite(score):
-        return records.DIVERGED, f"the score was {score}"
-    return records.FINISHED, None
-
-
 def _fatal(seed, deaths):
     """As `_execute` for a training that has ended its process so many times."""
     reason = f"its process died {deaths} times in this training; is there too little memory?"
     execution = records.Execution(seed, records.RAISED, 0, reason)
     return execution, keras_tuner.errors.FailedTrialError(f"{reason} (seed {seed})")
-
-
-def _better(objective, score, than):
-    return score > than if objective.direction == "max" else score < than
-
-
-def _sparsity(model, args, kwargs, samples=32):
-    """The share of zeros in the hidden states on the first samples of the data, or None."""
-    x = kwargs.get("x", args[0] if args else None)
-    try:
-        x = tree.map_structure(lambda array: np.asarray(array[:samples]), x)
-        layers = diagnostics.diagnose(model, x, lyapunov=False).layers
-    except (TypeError, ValueError, NotImplementedError, AttributeError):
-        return None  # no arrays, or no recurrent layers
-    hidden = [layer.states["hidden"].sparsity for layer in layers if "hidden" in layer.states]
-    return float(np.mean(hidden)) if hidden else None

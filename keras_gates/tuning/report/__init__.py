@@ -11,7 +11,7 @@ from keras_gates.diagnostics.report import plain
 from keras_gates.tuning import records
 from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
-from keras_gates.tuning.report.effects import Effects, main_effects
+from keras_gates.tuning.report.effects import Effect, main_effects
 from keras_gates.tuning.report.pairs import unscoped
 
 FIELDS = (
@@ -43,7 +43,7 @@ class SearchReport:
             - `reason`: why it did not finish.
             - every hyperparameter that the trial has, by name.
         best: the first of `trials`; None if none has a score.
-        effects: the `Effects` of the choices.
+        effects: a list of `Effect`, one for every level of every choice that varies.
         comparison: the `Comparison` with the default pair of activations.
         curves: for the best trial and the best with the default pair, from the id to the objective
             after every epoch, one list per seed.
@@ -53,7 +53,7 @@ class SearchReport:
     direction: str
     trials: list
     best: dict | None
-    effects: Effects
+    effects: list[Effect]
     comparison: Comparison
     curves: dict
 

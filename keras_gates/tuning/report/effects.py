@@ -1,14 +1,19 @@
-"""Main effects: how much each level of each choice helped, all else equal, and how surely."""
+"""Main effects: how much better each level of each choice did, on the mean, and how surely."""
 
 import dataclasses
+import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from keras_gates.tuning.records import DIVERGED
+from keras_gates.tuning.records import DIVERGED, Search
 from keras_gates.tuning.report.comparison import CONFIDENCE, EPOCHS, ranked
-from keras_gates.tuning.report.design import TOLERANCE, affordable, choice, design, rank
-from keras_gates.tuning.report.pairs import ABSENT, CELL, DEFAULTS
+from keras_gates.tuning.report.pairs import ABSENT
+
+FEW = 8  # a number with more values than this has a slope, not levels
+PER_TEN, PER_UNIT = "per factor of 10", "per unit"
 
 
 @dataclasses.dataclass
@@ -17,10 +22,10 @@ class Effect:
 
     Attributes:
         choice: name of the hyperparameter.
-        level: its value; "-" where trials do not have it; "per factor of 10" or "per unit" for a
-            number of many values, whose slope is reported (the former if it is always positive).
-        effect: by how much the objective is better (positive, for "min", too) than the mean over
-            the levels that can be compared; None if that cannot be known.
+        level: its value; "per factor of 10" or "per unit" for a number of many values, whose slope
+            is reported (the former if it is always positive).
+        effect: by how much the mean score with it is better (positive, for "min", too) than the
+            mean over the levels; None if that cannot be known.
         low, high: its 95 % t-interval; None without one.
         finished, ended: how many trials with that level have finished, have ended at all.
         diverged: in which share of those that ended some training diverged.
@@ -38,46 +43,19 @@ class Effect:
     reason: str | None = None
 
 
-@dataclasses.dataclass
-class Effects:
-    """The main effects of a search.
+def main_effects(search: Search) -> list[Effect]:
+    """The effect of every level of every choice that varies, in the order of the search.
 
-    Attributes:
-        levels: a list of `Effect`, the choices in the order of the search.
-        trials: how many finished trials they are from.
-        degrees_of_freedom: of the residuals of the fit.
-        note: of which choices the effects are plain means, and why; None if there are none.
-    """
-
-    levels: list
-    trials: int
-    degrees_of_freedom: int
-    note: str | None = None
-
-
-def main_effects(search):
-    """The effect of every level of every choice, from the trials that ended.
-
-    The model is additive: score = mean + the effect of each choice's level, by least squares over
-    the finished trials (unweighted), with sum-to-zero coding, so that a design that is not
-    balanced, such as that of a random search, is adjusted for. Conditional choices, which some
-    trials do not have, are compared among the trials that have them; "-" gets an effect of its own
-    unless another choice decides whether they are there, and so stands for it. Hyperband's budget
-    ("tuner/epochs") is adjusted for like a choice.
-
-    Where the trials are too few for all choices, the activations come first, and the model takes in
-    what leaves a third of the trials as degrees of freedom. Of the other choices the plain means
-    per level are given, without intervals, and `note` says so.
+    The effect of a level is the mean score of its finished trials less the mean of these means, so
+    that a level does not count more for having been tried more often; its interval comes from the
+    pooled variance within the levels. A number of many values has the slope of the scores over it,
+    or over its logarithm to base 10. Conditional choices are compared among the trials that have
+    them. Each choice is looked at alone: where two were drawn together, both show what one of them
+    did.
 
     Trials that diverged have no score: what made them diverge is in `diverged`, not in `effect`.
 
-    Args:
-        search: a `records.Search`.
-
-    Returns:
-        `Effects`.
-
-    Source: Scheffé, "The Analysis of Variance", 1959, chapters 1 and 4.
+    Source: Scheffé, "The Analysis of Variance", 1959, chapter 3.
 
     >>> from keras_gates.tuning.records import Execution, Search, Trial
     >>> scores = {"sigmoid": 0.7, "hard_sigmoid": 0.8}
@@ -86,96 +64,96 @@ def main_effects(search):
     ...           [Execution(0, "finished", 1, score=score + i / 100)])
     ...     for i in range(2) for gate, score in scores.items()
     ... ]
-    >>> for effect in main_effects(Search("val_accuracy", "max", trials)).levels:
+    >>> for effect in main_effects(Search("val_accuracy", "max", trials)):
     ...     print(f"{effect.level} {effect.effect:+.3f} ({effect.low:+.3f} to {effect.high:+.3f})")
     hard_sigmoid +0.050 (+0.035 to +0.065)
     sigmoid -0.050 (-0.065 to -0.035)
     """
-    ended = [trial for trial in search.trials if trial.outcome != "running"]
-    finished = ranked(search)
     sign = 1 if search.direction == "max" else -1
-    scores = sign * np.array([trial.score for trial in finished])
-    choices = [choice(name, ended, finished) for name in _names(ended)]
-    choices = [one for one in choices if len(set(one.ended)) > 1]
-    fitted = affordable(sorted(choices, key=_importance), len(scores))
-    matrix = design(fitted, len(scores))
-    freedom = len(scores) - rank(matrix) if fitted else 0
-    found = _least_squares(fitted, matrix, scores, freedom)
-    plain = [one for one in choices if one.varied and one not in fitted]
-    for one in plain:
-        found[one.name] = {
-            level: (float(effect), None, None) for level, effect in one.plain(scores).items()
-        }
-    note = None
-    if plain:
-        note = (
-            f"{len(scores)} finished trials are too few for an estimate of all choices at once. Of "
-            f"{', '.join(one.name for one in plain)} the means per level are given, not adjusted "
-            "for other choices, without intervals."
-        )
-    diverged = [any(e.outcome == DIVERGED for e in trial.executions) for trial in ended]
-    levels = [
-        _effect(one, level, found.get(one.name, {}), diverged)
-        for one in choices
-        for level in one.listed
-    ]
-    return Effects(levels, len(scores), freedom, note)
+    scores = {trial.trial_id: sign * trial.score for trial in ranked(search)}
+    ended = [trial for trial in search.trials if trial.outcome != "running"]
+    # KerasTuner's own values are no choices, but how long it trains counts.
+    names = dict.fromkeys(name for trial in ended for name in trial.values)
+    effects = []
+    for name in names:
+        having = [trial for trial in ended if name in trial.values]
+        values = [trial.values[name] for trial in having]
+        if len(set(values)) < 2 or (name.startswith("tuner/") and name != EPOCHS):
+            continue
+        finished = [trial for trial in having if trial.trial_id in scores]
+        x = [trial.values[name] for trial in finished]
+        y = np.array([scores[trial.trial_id] for trial in finished])
+        if is_slope(values):
+            scale = PER_TEN if min(values) > 0 else PER_UNIT
+            levels = {scale: having}
+            found = {scale: _slope(np.log10(x) if min(values) > 0 else np.array(x, float), y)}
+        else:
+            levels = {k: [t for t in having if t.values[name] == k] for k in sorted_levels(values)}
+            found = _means(x, y)
+        for level, trials in levels.items():
+            its = [trial for trial in trials if trial.trial_id in scores]
+            effect, low, high = found.get(level) or (None, None, None)
+            share, reason = sum(map(_diverged, trials)) / len(trials), None
+            if effect is None:
+                reason = f"no trial with {'another value' if its else 'it'} finished"
+            counts = len(its), len(trials)
+            effects.append(Effect(name, level, effect, low, high, *counts, share, reason))
+    return effects
 
 
-def _least_squares(choices, matrix, scores, freedom):
-    """From each choice and level to (effect, low, high); without those that are not estimable."""
-    if not choices:
+def _means(levels, scores):
+    """From each level to (effect, low, high); to None if it is the only one."""
+    groups = {level: scores[[one == level for one in levels]] for level in levels}
+    if len(groups) < 2:
         return {}
-    inverse = np.linalg.pinv(matrix, rcond=TOLERANCE)
-    coefficients = inverse @ scores
-    variance = np.sum((scores - matrix @ coefficients) ** 2) / freedom
-    covariance = variance * inverse @ inverse.T
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
-    # A contrast is estimable if it has no part in what this projects on (Scheffé, 1.4).
-    undetermined = np.eye(matrix.shape[1]) - inverse @ matrix
-    first, found = 1, {}
-    for one in choices:
-        width = one.vectors.shape[1]
-        vectors = np.zeros((len(one.levels), matrix.shape[1]))
-        vectors[:, first : first + width] = one.vectors
-        first += width
-        of_levels = {}
-        contrasts = one.contrasts(vectors, vectors @ undetermined)
-        for level, contrast in zip(one.levels, contrasts, strict=True):
-            if contrast is not None:
-                effect = float(contrast @ coefficients)
-                margin = float(quantile * np.sqrt(contrast @ covariance @ contrast))
-                of_levels[level] = effect, effect - margin, effect + margin
-        found[one.name] = of_levels
+    means = {level: group.mean() for level, group in groups.items()}
+    freedom = len(scores) - len(groups)
+    squares = sum(((group - group.mean()) ** 2).sum() for group in groups.values())
+    found = {}
+    for level in groups:
+        weights = {one: (one == level) - 1 / len(groups) for one in groups}
+        effect = sum(weight * means[one] for one, weight in weights.items())
+        share = sum(weight**2 / len(groups[one]) for one, weight in weights.items())
+        found[level] = _with_interval(effect, squares * share, freedom)
     return found
 
 
-def _effect(one, level, found, diverged):
-    finished = sum(one.has(level, one.finished))
-    shares = [d for d, has in zip(diverged, one.has(level, one.ended), strict=True) if has]
-    if level in found:
-        reason = None
-    elif not finished:
-        reason = "no trial with it finished"
-    elif not one.varied:
-        reason = "no trial with another value finished"
-    elif level == ABSENT and level not in one.levels:
-        reason = "another choice decides whether it is there"
-    else:
-        reason = "aliased: its trials differ from the others in another choice, too"
-    effect, low, high = found.get(level, (None, None, None))
-    share = sum(shares) / len(shares)
-    return Effect(one.name, level, effect, low, high, finished, len(shares), share, reason)
+def _slope(x, scores):
+    """(slope, low, high), or None without two different numbers."""
+    if len(set(x)) < 2:
+        return None
+    fit, freedom = stats.linregress(x, scores), len(x) - 2
+    return _with_interval(fit.slope, fit.stderr**2 * freedom, freedom)
 
 
-def _importance(one):
-    """The activations first, then those that the other effects depend on."""
-    if one.name.rpartition("/")[2] in (CELL, *DEFAULTS):
-        return 0
-    return 1 if one.name == EPOCHS else 2
+def _with_interval(effect, error, freedom):
+    """(effect, low, high), where `error` is the variance of the effect times `freedom`."""
+    if freedom < 1:
+        return float(effect), None, None
+    margin = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(error / freedom)
+    return float(effect), float(effect - margin), float(effect + margin)
 
 
-def _names(trials):
-    """All choices in order. KerasTuner's own values are none, but how long it trains counts."""
-    names = {name: None for trial in trials for name in trial.values}
-    return [name for name in names if name == EPOCHS or not name.startswith("tuner/")]
+def _diverged(trial):
+    return any(execution.outcome == DIVERGED for execution in trial.executions)
+
+
+def is_slope(values: Sequence[Any]) -> bool:
+    """Whether the values of a choice are numbers, and too many to be levels."""
+    present = [value for value in values if value != ABSENT]
+    distinct = len(set(present))
+    few = distinct <= 2 or (distinct <= FEW and 2 * distinct <= len(present))
+    return not few and all(map(_is_number, present))
+
+
+def sorted_levels(values: Sequence[Any]) -> list[Any]:
+    """The different values: numbers by size, names by letter, "-" (absent) last."""
+
+    def key(value):
+        return value == ABSENT, not _is_number(value), value if _is_number(value) else str(value)
+
+    return sorted(set(values), key=key)
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ import numpy as np
 from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new
 from keras_gates.tuning.records import DIVERGED
 from keras_gates.tuning.report import SearchReport
-from keras_gates.tuning.report.design import is_slope, sorted_levels
+from keras_gates.tuning.report.effects import is_slope, sorted_levels
 from keras_gates.tuning.report.pairs import (
     ABSENT,
     CANDIDATE,

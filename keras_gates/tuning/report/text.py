@@ -31,7 +31,7 @@ def report(found):
     failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
     if failed:
         lines += ["", "Without a score", *_failed(failed, found)]
-    if any(effect.finished or effect.diverged for effect in found.effects.levels):
+    if any(effect.finished or effect.diverged for effect in found.effects):
         lines += ["", *_effects(found)]
     return "\n".join(lines)
 
@@ -68,22 +68,18 @@ def _failed(rows, found):
 
 
 def _effects(found):
-    effects = found.effects
     what = [
-        f"Main effects on {found.objective}, from {effects.trials} finished trials",
-        "  How much better than the mean over the levels (positive is better; for numbers of many "
-        "values the slope), all else equal,",
-        f"  with 95 % t-intervals (degrees of freedom: {effects.degrees_of_freedom}). An interval "
-        "with 0 in it proves nothing, and of 20 levels",
-        "  without any effect one has an interval without it.",
+        f"Main effects on {found.objective}: how much better than the mean over the levels",
+        "  Positive is better; for numbers of many values the slope; 95 % t-intervals. Each choice "
+        "alone, not adjusted for others.",
+        "  An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
+        "interval without it.",
     ]
-    if effects.note:
-        what.append(f"  {effects.note}")
     table = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
     best_first = sorted(
-        effects.levels, key=lambda e: float("inf") if e.effect is None else -e.effect
+        found.effects, key=lambda e: float("inf") if e.effect is None else -e.effect
     )
-    for name in dict.fromkeys(effect.choice for effect in effects.levels):
+    for name in dict.fromkeys(effect.choice for effect in found.effects):
         for e in best_first:
             if e.choice == name:
                 interval = "" if e.low is None else f"{e.low:+.3g} to {e.high:+.3g}"

@@ -1,0 +1,176 @@
+"""One training of a trial: the callback that follows it, how it ended, and what it was given."""
+
+import inspect
+import json
+import math
+import pathlib
+import traceback
+
+import keras
+import keras_tuner
+import numpy as np
+from keras import tree
+
+from keras_gates import diagnostics
+from keras_gates.tuning import records
+from keras_gates.validation import close_matches
+
+
+class Watch(keras.callbacks.Callback):
+    """Keeps the figures of every epoch and the weights of the best, and stops at divergence.
+
+    Training has diverged when the loss, the objective or a weight is not finite; NaN and infinities
+    are the same in that. The loss is looked at after every batch, the rest after every epoch.
+
+    Args:
+        objective: a `keras_tuner.Objective`.
+        checkpoint: path for the weights of the best epoch.
+        report: called after every epoch with its number, from 1, and its figures; whether to go on
+            no further.
+        required: whether the objective must be among the figures of every epoch.
+
+    Raises:
+        keras_tuner.errors.FatalValueError: at the end of the first epoch, the objective is required
+            and not there.
+
+    Attributes:
+        model: Keras sets it; None before `fit`.
+        epoch: how many epochs have been begun.
+        history: from the name of a figure to its values.
+        outcome, reason: "finished", or what it came to instead, and why.
+        best, best_epoch: the figures and the number of the best epoch, or None.
+    """
+
+    def __init__(self, objective, checkpoint, report, required):
+        super().__init__()
+        self.objective, self.checkpoint, self.report = objective, checkpoint, report
+        self.required, self.names = required, _names(objective)
+        self.epoch, self.history, self.best, self.best_epoch = 0, {}, None, None
+        self.outcome, self.reason = records.FINISHED, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            self._diverged(f"loss became {float(loss)} in epoch {self.epoch}, batch {batch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        if self.required and not self.objective.has_value(logs):
+            raise keras_tuner.errors.FatalValueError(_missing(self.names, logs))
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+        for name in ("loss", "val_loss", *self.names):
+            if not math.isfinite(logs.get(name, 0.0)):
+                self._diverged(f"{name} became {logs[name]} in epoch {self.epoch}")
+        for variable in self.model.trainable_variables:
+            # bfloat16 is not one of NumPy's own types.
+            if not np.isfinite(keras.ops.convert_to_numpy(variable).astype("float32")).all():
+                self._diverged(f"{variable.path} was not finite after epoch {self.epoch}")
+        if self.reason is None:
+            self._keep_if_best(logs)
+            if self.report(self.epoch, logs):
+                self._ended(records.PRUNED, f"no better than other trials after epoch {self.epoch}")
+
+    def _keep_if_best(self, logs):
+        # An objective that is not known before `HyperModel.fit` returns: the last epoch is kept.
+        value = self.objective.get_value
+        known = self.objective.has_value(logs) and self.best is not None
+        if not known or self.objective.better_than(value(logs), value(self.best)):
+            self.best, self.best_epoch = logs, self.epoch
+            self.model.save_weights(self.checkpoint, overwrite=True)
+
+    def _diverged(self, reason):
+        if self.reason is None:
+            self._ended(records.DIVERGED, reason)
+
+    def _ended(self, outcome, reason):
+        self.outcome, self.reason, self.model.stop_training = outcome, reason, True
+
+
+def _names(objective):
+    return [one.name for one in getattr(objective, "objectives", [objective])]
+
+
+def _missing(names, logs):
+    """The error for an objective that no epoch has a figure of."""
+    missing = next(name for name in names if name not in logs)
+    hint = close_matches(missing, logs)
+    if missing.startswith("val_") and not any(name.startswith("val_") for name in logs):
+        hint = "; `search` needs validation data for it: validation_split or validation_data"
+    return (
+        f"`objective` must be one of the figures of an epoch: {', '.join(logs)}. Received: "
+        f"objective={missing!r}{hint}"
+    )
+
+
+def described(error):
+    """An error in one line: what it is, what it says in the end, and where it was raised."""
+    lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    # TensorFlow puts the operations of the graph between its first line and what was wrong.
+    known = ("File ", "Detected at ", "[[{{node", "Stack trace")
+    lines = [line for line in map(str.strip, lines) if line and not line.startswith(known)]
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not {"site-packages", "keras_gates"} & set(pathlib.Path(frame.filename).parts)
+    ]
+    where = f" ({pathlib.Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return " ".join(lines) + where
+
+
+def sparsity(model, args, kwargs, samples=32):
+    """The share of zeros in the hidden states on the first samples of the data, or None."""
+    x = kwargs.get("x", args[0] if args else None)
+    try:
+        x = tree.map_structure(lambda array: np.asarray(array[:samples]), x)
+        layers = diagnostics.diagnose(model, x, lyapunov=False).layers
+    except (TypeError, ValueError, NotImplementedError, AttributeError):
+        return None  # no arrays, or no recurrent layers
+    hidden = [layer.states["hidden"].sparsity for layer in layers if "hidden" in layer.states]
+    return float(np.mean(hidden)) if hidden else None
+
+
+def arguments_of_fit(args, kwargs):
+    """What of the arguments of `fit` must be the same for scores to compare, as plain data: numbers
+    and shapes."""
+    names = [*inspect.signature(keras.Model.fit).parameters][1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    found = {n: _plain(v) for n, v in given.items() if n not in ("callbacks", "verbose")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _plain(value):
+    """A number as it is, the shape of an array, lists and dicts of them; None for what else."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, (list, tuple)) and len(value) <= 3:  # inputs, or (x, y)
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    try:
+        return [int(size) for size in value.shape]
+    except (AttributeError, TypeError):
+        return None
+
+
+def difference(there, here):
+    """In what the settings of two searches first differ, in words; None if they do not."""
+    there, here = _flat(there), _flat(json.loads(json.dumps(here)))  # as on disk
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            return f"its {name} is {there.get(name)!r}, not {here.get(name)!r}"
+    return None
+
+
+def _flat(settings):
+    named = {"seeds": "`seed` and `executions_per_trial` (all seeds)"}
+    flat = {
+        named.get(n, f"`{n}`"): v for n, v in settings.items() if n not in ("space", "training")
+    }
+    for hp in settings.get("space", ()):
+        where = "".join(f" under {c['config']}" for c in hp["config"]["conditions"])
+        flat[f"hyperparameter {hp['config']['name']!r}{where}"] = hp["config"]
+    return flat
