@@ -190,7 +190,7 @@ class GatedRNN(keras.layers.RNN):
     def inner_loop(self, sequences, initial_state, mask, training=False):
         used = engine.used(self)
         if used is not None:
-            return engine.run(self, used, sequences, initial_state, mask, training)
+            return used.run(self, sequences, initial_state, mask, training)
         penalties = self.cell.penalties
         sums = [regularizers.initial_sum(sequences) for _ in penalties]
         last_output, outputs, states = self._loop(
@@ -258,7 +258,7 @@ class GatedRNN(keras.layers.RNN):
             if self._engine is None:
                 self._engine = engine.make_engine(self.cell)
             try:
-                return engine.run(self, self._engine, sequences, states, mask, training)
+                return self._engine.run(self, sequences, states, mask, training)
             except engine.NotFusableError as reason:
                 self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)

@@ -12,10 +12,10 @@ from helpers import golden_files, run_python, unpacked
 
 import keras_gates as kg
 from keras_gates import deployment, engine
-from keras_gates.deployment import saved_model
-from keras_gates.deployment.inputs import Inputs
 from keras_gates.deployment.loops import PlainEngine, plain_loops
 from keras_gates.deployment.names import output_names, unique
+from keras_gates.deployment.saved_model import SavedModel
+from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 
 
@@ -141,8 +141,8 @@ def test_inspect_tells_what_is_in_a_file(artifact):
 def test_names_are_the_same_at_every_export_of_a_process():
     def all_names():
         model = masked_model()
-        stream = Stream(model)
-        return Inputs(model).names, output_names(model), [state.name for state in stream.states]
+        stream = Stream(ModelSpec(model))
+        return ModelSpec(model).names, output_names(model), [state.name for state in stream.states]
 
     assert all_names() == all_names()
 
@@ -224,17 +224,17 @@ def test_a_file_that_differs_is_not_left_and_an_older_one_is_kept(quick, tmp_pat
     model = small_model(kg.GatedRNN(3))
     deployment.export(model, path)
     before = contents(tmp_path)
-    write = saved_model.write
+    write = SavedModel.write
 
-    def wrong(model, beside):
+    def wrong(self, spec, beside):
         right = model.get_weights()
         model.set_weights([1.01 * w for w in right])
         try:
-            return write(model, beside)
+            return write(self, spec, beside)
         finally:
             model.set_weights(right)
 
-    monkeypatch.setattr(saved_model, "write", wrong)
+    monkeypatch.setattr(SavedModel, "write", wrong)
     with pytest.raises(
         deployment.ParityError, match="'small' as saved_model: the file differs from its"
     ) as error:
@@ -269,16 +269,16 @@ def test_a_newer_file_takes_the_place_of_an_older_one(quick, tmp_path):
 @pytest.mark.parametrize("when", ["writing", "running"])
 def test_a_failure_leaves_nothing(when, quick, tmp_path, monkeypatch):
     model = small_model(kg.GatedRNN(3))
-    write = saved_model.write
+    write = SavedModel.write
 
-    def fails(model, beside):
-        written = write(model, beside)
+    def fails(self, spec, beside):
+        written = write(self, spec, beside)
         if when == "writing":
             raise OSError("no space left")
         (beside / "saved_model.pb").write_bytes(b"cut off")
         return written
 
-    monkeypatch.setattr(saved_model, "write", fails)
+    monkeypatch.setattr(SavedModel, "write", fails)
     error = {"writing": OSError, "running": deployment.ParityError}[when]
     message = {"writing": "no space", "running": "does not run in a process without keras_gates"}
     with pytest.raises(error, match=message[when]):
@@ -291,7 +291,7 @@ def test_a_failure_leaves_nothing(when, quick, tmp_path, monkeypatch):
 def test_plain_loops_end_with_their_context():
     model = small_model(keras.layers.Bidirectional(kg.GatedRNN(3)))
     both = model.layers[0]
-    with contextlib.suppress(ZeroDivisionError), plain_loops(model):
+    with contextlib.suppress(ZeroDivisionError), plain_loops(ModelSpec(model)):
         for layer in (both.forward_layer, both.backward_layer):
             assert isinstance(engine.used(layer), PlainEngine)
         raise ZeroDivisionError

@@ -1,7 +1,6 @@
 """What `export` and `inspect` are given: errors that name the argument, and write nothing."""
 
 import doctest
-import types
 
 import keras
 import numpy as np
@@ -10,9 +9,10 @@ from deployed import contents, small_model, whole_model
 
 import keras_gates as kg
 from keras_gates import deployment
-from keras_gates.deployment import core, saved_model
-from keras_gates.deployment.inputs import Inputs
+from keras_gates.deployment import core
 from keras_gates.deployment.names import output_names
+from keras_gates.deployment.saved_model import SavedModel
+from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 
 FRAMES = np.ones((2, 5, 3))
@@ -109,12 +109,12 @@ def test_a_sample_is_needed_where_no_data_can_be_made():
         with pytest.raises(
             ValueError, match=f"`sample` is needed: the input 'given' of .* {message}"
         ):
-            Inputs(model).data()
+            ModelSpec(model).data()
 
 
 @pytest.mark.slow
 def test_samples_by_name_and_in_order(rng):
-    inputs = Inputs(whole_model())
+    inputs = ModelSpec(whole_model())
     words, speaker = rng.integers(0, 7, (2, 6)), np.ones((2, 2))
     for sample in ([words, speaker], {"words": words, "inputs": speaker}):
         found = inputs.data(sample)
@@ -132,7 +132,7 @@ def test_samples_by_name_and_in_order(rng):
     ],
 )
 def test_samples_of_tokens_hold_what_the_model_reads(words, message):
-    inputs = Inputs(whole_model())
+    inputs = ModelSpec(whole_model())
     with pytest.raises(ValueError, match=f"`sample` .*{message}"):
         inputs.data([np.array(words), np.ones((1, 2))])
 
@@ -164,12 +164,12 @@ def test_backends_that_cannot_write_are_told_apart(monkeypatch):
     with pytest.raises(
         deployment.NotExportableError, match="Keras on torch cannot write a SavedModel"
     ):
-        saved_model.check_exportable(None)
+        SavedModel().check(None)
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(
         deployment.NotExportableError, match="streaming=True needs Keras on TensorFlow"
     ):
-        saved_model.check_exportable(None, streaming=True)
+        SavedModel().check(None, streaming=True)
 
 
 @pytest.mark.parametrize("name", ["variables/mine.txt", "assets/vocabulary.txt", "eval/notes"])
@@ -203,7 +203,7 @@ def test_a_file_has_a_name(path, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_texts_are_samples_too():
     given = keras.Input((1,), dtype="string", name="given")
-    inputs = Inputs(keras.Model(given, keras.layers.Identity(dtype="string")(given)))
+    inputs = ModelSpec(keras.Model(given, keras.layers.Identity(dtype="string")(given)))
     for dtype in (str, object):
         (found,) = inputs.data(np.array([["a b"], ["c"]], dtype))
         assert found.dtype.kind == "U"
@@ -230,8 +230,6 @@ def test_inspect_refuses_what_it_does_not_know(tmp_path):
 
 @pytest.mark.slow
 def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
-    module = types.SimpleNamespace(SUFFIX=".x", write=lambda model, path: None)
-    monkeypatch.setattr(core, "_format", lambda name: module)
     with pytest.raises(deployment.NotExportableError, match="the format 'onnx' holds no streams"):
         deployment.export(small(), tmp_path / "model", format="onnx", streaming=True)
 

@@ -11,9 +11,11 @@ from helpers import BACKEND, CASES, MASK, MGUCell, golden_files, run_python, unp
 
 import keras_gates as kg
 from keras_gates.deployment import NotExportableError, ParityError, export, inspect, verify
-from keras_gates.deployment import litert as litert_format
+from keras_gates.deployment.litert import LiteRT
 from keras_gates.deployment.runners import shared
 from keras_gates.deployment.signatures import signatures
+from keras_gates.deployment.spec import ModelSpec
+from keras_gates.deployment.streaming import Stream
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 if BACKEND != "tensorflow":
@@ -37,8 +39,12 @@ class Written:
 
     def __init__(self, model, folder, **options):
         self.model, self.path = model, folder / "model.tflite"
-        litert_format.check_exportable(model, **options)
-        self.found = litert_format.write(model, self.path, **options)
+        spec, file = ModelSpec(model), LiteRT()
+        streaming = options.pop("streaming", False)
+        file.check(spec, streaming=streaming, **options)
+        if streaming:
+            options["stream"] = Stream(spec)
+        self.found = file.write(spec, self.path, **options)
         self.interpreter = interpreter.Interpreter(str(self.path))
 
     def run(self, signature="serving_default", **inputs):
@@ -283,7 +289,7 @@ def test_int8_is_smaller_and_its_cost_is_reported(tmp_path, rng):
             LAYERS.Dense(3),
         ]
     )
-    plain = litert_format.write(model, tmp_path / "plain.tflite")
+    plain = LiteRT().write(ModelSpec(model), tmp_path / "plain.tflite")
     report = export(model, tmp_path / "small.tflite", "litert", quantize="int8")
     assert report.size < 0.45 * (tmp_path / "plain.tflite").stat().st_size
     assert not plain.notes

@@ -18,6 +18,7 @@ from keras_gates.deployment.onnx.activations import native
 from keras_gates.deployment.onnx.convert import nodes
 from keras_gates.deployment.onnx.operators import attributes, operator
 from keras_gates.deployment.onnx.recurrent import recurrent_operators
+from keras_gates.deployment.spec import ModelSpec
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -40,8 +41,9 @@ class Written:
 
     def __init__(self, model, folder):
         self.model, path = model, folder / "model.onnx"
-        onnx_format.check_exportable(model)
-        self.found = onnx_format.write(model, path)
+        spec, file = ModelSpec(model), onnx_format.ONNX()
+        file.check(spec)
+        self.found = file.write(spec, path)
         self.file = onnx.load(path)
         onnx.checker.check_model(self.file, full_check=True)
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -584,7 +586,7 @@ def test_what_onnx_does_not_know_runs_as_a_scan_and_says_so(tmp_path, rng):
         "prelu runs as a Scan, because ONNX has no activation PReLU (of candidate).",
         "stack runs as a Loop, because ONNX has no activation relu6 (of candidate).",
     ]
-    assert onnx_format.read(tmp_path / "model.onnx").notes == written.found.notes
+    assert onnx_format.ONNX().read(tmp_path / "model.onnx").notes == written.found.notes
     written.assert_equal(*sequences(rng, masked=True))
 
 
@@ -637,7 +639,7 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
 def refused(model):
     """The message with which a model is refused."""
     with pytest.raises(NotExportableError) as caught:
-        onnx_format.check_exportable(model)
+        onnx_format.ONNX().check(ModelSpec(model))
     return str(caught.value)
 
 
@@ -705,7 +707,7 @@ def test_operations_that_onnx_lacks_are_named_and_the_model_stays_as_it_was(tmp_
         NotExportableError,
         match="no operator for TensorFlow's PyFunc, which the model uses in .*/sine_1/",
     ):
-        onnx_format.write(model, tmp_path / "model.onnx")
+        onnx_format.ONNX().write(ModelSpec(model), tmp_path / "model.onnx")
     assert [*tmp_path.iterdir()] == []
     for layer, attributes_before in zip(model._flatten_layers(), before, strict=True):
         for name in ("inner_loop", "call", "backprop", "use_cudnn"):
@@ -715,7 +717,7 @@ def test_operations_that_onnx_lacks_are_named_and_the_model_stays_as_it_was(tmp_
 def test_missing_packages_come_with_the_command(monkeypatch, rng):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[onnx\]"'):
-        onnx_format.check_exportable(sequential(rng, kg.GatedRNN(4)))
+        onnx_format.ONNX().check(ModelSpec(sequential(rng, kg.GatedRNN(4))))
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from helpers import BACKEND, MASK, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates.deployment import NotExportableError, export, inspect, verify
-from keras_gates.deployment import openvino as openvino_format
+from keras_gates.deployment.openvino import OpenVINO
+from keras_gates.deployment.spec import ModelSpec
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("onnx")
@@ -41,8 +42,9 @@ class Written:
 
     def __init__(self, model, folder):
         self.model, self.path = model, folder / "model.xml"
-        openvino_format.check_exportable(model)
-        self.found = openvino_format.write(model, self.path)
+        spec, file = ModelSpec(model), OpenVINO()
+        file.check(spec)
+        self.found = file.write(spec, self.path)
         exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         self.compiled = openvino.Core().compile_model(self.path, "CPU", exact)
 

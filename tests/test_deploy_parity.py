@@ -10,15 +10,15 @@ from deployed import small_model, whole_model
 import keras_gates as kg
 from keras_gates import deployment
 from keras_gates.deployment import verify
-from keras_gates.deployment.inputs import Inputs
 from keras_gates.deployment.samples import Sample, Samples
+from keras_gates.deployment.spec import ModelSpec
 
 
 @pytest.mark.slow
 def test_padding_is_what_the_model_masks():
-    words = Samples(Inputs(whole_model()), None, {"serving_default": {"inputs": WORDS}}, True)
+    words = Samples(ModelSpec(whole_model()), None, {"serving_default": {"inputs": WORDS}}, True)
     frames = keras.Sequential([keras.Input((None, 2)), keras.layers.Masking(-1.0)])
-    frames = Samples(Inputs(frames), None, {"serving_default": {"inputs": FRAMES}}, True)
+    frames = Samples(ModelSpec(frames), None, {"serving_default": {"inputs": FRAMES}}, True)
     for samples, blank in ((words, 0), (frames, -1.0)):
         right, anywhere = (s for s in samples.whole() if s.mask != "none" and s.length == 12)
         valid = valid_steps(samples.values(right)[0], blank)
@@ -69,7 +69,10 @@ def test_a_runner_cannot_import_the_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("short", [1e-7, 1.0])
 def test_a_difference_that_grows_with_the_length_may_be_chaos(short, monkeypatch):
     samples = Samples(
-        Inputs(small_model(kg.GatedRNN(2))), None, {"serving_default": {"inputs": ONE_INPUT}}, True
+        ModelSpec(small_model(kg.GatedRNN(2))),
+        None,
+        {"serving_default": {"inputs": ONE_INPUT}},
+        True,
     )
     found = {}
     for index, sample in enumerate(samples.whole()):
@@ -87,7 +90,7 @@ def test_a_difference_that_grows_with_the_length_may_be_chaos(short, monkeypatch
 def test_time_distributed_layers_are_compared_with_what_they_should_do():
     """Keras' own graph of one is wrong where neither the batch size nor the length is fixed."""
     model = small_model(keras.layers.TimeDistributed(keras.layers.Dense(2, "relu")))
-    samples = Samples(Inputs(model), None, {"serving_default": {"inputs": ONE_INPUT}}, True)
+    samples = Samples(ModelSpec(model), None, {"serving_default": {"inputs": ONE_INPUT}}, True)
     ((_, _, expected),) = verify._expected(samples.whole()[1], samples, None)
     assert expected.shape == (17, 100, 2)
 

@@ -8,8 +8,8 @@ from deployed import of, random_weights, small_model, subclassed_model
 
 import keras_gates as kg
 from keras_gates import deployment
-from keras_gates.deployment.inputs import Inputs
 from keras_gates.deployment.names import output_names
+from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 
 
@@ -19,7 +19,7 @@ def test_interleaved_streams_do_not_mix(artifact, rng):
     """Six sessions, each at its own pace, by step and by chunk, equal their whole sequences."""
     model, path, _ = artifact
     serve = tf.saved_model.load(path).signatures
-    (name,) = Inputs(model).names
+    (name,) = ModelSpec(model).names
     output = output_names(model)[0]
     sequences = rng.normal(size=(6, 11, 3)).astype("float32")
     states = [serve["initial_state"](batch_size=tf.constant(1)) for _ in sequences]
@@ -75,7 +75,7 @@ def test_a_stack_of_cells_repeats_its_output_at_masked_steps(rng):
     model = small_model(keras.layers.Masking(), rnn)
     x = rng.normal(size=(2, 6, 3)).astype("float32")
     x[0, 2:5] = 0
-    stream = Stream(model)
+    stream = Stream(ModelSpec(model))
     first, states = stream.chunk([x[:, :3]], stream.initial_state(2))
     last, _ = stream.chunk([x[:, 3:]], states)
     found = np.concatenate([first["outputs"], last["outputs"]], axis=1)
@@ -86,7 +86,7 @@ def test_a_stack_of_cells_repeats_its_output_at_masked_steps(rng):
 def test_names_of_states_differ_from_those_of_inputs_and_outputs():
     frames = keras.Input((None, 3), name="ear_hidden")
     heard = kg.GatedRNN(2, cell="lstm", name="ear")(frames)
-    stream = Stream(keras.Model(frames, keras.layers.Dense(1, name="ear_cell")(heard)))
+    stream = Stream(ModelSpec(keras.Model(frames, keras.layers.Dense(1, name="ear_cell")(heard))))
     assert [state.name for state in stream.states] == ["ear_hidden_1", "ear_cell_1"]
 
 
@@ -190,4 +190,4 @@ def test_other_models_that_cannot_stream(tmp_path):
         deployment.NotExportableError, match=r"'rnn' \(RNN\) has a cell of your own"
     ):
         deployment.export(masked, tmp_path / "model", streaming=True)
-    assert [state.name for state in Stream(small_model(cell)).states] == ["rnn_state_0"]
+    assert [state.name for state in Stream(ModelSpec(small_model(cell))).states] == ["rnn_state_0"]

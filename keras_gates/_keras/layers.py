@@ -1,5 +1,7 @@
 """What Keras' layers are made with."""
 
+import contextlib
+
 # Without it as a base `keras.layers.RNN` does not renew the dropout masks of a cell.
 # A layer's own `__call__` casts its weights with the scope.
 from keras.src.backend import get_keras_mask
@@ -13,5 +15,21 @@ __all__ = [
     "DropoutRNNCell",
     "get_input_signature",
     "get_keras_mask",
+    "standing_in",
     "to_snake_case",
 ]
+
+
+@contextlib.contextmanager
+def standing_in(layer, **attributes):
+    """While it lasts, one of Keras' own layers, which know no engine, has attributes or methods of
+    its own instead of those of its class, past Keras' tracking."""
+    own = vars(layer)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del own[name]
+        own.update(before)

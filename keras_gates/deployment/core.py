@@ -1,7 +1,6 @@
 """`export` and `inspect`: one call per file, whatever its format."""
 
 import importlib
-import inspect as python
 import os
 import pathlib
 from typing import Any, Literal, Unpack, get_args
@@ -11,10 +10,10 @@ import numpy as np
 
 from keras_gates.cells.arguments import sign
 from keras_gates.deployment.errors import NotExportableError, ParityError
-from keras_gates.deployment.inputs import Inputs
 from keras_gates.deployment.place import atomic_write
 from keras_gates.deployment.report import ExportReport
 from keras_gates.deployment.samples import Samples
+from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.verify import default_tolerance, verify
 from keras_gates.diagnostics.data import check_model
@@ -22,6 +21,8 @@ from keras_gates.types import Format, NoArguments
 from keras_gates.validation import close_matches, one_of, positive_number, true_or_false
 
 FORMATS = get_args(Format)
+# In which module of this package each is, and its class there.
+_CLASSES = {"saved_model": "SavedModel", "onnx": "ONNX", "litert": "LiteRT", "openvino": "OpenVINO"}
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
 
@@ -83,27 +84,29 @@ def export(
     True
     """
     check_model(model)
-    module = _format(one_of("format", format, FORMATS))
+    chosen = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
-    given = {"streaming": streaming, "batch_size": batch_size, "quantize": quantize, **unknown}
-    options = _options(format, module, given)
+    given = {"batch_size": batch_size, "quantize": quantize, **unknown}
+    options = _options(format, chosen, given, streaming)
     if tolerance is not None:
         positive_number("tolerance", tolerance, none="the default")
-    elif not options.get("quantize"):
-        tolerance = default_tolerance(model)
-    path = _target(path, module, format)
+    path = _target(path, chosen, format)
     _check_weights(model)
-    inputs = Inputs(model)
-    inputs.data(sample)
-    module.check_exportable(model, **options)
+    spec = ModelSpec(model)
+    spec.data(sample)
+    if tolerance is None and not options.get("quantize"):
+        tolerance = default_tolerance(spec)
+    if streaming:
+        chosen.check(spec, streaming=True, **options)
+        options["stream"] = Stream(spec)
+    else:
+        chosen.check(spec, **options)
     with atomic_write(path) as beside:
-        written = module.write(model, beside, **options)
-        size = _size(beside.parent)
-        samples = Samples(
-            inputs, sample, written.signatures, getattr(module, "INTERIOR_MASKS", True)
-        )
+        written = chosen.write(spec, beside, **options)
+        size = _size(chosen, beside)
+        samples = Samples(spec, sample, written.signatures, chosen.interior_masks)
         try:
-            found = verify(format, beside, samples, Stream(model) if streaming else None, tolerance)
+            found = verify(format, beside, samples, options.get("stream"), tolerance)
         except ParityError as error:
             raise ParityError(
                 f"{model.name!r} as {format}: {error} Nothing was written to {path}."
@@ -135,8 +138,9 @@ def inspect(path: str | os.PathLike) -> ExportReport:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder `path`. Received: path={str(path)!r}")
     format = _format_of(path)
+    reader = _format(format)
     try:
-        written = _format(format).read(path)
+        written = reader.read(path)
     except ImportError:
         raise
     except Exception as error:  # what the readers of the formats raise is of any kind
@@ -144,9 +148,8 @@ def inspect(path: str | os.PathLike) -> ExportReport:
             f"`path` is not a file of format {format!r}, or damaged: {error}. Received: "
             f"path={str(path)!r}"
         ) from error
-    return ExportReport(
-        str(path), format, _size(path), written.signatures, written.operators, written.notes
-    )
+    found = written.signatures, written.operators, written.notes
+    return ExportReport(str(path), format, _size(reader, path), *found)
 
 
 def _check_path(path):
@@ -155,7 +158,7 @@ def _check_path(path):
 
 
 def _format(name):
-    return importlib.import_module(f"keras_gates.deployment.{name}")
+    return getattr(importlib.import_module(f"keras_gates.deployment.{name}"), _CLASSES[name])()
 
 
 def _format_of(path):
@@ -169,19 +172,18 @@ def _format_of(path):
     )
 
 
-def _options(format, module, options):
+def _options(format, chosen, options, streaming):
     """Those that were given; an error for one that the format does not take."""
-    parameters = python.signature(module.write).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    given = {n: value for n, value in options.items() if value is not None and value is not False}
-    if "streaming" in given and "streaming" not in known:
+    if streaming and "stream" not in chosen.options:
         raise NotExportableError(
             f"the format {format!r} holds no streams: use 'saved_model' or 'litert', or export "
             "without streaming=True."
         )
+    known = chosen.options - {"stream"}
+    given = {n: value for n, value in options.items() if value is not None and value is not False}
     for name, value in given.items():
         if name not in known:
-            takes = ", ".join(sorted(known - {"streaming"})) or "none"
+            takes = ", ".join(sorted(known)) or "none"
             hint = close_matches(name, {*known, "streaming", "sample", "tolerance"})
             raise TypeError(
                 f"the format {format!r} takes no option `{name}`; its options: {takes}. "
@@ -202,9 +204,9 @@ def _check_weights(model):
             )
 
 
-def _target(path, module, format):
+def _target(path, chosen, format):
     """Where the file goes; an error if that would destroy something else."""
-    suffix = module.SUFFIX
+    suffix = next(iter(chosen.suffixes), "")
     _check_path(path)
     name = os.path.basename(path)
     if name in ("", os.curdir, os.pardir) and (suffix or not str(path)):
@@ -237,17 +239,18 @@ def _target(path, module, format):
             f"`path` holds something other than a file of format {format!r}, and is not "
             f"overwritten. Received: path={str(path)!r}"
         )
-    if others := getattr(module, "foreign", lambda path: ())(path):
+    places = {file for file in chosen.places(path) if file.exists()}
+    if others := places - chosen.files(path):
+        # Relative to the folder of a SavedModel, else by their names.
+        names = [str(file.relative_to(path if path.is_dir() else path.parent)) for file in others]
         raise ValueError(
             f"`path` holds what is not of format {format!r} and would be lost, "
-            f"{', '.join(map(repr, sorted(others)))}: move it away, or take another path. "
+            f"{', '.join(map(repr, sorted(names)))}: move it away, or take another path. "
             f"Received: path={str(path)!r}"
         )
     return path
 
 
-def _size(path):
+def _size(format, path):
     """In bytes, of all files that belong to it."""
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    files += path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for file in format.files(path))

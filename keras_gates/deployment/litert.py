@@ -23,132 +23,116 @@ import tempfile
 import keras
 
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.inputs import Inputs, layers
-from keras_gates.deployment.streaming import Stream
-from keras_gates.deployment.written import Written
+from keras_gates.deployment.format import (
+    Format,
+    Written,
+    refuse_missing,
+    refuse_other_backends,
+    refuse_other_precisions,
+)
 from keras_gates.validation import one_of, positive_integer
 
-SUFFIX = ".tflite"
 QUANTIZATIONS = ("int8",)
 
 
-def check_exportable(model, *, streaming=False, batch_size=None, quantize=None):
-    """Raises NotExportableError if a LiteRT file cannot hold the model."""
-    if keras.backend.backend() != "tensorflow":
-        raise NotExportableError(
-            "LiteRT files are written by way of TensorFlow, and this is Keras on "
-            f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
-            "it there."
-        )
-    try:
-        import ai_edge_litert  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'LiteRT files need ai-edge-litert to run: pip install "keras_gates[litert]"'
-        ) from error
-    if quantize is not None:
-        one_of("quantize", quantize, QUANTIZATIONS)
-    _batch_size(model, batch_size)
-    for layer in layers(model):
-        if layer.compute_dtype != "float32":
-            raise NotExportableError(
-                f"{layer.name!r} computes in {layer.compute_dtype}, and LiteRT's built-in "
-                "operators in float32. Build the model in float32 and give it these weights: "
-                "copy.set_weights(model.get_weights())."
+class LiteRT(Format):
+    """A file. Its options: `batch_size`, the fixed one (default: 1, or that of a stateful model);
+    `quantize`, "int8" for weights as 8-bit integers."""
+
+    suffixes = (".tflite",)
+
+    def check(self, spec, *, streaming=False, batch_size=None, quantize=None):
+        refuse_other_backends("LiteRT")
+        refuse_missing("LiteRT", "litert", "ai_edge_litert")
+        if quantize is not None:
+            one_of("quantize", quantize, QUANTIZATIONS)
+        _batch_size(spec, batch_size)
+        why = "and LiteRT's built-in operators in float32"
+        refuse_other_precisions(spec, why, allowed=("float32",))
+
+    def write(self, spec, path, *, stream=None, batch_size=None, quantize=None):
+        import tensorflow as tf
+
+        from keras_gates._keras.litert import ConverterError
+        from keras_gates.deployment.signatures import notes_on_states, signatures
+
+        functions = signatures(spec, _batch_size(spec, batch_size), stream)
+        archive = keras.export.ExportArchive()
+        for name, (function, specs) in functions.items():
+            archive.add_endpoint(name, function, specs)
+        with tempfile.TemporaryDirectory() as folder:
+            archive.write_out(folder, verbose=False)
+            converter = tf.lite.TFLiteConverter.from_saved_model(
+                folder, signature_keys=[*functions]
             )
-    if streaming:
-        Stream(model)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+            if quantize:
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            try:
+                content = converter.convert()
+            except ConverterError as error:
+                raise NotExportableError(_obstacle(spec.model, str(error))) from error
+        pathlib.Path(path).write_bytes(content)
+        written = self.read(path)
+        if quantize and not written.notes:
+            written.notes.append(
+                "Nothing is quantized: no weight has the 1024 numbers from which on LiteRT does it."
+            )
+        written.notes += notes_on_states(spec, stream)
+        return written
 
+    def read(self, path):
+        from keras_gates._keras.litert import schema
 
-def write(model, path, *, streaming=False, batch_size=None, quantize=None):
-    """Writes the model to the file `path`; see `keras_gates.export`.
-
-    Args:
-        batch_size: the fixed one. Default: 1, or that of a stateful model.
-        quantize: "int8" for weights as 8-bit integers.
-    """
-    import tensorflow as tf
-
-    from keras_gates._keras.litert import ConverterError
-    from keras_gates.deployment.signatures import notes_on_states, signatures
-
-    functions = signatures(model, _batch_size(model, batch_size), streaming)
-    archive = keras.export.ExportArchive()
-    for name, (function, specs) in functions.items():
-        archive.add_endpoint(name, function, specs)
-    with tempfile.TemporaryDirectory() as folder:
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[*functions])
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if quantize:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        try:
-            content = converter.convert()
-        except ConverterError as error:
-            raise NotExportableError(_obstacle(model, str(error))) from error
-    pathlib.Path(path).write_bytes(content)
-    written = read(path)
-    if quantize and not written.notes:
-        written.notes.append(
-            "Nothing is quantized: no weight has the 1024 numbers from which on LiteRT does it."
+        model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
+        operators, dtypes = _names(schema.BuiltinOperator), _names(schema.TensorType)
+        counted = collections.Counter(
+            operators[model.operatorCodes[operator.opcodeIndex].builtinCode]
+            for graph in model.subgraphs
+            for operator in graph.operators
         )
-    written.notes += notes_on_states(model, streaming)
-    return written
 
+        def tensors(graph, described):
+            found = {}
+            for one in described:
+                tensor = graph.tensors[one.tensorIndex]
+                shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+                found[one.name.decode()] = {
+                    "shape": [] if shape is None else [None if n < 0 else int(n) for n in shape],
+                    "dtype": dtypes[tensor.type].lower(),
+                }
+            return found
 
-def read(path):
-    """What is in the LiteRT file `path`."""
-    from keras_gates._keras.litert import schema
-
-    model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
-    operators, dtypes = _names(schema.BuiltinOperator), _names(schema.TensorType)
-    counted = collections.Counter(
-        operators[model.operatorCodes[operator.opcodeIndex].builtinCode]
-        for graph in model.subgraphs
-        for operator in graph.operators
-    )
-
-    def tensors(graph, described):
-        found = {}
-        for one in described:
-            tensor = graph.tensors[one.tensorIndex]
-            shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
-            found[one.name.decode()] = {
-                "shape": [] if shape is None else [None if n < 0 else int(n) for n in shape],
-                "dtype": dtypes[tensor.type].lower(),
+        signatures = {
+            one.signatureKey.decode(): {
+                "inputs": tensors(model.subgraphs[one.subgraphIndex], one.inputs or []),
+                "outputs": tensors(model.subgraphs[one.subgraphIndex], one.outputs or []),
             }
-        return found
-
-    signatures = {
-        one.signatureKey.decode(): {
-            "inputs": tensors(model.subgraphs[one.subgraphIndex], one.inputs or []),
-            "outputs": tensors(model.subgraphs[one.subgraphIndex], one.outputs or []),
+            for one in model.signatureDefs
         }
-        for one in model.signatureDefs
-    }
-    weights = {
-        tensor.buffer: tensor.type
-        for graph in model.subgraphs
-        for tensor in graph.tensors
-        if model.buffers[tensor.buffer].data is not None
-    }
-    integers = sum(kind == schema.TensorType.INT8 for kind in weights.values())
-    each = "1 weight consists" if integers == 1 else f"{integers} weights consist"
-    notes = [f"Quantized: {each} of 8-bit integers."] if integers else []
-    default = {name: signatures.pop(name) for name in ["serving_default"] if name in signatures}
-    return Written(dict(counted.most_common()), notes, {**default, **signatures})
+        weights = {
+            tensor.buffer: tensor.type
+            for graph in model.subgraphs
+            for tensor in graph.tensors
+            if model.buffers[tensor.buffer].data is not None
+        }
+        integers = sum(kind == schema.TensorType.INT8 for kind in weights.values())
+        each = "1 weight consists" if integers == 1 else f"{integers} weights consist"
+        notes = [f"Quantized: {each} of 8-bit integers."] if integers else []
+        default = {name: signatures.pop(name) for name in ["serving_default"] if name in signatures}
+        return Written(dict(counted.most_common()), notes, {**default, **signatures})
 
 
-def _batch_size(model, given):
+def _batch_size(spec, given):
     """The batch size of the file."""
-    fixed = {one.shape[0] for one in Inputs(model).all} - {None}
+    fixed = {one.shape[0] for one in spec.inputs} - {None}
     if given is None:
         return fixed.pop() if fixed else 1
     positive_integer("batch_size", given)
     if fixed and given not in fixed:
         raise ValueError(
-            f"`batch_size` must be {fixed.pop()}, which {model.name!r} has fixed because it is "
-            f"stateful. Received: batch_size={given}"
+            f"`batch_size` must be {fixed.pop()}, which {spec.model.name!r} has fixed because it "
+            f"is stateful. Received: batch_size={given}"
         )
     return given
 

@@ -27,14 +27,14 @@ STEPS = 8
 HALVED = 16
 
 
-def plain_loops(model):
-    """While it lasts, every GatedRNN in `model` is traced as such a loop; inference alone.
+def plain_loops(spec):
+    """While it lasts, every GatedRNN of a model is traced as such a loop; inference alone.
 
     Layers that ask for an unrolled loop, and cells whose step or equations are known by running
     them alone, are left to Keras.
     """
     engines = {}
-    for layer in model._flatten_layers():
+    for layer in spec.layers:
         program = known_program(layer) if isinstance(layer, GatedRNN) else None
         if program is not None:
             engines[layer] = PlainEngine(layer.cell, program)

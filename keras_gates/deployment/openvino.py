@@ -22,12 +22,16 @@ from xml.etree import ElementTree
 
 import keras
 
-from keras_gates.deployment import onnx as onnx_format
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.inputs import layers
-from keras_gates.deployment.written import Written
+from keras_gates.deployment.format import (
+    Format,
+    Written,
+    refuse_missing,
+    refuse_other_backends,
+    refuse_other_precisions,
+)
+from keras_gates.deployment.onnx import NOT_A_NUMBER, ONNX, to_onnx
 
-SUFFIX = ".xml"
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu"})
 _NOTES = ["keras_gates", "notes"]  # path in the metadata of a file
 _SOURCE = ["conversion_parameters", "input_model"]  # a temporary folder, otherwise
@@ -40,74 +44,56 @@ _PRECISION = (
 _BOOKKEEPING = ("Parameter", "Result", "Const")
 
 
-def check_exportable(model):
-    """Raises NotExportableError if an OpenVINO file cannot hold the model."""
-    if keras.backend.backend() != "tensorflow":
-        raise NotExportableError(
-            "OpenVINO files are written by way of TensorFlow, and this is Keras on "
-            f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
-            "it there."
-        )
-    try:
-        import onnx  # noqa: F401
-        import openvino  # noqa: F401
-        import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'OpenVINO files need openvino, onnx and tf2onnx: pip install "keras_gates[openvino]"'
-        ) from error
-    for layer in layers(model):
-        if getattr(layer, "stateful", False):
+class OpenVINO(Format):
+    """A file with the graph, and one with the weights beside it."""
+
+    suffixes = (".xml", ".bin")
+
+    def check(self, spec):
+        refuse_other_backends("OpenVINO")
+        refuse_missing("OpenVINO", "openvino", "openvino", "onnx", "tf2onnx")
+        for layer in spec.stateful:
             raise NotExportableError(
                 f"{layer.name!r} is stateful, and an OpenVINO file remembers nothing between "
                 "calls. format='saved_model' and format='litert' hold such a model."
             )
-        if layer.compute_dtype in ("float16", "bfloat16"):
-            raise NotExportableError(
-                f"{layer.name!r} computes in {layer.compute_dtype}, and an OpenVINO file leaves "
-                "the precision to who compiles it. Build the model in float32 and give it these "
-                "weights: copy.set_weights(model.get_weights())."
-            )
+        why = "and an OpenVINO file leaves the precision to who compiles it"
+        refuse_other_precisions(spec, why)
+
+    def write(self, spec, path):
+        import openvino
+
+        with tempfile.TemporaryDirectory() as folder:
+            graph, notes = _by_onnx(spec, pathlib.Path(folder, "model.onnx"))
+            if graph is None:
+                graph = _of_loops(spec, pathlib.Path(folder, "model"))
+        graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
+        graph.set_rt_info(spec.model.name, _SOURCE)
+        openvino.save_model(graph, str(path), compress_to_fp16=False)
+        return self.read(path)
+
+    def read(self, path):
+        import openvino
+
+        graph = openvino.Core().read_model(str(path))
+        counted = collections.Counter(
+            layer.get("type") for layer in ElementTree.parse(path).iter("layer")
+        )
+        for name in _BOOKKEEPING:
+            counted.pop(name, None)
+        notes = graph.get_rt_info(_NOTES).astype(str) if graph.has_rt_info(_NOTES) else "[]"
+        signature = {"inputs": _tensors(graph.inputs), "outputs": _tensors(graph.outputs)}
+        return Written(
+            dict(counted.most_common()), json.loads(notes), {"serving_default": signature}
+        )
+
+    def files(self, path):
+        if not path.exists() or b"<net " not in path.read_bytes()[:1000]:
+            return set()  # of something else
+        return super().files(path)
 
 
-def foreign(path):
-    """What has the name of one of the two files, and is of something else."""
-    weights = path.with_suffix(".bin")
-    if path.exists() and b"<net " not in path.read_bytes()[:1000]:
-        return {path.name}
-    return {weights.name} if weights.exists() and not path.exists() else set()
-
-
-def write(model, path):
-    """Writes the model to the file `path`, and its weights beside it."""
-    import openvino
-
-    with tempfile.TemporaryDirectory() as folder:
-        graph, notes = _by_onnx(model, pathlib.Path(folder, "model.onnx"))
-        if graph is None:
-            graph = _of_loops(model, pathlib.Path(folder, "model"))
-    graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
-    graph.set_rt_info(model.name, _SOURCE)
-    openvino.save_model(graph, str(path), compress_to_fp16=False)
-    return read(path)
-
-
-def read(path):
-    """What is in the OpenVINO file `path`."""
-    import openvino
-
-    graph = openvino.Core().read_model(str(path))
-    counted = collections.Counter(
-        layer.get("type") for layer in ElementTree.parse(path).iter("layer")
-    )
-    for name in _BOOKKEEPING:
-        counted.pop(name, None)
-    notes = graph.get_rt_info(_NOTES).astype(str) if graph.has_rt_info(_NOTES) else "[]"
-    signature = {"inputs": _tensors(graph.inputs), "outputs": _tensors(graph.outputs)}
-    return Written(dict(counted.most_common()), json.loads(notes), {"serving_default": signature})
-
-
-def _by_onnx(model, path):
+def _by_onnx(spec, path):
     """The model by way of an ONNX file, or None where that is no way for it; and notes."""
     import onnx
     import openvino
@@ -116,8 +102,8 @@ def _by_onnx(model, path):
     from keras_gates.deployment.onnx.recurrent import Runtime
 
     try:
-        onnx_format.check_exportable(model)
-        file, notes = onnx_format.to_onnx(model, Runtime("OpenVINO", ACTIVATIONS, lengths=False))
+        ONNX().check(spec)
+        file, notes = to_onnx(spec, Runtime("OpenVINO", ACTIVATIONS, lengths=False))
     except NotExportableError as error:
         return None, [_LOOPS.format(reason=f"They cannot be ONNX's operators: {error}")]
     if any(node.op_type == "Loop" for node in nodes(file.graph)):
@@ -129,10 +115,10 @@ def _by_onnx(model, path):
         graph = openvino.Core().read_model(str(path))
     except RuntimeError as error:
         return None, [_LOOPS.format(reason=f"OpenVINO cannot read the ONNX file: {error}")]
-    return graph, [*notes, onnx_format.NOT_A_NUMBER.format(runtime="OpenVINO")]
+    return graph, [*notes, NOT_A_NUMBER.format(runtime="OpenVINO")]
 
 
-def _of_loops(model, folder):
+def _of_loops(spec, folder):
     """The model by way of a SavedModel, with the loops that Keras makes.
 
     The faster ones of `keras_gates.deployment.loops` may take no turn at all, after which OpenVINO
@@ -143,7 +129,7 @@ def _of_loops(model, folder):
     from keras_gates.deployment.signatures import signatures
 
     archive = keras.export.ExportArchive()
-    for name, (function, specs) in signatures(model).items():
+    for name, (function, specs) in signatures(spec).items():
         archive.add_endpoint(name, function, specs)
     archive.write_out(str(folder), verbose=False)
     try:
@@ -151,7 +137,7 @@ def _of_loops(model, folder):
     except (openvino.frontend.OpConversionFailure, openvino.frontend.GeneralFailure) as error:
         operators = re.findall(r"operations: (.*)", str(error)) or [str(error)]
         raise NotExportableError(
-            f"OpenVINO has no operator for {operators[0]} in {model.name!r}. Take another "
+            f"OpenVINO has no operator for {operators[0]} in {spec.model.name!r}. Take another "
             "activation or layer there, or format='saved_model'."
         ) from error
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from keras_gates.deployment.inputs import has_mask
 from keras_gates.deployment.runners.shared import STATIC
 
 # Beyond the longest chunk of the engine, and no multiple of the steps of a turn.
@@ -38,22 +37,22 @@ class Samples:
     """The samples for one file.
 
     Args:
-        inputs: the `Inputs` of the model.
+        spec: the `ModelSpec`.
         sample: data of the user's, or None for random ones.
         signatures: of the file, as in `Written`. What is fixed in them is fixed in all samples.
         interior_masks: whether the format can hold masks other than of padding at the end.
     """
 
-    def __init__(self, inputs, sample, signatures, interior_masks):
-        self.inputs = inputs
-        self.data = inputs.data(sample)
-        self.masked, self.interior_masks = has_mask(inputs.model), interior_masks
-        over_time = [i for i, one in enumerate(inputs.all) if one.has_time]
+    def __init__(self, spec, sample, signatures, interior_masks):
+        self.spec = spec
+        self.data = spec.data(sample)
+        self.masked, self.interior_masks = spec.has_mask, interior_masks
+        over_time = [i for i, one in enumerate(spec.inputs) if one.has_time]
         self.usual_length = 100
         if sample is not None and over_time:
             self.usual_length = self.data[over_time[0]].shape[1]
         self.fixed = {
-            name: _fixed(inputs, signature["inputs"])
+            name: _fixed(spec.inputs, signature["inputs"])
             for name, signature in signatures.items()
             if name != "initial_state"
         }
@@ -92,17 +91,17 @@ class Samples:
 
     def values(self, sample, length=None):
         """The flat list of the inputs of a sample, or of its first `length` steps."""
-        found = self.inputs.sized(self.data, sample.batch, sample.length)
+        found = self.spec.sized(self.data, sample.batch, sample.length)
         if sample.mask != "none":
             valid = np.arange(sample.length) < _lengths(sample)[:, None]
             if sample.mask == "any":
                 valid = _any_padding(valid)
-            found = self.inputs.padded(found, valid)
+            found = self.spec.padded(found, valid)
         if length is None:
             return found
         return [
             value[:, :length] if one.has_time else value
-            for value, one in zip(found, self.inputs.all, strict=True)
+            for value, one in zip(found, self.spec.inputs, strict=True)
         ]
 
     def by_name(self, sample):
@@ -111,7 +110,7 @@ class Samples:
             one.name
             if one.has_time or sample.mode in ("whole", "latency")
             else STATIC + one.name: v
-            for one, v in zip(self.inputs.all, self.values(sample), strict=True)
+            for one, v in zip(self.spec.inputs, self.values(sample), strict=True)
         }
 
     def _fitted(self, samples, signature):
@@ -128,7 +127,7 @@ class Samples:
 def _fixed(inputs, tensors):
     """The batch size and the length that a signature has fixed, or None."""
     batch = length = None
-    for one in inputs.all:
+    for one in inputs:
         shape = tensors[one.name]["shape"]
         if shape:
             batch = batch or shape[0]

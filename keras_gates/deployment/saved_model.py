@@ -18,15 +18,12 @@ from keras import tree
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.inputs import Inputs, layers
+from keras_gates.deployment.format import Format, Written
 from keras_gates.deployment.loops import plain_loops
 from keras_gates.deployment.names import output_names
 from keras_gates.deployment.signatures import notes_on_states, signatures
-from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.time_distributed import all_steps_at_once
-from keras_gates.deployment.written import Written
 
-SUFFIX = ""
 FILE = "saved_model.pb"
 # Layers with lookup tables.
 _WITH_TABLES = (
@@ -38,81 +35,78 @@ _WITH_TABLES = (
 _BOOKKEEPING = ("Placeholder", "NoOp", "Const", "Identity", "IdentityN")
 
 
-def check_exportable(model, *, streaming=False):
-    """Raises NotExportableError if a SavedModel cannot hold the model."""
-    backend = keras.backend.backend()
-    if backend not in ("tensorflow", "jax"):
-        raise NotExportableError(
-            f"Keras on {backend} cannot write a SavedModel. Load the model with "
-            "KERAS_BACKEND=tensorflow, and export it there."
-        )
-    if streaming:
-        if backend != "tensorflow":
+class SavedModel(Format):
+    """A folder."""
+
+    def check(self, spec, *, streaming=False):
+        backend = keras.backend.backend()
+        if backend not in ("tensorflow", "jax"):
+            raise NotExportableError(
+                f"Keras on {backend} cannot write a SavedModel. Load the model with "
+                "KERAS_BACKEND=tensorflow, and export it there."
+            )
+        if streaming and backend != "tensorflow":
             raise NotExportableError(
                 f"streaming=True needs Keras on TensorFlow, and this is Keras on {backend}. Load "
                 "the model with KERAS_BACKEND=tensorflow, and export it there."
             )
-        Stream(model)
 
+    def write(self, spec, path, *, stream=None):
+        functions = signatures(spec, stream=stream)
+        _, specs = functions.pop("serving_default")
+        model, tensorflow = spec.model, keras.backend.backend() == "tensorflow"
+        archive = keras.export.ExportArchive()
+        if not tensorflow or any(isinstance(layer, _WITH_TABLES) for layer in spec.layers):
+            archive.track(model)  # traces every layer on TensorFlow, and is needed for tables alone
+        serve = archive.add_endpoint("serve", lambda given: model(given), [spec.pack(specs)])
 
-def foreign(path):
-    """What is in the folder `path` and does not belong to the SavedModel there."""
-    if not path.is_dir():
-        return set()
-    saved = saved_model_pb2.SavedModel()
-    with contextlib.suppress(DecodeError, FileNotFoundError):  # damaged, or an empty folder
-        saved.ParseFromString((path / FILE).read_bytes())
-    assets = {asset.filename for graph in saved.meta_graphs for asset in graph.asset_file_def}
-    own = re.compile(
-        rf"{FILE}|fingerprint\.pb|keras_metadata\.pb|variables/variables\.(index|data-\d+-of-\d+)"
-    )
-    files = {str(e.relative_to(path)) for e in path.rglob("*") if not e.is_dir()}
-    return {name for name in files - {f"assets/{a}" for a in assets} if not own.fullmatch(name)}
+        @tf.autograph.experimental.do_not_convert
+        def serving_default(*values):
+            # A function of JAX cannot call one of TensorFlow, and is converted once more.
+            found = (serve if tensorflow else model)(spec.pack(values))
+            return dict(zip(output_names(model, found), tree.flatten(found), strict=True))
 
+        functions = {"serving_default": (serving_default, specs), **functions}
+        with contextlib.ExitStack() as tracing:
+            if tensorflow:
+                tracing.enter_context(plain_loops(spec))
+                tracing.enter_context(all_steps_at_once(spec))
+            for name, (function, specs) in functions.items():
+                function = tf.autograph.experimental.do_not_convert(function)
+                archive.add_endpoint(name, function, specs)
+            with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.8 prints whatever one says
+                archive.write_out(str(path), verbose=False)
+        written = self.read(path)
+        written.notes += notes_on_states(spec, stream)
+        return written
 
-def write(model, path, *, streaming=False):
-    """Writes the model to the folder `path`; see `keras_gates.export`."""
-    inputs = Inputs(model)
-    functions = signatures(model, streaming=streaming)
-    _, specs = functions.pop("serving_default")
-    tensorflow = keras.backend.backend() == "tensorflow"
-    archive = keras.export.ExportArchive()
-    if not tensorflow or any(isinstance(layer, _WITH_TABLES) for layer in layers(model)):
-        archive.track(model)  # traces every layer on TensorFlow, and is needed for tables alone
-    serve = archive.add_endpoint("serve", lambda given: model(given), [inputs.pack(specs)])
+    def read(self, path):
+        saved = saved_model_pb2.SavedModel.FromString((pathlib.Path(path) / FILE).read_bytes())
+        graph = saved.meta_graphs[0]
+        found = {
+            name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
+            for name, signature in sorted(graph.signature_def.items())
+            if not name.startswith("__")
+        }
+        default = {name: found.pop(name) for name in ["serving_default"] if name in found}
+        found.pop("serve", None)  # the same once more, for TFSMLayer
+        return Written(_operators(graph), [], {**default, **found})
 
-    @tf.autograph.experimental.do_not_convert
-    def serving_default(*values):
-        # A function of JAX cannot call one of TensorFlow, and is converted once more.
-        found = (serve if tensorflow else model)(inputs.pack(values))
-        return dict(zip(output_names(model, found), tree.flatten(found), strict=True))
-
-    functions = {"serving_default": (serving_default, specs), **functions}
-    with contextlib.ExitStack() as tracing:
-        if tensorflow:
-            tracing.enter_context(plain_loops(model))
-            tracing.enter_context(all_steps_at_once(model))
-        for name, (function, specs) in functions.items():
-            archive.add_endpoint(name, tf.autograph.experimental.do_not_convert(function), specs)
-        with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.8 prints whatever one says
-            archive.write_out(str(path), verbose=False)
-    written = read(path)
-    written.notes += notes_on_states(model, streaming)
-    return written
-
-
-def read(path):
-    """What is in the SavedModel in the folder `path`."""
-    saved = saved_model_pb2.SavedModel.FromString((pathlib.Path(path) / FILE).read_bytes())
-    graph = saved.meta_graphs[0]
-    found = {
-        name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
-        for name, signature in sorted(graph.signature_def.items())
-        if not name.startswith("__")
-    }
-    default = {name: found.pop(name) for name in ["serving_default"] if name in found}
-    found.pop("serve", None)  # the same once more, for TFSMLayer
-    return Written(_operators(graph), [], {**default, **found})
+    def files(self, path):
+        saved = saved_model_pb2.SavedModel()
+        with contextlib.suppress(DecodeError, OSError):  # damaged, or an empty folder
+            saved.ParseFromString((path / FILE).read_bytes())
+        assets = {asset.filename for graph in saved.meta_graphs for asset in graph.asset_file_def}
+        own = re.compile(
+            rf"{FILE}|fingerprint\.pb|keras_metadata\.pb|"
+            r"variables/variables\.(index|data-\d+-of-\d+)"
+        )
+        names = {file: file.relative_to(path).as_posix() for file in self.places(path)}
+        return {
+            file
+            for file, name in names.items()
+            if own.fullmatch(name) or name in {f"assets/{asset}" for asset in assets}
+        }
 
 
 def _tensors(described):

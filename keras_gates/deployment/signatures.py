@@ -3,19 +3,17 @@
 import tensorflow as tf
 from keras import tree
 
-from keras_gates.deployment.inputs import Inputs, layers
 from keras_gates.deployment.names import output_names
-from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.time_distributed import all_steps_at_once
 
 
-def signatures(model, batch_size=None, streaming=False):
+def signatures(spec, batch_size=None, stream=None):
     """What a TensorFlow graph of a model computes.
 
     Args:
-        model: a built Keras model, on TensorFlow.
+        spec: the `ModelSpec` of a model on TensorFlow.
         batch_size: a fixed one, or None for a dynamic one.
-        streaming: whether to add the functions of a stream.
+        stream: a `Stream`, whose functions are added.
 
     Returns:
         From the name of a signature, "serving_default" first, to a function and the list of
@@ -25,41 +23,40 @@ def signatures(model, batch_size=None, streaming=False):
     Example:
 
     >>> from keras_gates.deployment.signatures import signatures
+    >>> from keras_gates.deployment.spec import ModelSpec
     >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4, name="ear")])
-    >>> function, specs = signatures(model)["serving_default"]
+    >>> function, specs = signatures(ModelSpec(model))["serving_default"]
     >>> specs[0].shape, function(numpy.zeros((2, 5, 3)))["ear"].shape
     (TensorShape([None, None, 3]), TensorShape([2, 4]))
     """
-    inputs = Inputs(model)
 
     def serving_default(*values):
-        with all_steps_at_once(model):
-            found = model(inputs.pack(values), training=False)
-        return dict(zip(output_names(model, found), tree.flatten(found), strict=True))
+        with all_steps_at_once(spec):
+            found = spec.model(spec.pack(values), training=False)
+        return dict(zip(output_names(spec.model, found), tree.flatten(found), strict=True))
 
-    found = {"serving_default": (serving_default, [_spec(one, batch_size) for one in inputs.all])}
-    return {**found, **_of_stream(Stream(model), batch_size)} if streaming else found
+    found = {"serving_default": (serving_default, [_spec(one, batch_size) for one in spec.inputs])}
+    return found if stream is None else {**found, **_of_stream(stream, batch_size)}
 
 
-def notes_on_states(model, streaming=False):
+def notes_on_states(spec, stream=None):
     """A sentence for each layer whose states a file keeps."""
-    streams = " A stream begins with zeros all the same: see initial_state." if streaming else ""
+    streams = " A stream begins with zeros all the same: see initial_state." if stream else ""
     return [
         f"{layer.name} is stateful: the file begins with the states that the model has now, and "
         f"keeps them from one call of serving_default to the next.{streams}"
-        for layer in layers(model)
-        if getattr(layer, "stateful", False)
+        for layer in spec.stateful
     ]
 
 
 def _of_stream(stream, batch_size):
-    inputs, names = stream.inputs.all, [state.name for state in stream.states]
+    inputs, names = stream.inputs, [state.name for state in stream.states]
     states = [_spec(state, batch_size) for state in stream.states]
 
     def streamed(run):
         def function(*values):
             before = dict(zip(names, values[len(inputs) :], strict=True))
-            with all_steps_at_once(stream.inputs.model):
+            with all_steps_at_once(stream.spec):
                 outputs, after = run(values[: len(inputs)], before)
             return {**outputs, **after}
 

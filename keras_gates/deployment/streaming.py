@@ -18,7 +18,6 @@ from keras_gates._keras.layers import get_keras_mask
 from keras_gates.cells import GatedCell
 from keras_gates.deployment import names
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.inputs import Inputs, has_mask
 
 # What a value in the graph has to do with time: nothing; one slice per time step; or it belongs to
 # the end of the sequence, as the output of a layer with return_sequences=False does.
@@ -54,10 +53,10 @@ class Stream:
     """A Sequential or functional model as functions of time steps and states.
 
     Args:
-        model: a built Keras model.
+        spec: the `ModelSpec` of a built Keras model.
 
     Attributes:
-        inputs: its `Inputs`.
+        inputs: a list of its `Input`s, of any batch size.
         states: a list of `State`.
         outputs: from the name of an output to `OVER_TIME`, `AT_END` or `STATIC`.
 
@@ -66,29 +65,28 @@ class Stream:
 
     Example:
 
+    >>> from keras_gates.deployment.spec import ModelSpec
     >>> from keras_gates.deployment.streaming import Stream
     >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(4, name="ear")])
-    >>> stream = Stream(model)
+    >>> stream = Stream(ModelSpec(model))
     >>> outputs, states = stream.step([numpy.zeros((2, 3))], stream.initial_state(2))
     >>> list(states), outputs["ear"].shape
     (['ear_hidden'], TensorShape([2, 4]))
     """
 
-    def __init__(self, model):
-        self._graph = names.functional(model)
+    def __init__(self, spec):
+        self.spec, self._graph = spec, names.functional(spec.model)
         if self._graph is None:
             raise NotExportableError(
-                f"{model.name!r} is a subclassed model, whose layers cannot be seen in their order:"
-                " streaming=True needs a Sequential or functional model."
+                f"{spec.model.name!r} is a subclassed model, whose layers cannot be seen in their "
+                "order: streaming=True needs a Sequential or functional model."
             )
-        self.inputs = Inputs(model)
-        for one in self.inputs.all:  # a stateful model's too: the states are the caller's here
-            one.shape = (None, *one.shape[1:])
-        if not any(one.has_time for one in self.inputs.all):
+        # Of a stateful model too: the states are the caller's here.
+        self.inputs = [dataclasses.replace(i, shape=(None, *i.shape[1:])) for i in spec.inputs]
+        if not any(one.has_time for one in self.inputs):
             raise NotExportableError(
-                f"{model.name!r} has no input with a time axis to stream along."
+                f"{spec.model.name!r} has no input with a time axis to stream along."
             )
-        self._masked = has_mask(model)
         self._layers = []  # in the order in which the graph runs them, as are the states
         self._try()
         self._structures = [layer.get_initial_state(1) for layer in self._layers]
@@ -127,7 +125,7 @@ class Stream:
         """One time step: as `chunk`, without the time axis."""
         values = [
             ops.expand_dims(value, 1) if one.has_time else value
-            for value, one in zip(values, self.inputs.all, strict=True)
+            for value, one in zip(values, self.inputs, strict=True)
         ]
         outputs, states = self.chunk(values, states)
         for name, kind in self.outputs.items():
@@ -139,16 +137,16 @@ class Stream:
         """Runs the graph once on small data: finds the recurrent layers, and what is in the way."""
 
         def recurrent(layer, sequences, mask):
-            _check_recurrent(layer, self._masked)
+            _check_recurrent(layer, self.spec.has_mask)
             self._layers.append(layer)
             return _run(layer, sequences, mask, layer.get_initial_state(len(sequences)))
 
-        data = self.inputs.sized(self.inputs.data(), 2, _STEPS)
+        data = self.spec.sized(self.spec.data(), 2, _STEPS)
         kinds = [value.kind for value in self._run(data, recurrent, _try_per_step)]
         self.outputs = dict(zip(names.output_names(self._graph), kinds, strict=True))
         if not self._layers:
             raise NotExportableError(
-                f"{self.inputs.model.name!r} has no recurrent layer along the time axis of its "
+                f"{self.spec.model.name!r} has no recurrent layer along the time axis of its "
                 "inputs, and so no state to stream with."
             )
 
@@ -156,7 +154,7 @@ class Stream:
         """The outputs of the graph, flattened; see `_interpret`."""
         values = [
             _Value(ops.convert_to_tensor(value), OVER_TIME if one.has_time else STATIC)
-            for value, one in zip(values, self.inputs.all, strict=True)
+            for value, one in zip(values, self.inputs, strict=True)
         ]
         return tree.flatten(_interpret(self._graph, values, recurrent, call))
 
@@ -171,7 +169,7 @@ class Stream:
             for name in _state_names(layer, len(tree.flatten(structure)))
         ]
         # They stand beside inputs and outputs.
-        others = [*self.inputs.names, *self.outputs]
+        others = [*self.spec.names, *self.outputs]
         own = names.unique([*others, *own])[len(others) :]
         self.states = [
             State(name, (None, *state.shape[1:]), keras.backend.standardize_dtype(state.dtype))

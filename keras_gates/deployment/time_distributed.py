@@ -5,31 +5,22 @@ import contextlib
 import keras
 from keras import ops
 
+from keras_gates._keras.layers import standing_in
+
 
 @contextlib.contextmanager
-def all_steps_at_once(model):
-    """While it lasts, TimeDistributed layers in `model` are traced as one call; inference alone.
+def all_steps_at_once(spec):
+    """While it lasts, TimeDistributed layers are traced as one call; inference alone.
 
     The layer inside takes the time steps of all samples as one batch. Where the length is unknown,
     Keras 3.15 calls it in a loop of as many turns as there are samples, which is wrong. Where it is
     known, Keras calls it once per step, and that is left as it is.
     """
-    wrappers = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.TimeDistributed)
-    ]
-    before = [vars(wrapper).get("call") for wrapper in wrappers]
-    try:
-        for wrapper in wrappers:
-            vars(wrapper)["call"] = _call_of_all_steps(wrapper)
+    with contextlib.ExitStack() as stack:
+        for layer in spec.layers:
+            if isinstance(layer, keras.layers.TimeDistributed):
+                stack.enter_context(standing_in(layer, call=_call_of_all_steps(layer)))
         yield
-    finally:
-        for wrapper, call in zip(wrappers, before, strict=True):
-            if call is None:
-                vars(wrapper).pop("call", None)
-            else:
-                vars(wrapper)["call"] = call
 
 
 def _call_of_all_steps(wrapper):

@@ -13,7 +13,6 @@ import numpy as np
 from keras import tree
 
 from keras_gates.deployment.errors import ParityError
-from keras_gates.deployment.inputs import layers
 from keras_gates.deployment.names import output_names
 from keras_gates.deployment.report import Difference, Latency
 from keras_gates.deployment.runners import shared
@@ -58,9 +57,8 @@ def verify(format, path, samples, stream=None, tolerance=None):
     timed = {f"latency/{i}": s for i, s in enumerate(samples.timed())}
     calls = {label: samples.by_name(s) for label, s in {**compared, **timed}.items()}
     found = run(format, path, calls)
-    model = samples.inputs.model
     pairs = []
-    with _keeping_states(model):
+    with _keeping_states(samples.spec):
         for label, sample in compared.items():
             for call, name, expected in _expected(sample, samples, stream):
                 pairs.append((sample, name, expected, found[f"{label}/{call}/{name}"]))
@@ -170,9 +168,9 @@ def compare(pairs, tolerance=None):
     return worst
 
 
-def default_tolerance(model):
+def default_tolerance(spec):
     """The tolerance for a model: that of the least precise of its layers."""
-    dtypes = {layer.compute_dtype for layer in layers(model)}
+    dtypes = {layer.compute_dtype for layer in spec.layers}
     return max([TOLERANCE, *(TOLERANCES.get(dtype, 0) for dtype in dtypes)])
 
 
@@ -184,7 +182,7 @@ def _expected(sample, samples, stream):
         return
     sizes = shared.sizes(sample.mode, sample.length)
     ends = np.cumsum(sizes)
-    _reset_states(samples.inputs.model)
+    _reset_states(samples.spec)
     whole = _outputs(samples, sample)
     for name, kind in stream.outputs.items():
         for call, (size, end) in enumerate(zip(sizes, ends, strict=True)):
@@ -193,17 +191,17 @@ def _expected(sample, samples, stream):
                 yield call, name, whole[name][:, steps]
             elif kind != AT_END or end == sample.length:
                 yield call, name, whole[name]
-            elif samples.inputs.all_lengths and call % 5 == 2:
+            elif samples.spec.all_lengths and call % 5 == 2:
                 # As if the sequence ended here.
-                _reset_states(samples.inputs.model)
+                _reset_states(samples.spec)
                 yield call, name, _outputs(samples, sample, end)[name]
 
 
 def _outputs(samples, sample, length=None):
     """What the model gives, by name."""
-    model = samples.inputs.model
-    given = samples.inputs.pack(samples.values(sample, length))
-    if any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers(model)):
+    model = samples.spec.model
+    given = samples.spec.pack(samples.values(sample, length))
+    if any(isinstance(layer, keras.layers.TimeDistributed) for layer in samples.spec.layers):
         # Keras' graph of it is wrong where neither the batch size nor the length is known.
         found = model(given)
     else:
@@ -218,7 +216,7 @@ def _number(value):
 
 
 def _seconds_of_model(samples, sample):
-    model, given = samples.inputs.model, samples.inputs.pack(samples.values(sample))
+    model, given = samples.spec.model, samples.spec.pack(samples.values(sample))
     model.predict_on_batch(given)  # traces
     begun = time.perf_counter()
     seconds = []
@@ -234,9 +232,9 @@ def _median(seconds):
 
 
 @contextlib.contextmanager
-def _keeping_states(model):
+def _keeping_states(spec):
     """Gives stateful layers their states back at the end."""
-    kept = [(state, keras.ops.convert_to_numpy(state)) for state in _states(model)]
+    kept = [(state, keras.ops.convert_to_numpy(state)) for state in _states(spec)]
     try:
         yield
     finally:
@@ -244,12 +242,12 @@ def _keeping_states(model):
             state.assign(value)
 
 
-def _reset_states(model):
-    for state in _states(model):
+def _reset_states(spec):
+    for state in _states(spec):
         state.assign(keras.ops.zeros_like(state))
 
 
-def _states(model):
-    for layer in layers(model):
-        if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
+def _states(spec):
+    for layer in spec.stateful:
+        if isinstance(layer, keras.layers.RNN):
             yield from tree.flatten(layer.states)

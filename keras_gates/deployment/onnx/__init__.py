@@ -20,11 +20,15 @@ import keras
 
 from keras_gates._version import __version__
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.inputs import Inputs, layers
+from keras_gates.deployment.format import (
+    Format,
+    Written,
+    refuse_missing,
+    refuse_other_backends,
+    refuse_other_precisions,
+)
 from keras_gates.deployment.names import functional
-from keras_gates.deployment.written import Written
 
-SUFFIX = ".onnx"
 NOT_A_NUMBER = (
     "{runtime}'s own recurrent operators may turn NaN into numbers: look for NaN in what goes in, "
     "not in what comes out."
@@ -40,98 +44,83 @@ _TWICE = (
 _NOTES = "keras_gates.notes"  # key in the metadata of a file
 
 
-def check_exportable(model):
-    """Raises NotExportableError if an ONNX file cannot hold the model."""
-    if keras.backend.backend() != "tensorflow":
-        raise NotExportableError(
-            "ONNX files are written by way of TensorFlow, and this is Keras on "
-            f"{keras.backend.backend()}. Load the model with KERAS_BACKEND=tensorflow, and export "
-            "it there."
-        )
-    try:
-        import onnx  # noqa: F401
-        import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'ONNX files need onnx and tf2onnx: pip install "keras_gates[onnx]"'
-        ) from error
-    for layer in layers(model):
-        if layer.compute_dtype in ("float16", "bfloat16"):
-            raise NotExportableError(
-                f"{layer.name!r} computes in {layer.compute_dtype}, for which ONNX Runtime lacks "
-                "operators on CPUs. Build the model in float32 and give it these weights: "
-                "copy.set_weights(model.get_weights())."
-            )
-        if getattr(layer, "stateful", False):
+class ONNX(Format):
+    """A file."""
+
+    suffixes = (".onnx",)
+
+    def check(self, spec):
+        refuse_other_backends("ONNX")
+        refuse_missing("ONNX", "onnx", "onnx", "tf2onnx")
+        refuse_other_precisions(spec, "for which ONNX Runtime lacks operators on CPUs")
+        for layer in spec.stateful:
             raise NotExportableError(
                 f"{layer.name!r} is stateful, and an ONNX file remembers nothing between calls. "
                 "Make its states inputs and outputs of the model, layer(x, initial_state=states) "
                 "with return_state=True; or take format='saved_model' or 'litert'."
             )
-        if _repeats_a_recurrent_layer(layer, model):
-            raise NotExportableError(
-                f"{layer.name!r} runs a recurrent layer once per step of an axis of unknown "
-                "length, which tf2onnx converts wrongly. Give the axis a length: keras.Input((8, "
-                "None, 3)) instead of keras.Input((None, None, 3)); or take format='saved_model'."
-            )
+        for layer in spec.layers:
+            if _repeats_a_recurrent_layer(layer, spec.model):
+                raise NotExportableError(
+                    f"{layer.name!r} runs a recurrent layer once per step of an axis of unknown "
+                    "length, which tf2onnx converts wrongly. Give the axis a length: "
+                    "keras.Input((8, None, 3)) instead of keras.Input((None, None, 3)); or take "
+                    "format='saved_model'."
+                )
+
+    def write(self, spec, path):
+        import onnx
+
+        from keras_gates.deployment.onnx.batches import suit_all_batches
+        from keras_gates.deployment.onnx.convert import nodes
+
+        file, notes = to_onnx(spec)
+        if suit_all_batches(file):
+            notes.append(_TWICE)
+        operators = {node.op_type for node in nodes(file.graph)}
+        if operators & {"GRU", "LSTM", "RNN"}:
+            notes += [NOT_A_NUMBER.format(runtime="ONNX Runtime"), _ELSEWHERE]
+        onnx.checker.check_model(file, full_check=True)
+        onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
+        pathlib.Path(path).write_bytes(file.SerializeToString())
+        return self.read(path)
+
+    def read(self, path):
+        import onnx
+
+        from keras_gates.deployment.onnx.convert import nodes
+
+        file = onnx.load(str(path))
+        counted = collections.Counter(node.op_type for node in nodes(file.graph))
+        metadata = {entry.key: entry.value for entry in file.metadata_props}
+        weights = {tensor.name for tensor in file.graph.initializer}
+        signature = {
+            "inputs": _tensors(i for i in file.graph.input if i.name not in weights),
+            "outputs": _tensors(file.graph.output),
+        }
+        return Written(
+            dict(counted.most_common()),
+            json.loads(metadata.get(_NOTES, "[]")),
+            {"serving_default": signature},
+        )
 
 
-def write(model, path):
-    """Writes the model to the file `path`; see `keras_gates.export`."""
-    import onnx
-
-    from keras_gates.deployment.onnx.batches import suit_all_batches
-    from keras_gates.deployment.onnx.convert import nodes
-
-    file, notes = to_onnx(model)
-    if suit_all_batches(file):
-        notes.append(_TWICE)
-    operators = {node.op_type for node in nodes(file.graph)}
-    if operators & {"GRU", "LSTM", "RNN"}:
-        notes += [NOT_A_NUMBER.format(runtime="ONNX Runtime"), _ELSEWHERE]
-    onnx.checker.check_model(file, full_check=True)
-    onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
-    pathlib.Path(path).write_bytes(file.SerializeToString())
-    return read(path)
-
-
-def to_onnx(model, runtime=None):
+def to_onnx(spec, runtime=None):
     """The model as an `onnx.ModelProto`, and notes on it.
 
     Args:
-        model: a built Keras model.
+        spec: the `ModelSpec`.
         runtime: the `recurrent.Runtime` that is to run it. Default: ONNX Runtime.
     """
     from keras_gates.deployment.onnx.convert import convert_function
     from keras_gates.deployment.onnx.recurrent import ONNX_RUNTIME, recurrent_operators
     from keras_gates.deployment.signatures import signatures
 
-    with recurrent_operators(model, runtime or ONNX_RUNTIME) as (bodies, notes):
-        file = convert_function(*signatures(model)["serving_default"], bodies)
-    _name_axes(file.graph, Inputs(model))
+    with recurrent_operators(spec, runtime or ONNX_RUNTIME) as (bodies, notes):
+        file = convert_function(*signatures(spec)["serving_default"], bodies)
+    _name_axes(file.graph, spec.inputs)
     file.producer_name, file.producer_version = "keras_gates", __version__
     return file, [*notes.values()]
-
-
-def read(path):
-    """What is in the ONNX file `path`."""
-    import onnx
-
-    from keras_gates.deployment.onnx.convert import nodes
-
-    file = onnx.load(str(path))
-    counted = collections.Counter(node.op_type for node in nodes(file.graph))
-    metadata = {entry.key: entry.value for entry in file.metadata_props}
-    weights = {tensor.name for tensor in file.graph.initializer}
-    signature = {
-        "inputs": _tensors(i for i in file.graph.input if i.name not in weights),
-        "outputs": _tensors(file.graph.output),
-    }
-    return Written(
-        dict(counted.most_common()),
-        json.loads(metadata.get(_NOTES, "[]")),
-        {"serving_default": signature},
-    )
 
 
 def _repeats_a_recurrent_layer(layer, model):
@@ -147,7 +136,7 @@ def _repeats_a_recurrent_layer(layer, model):
 
 def _name_axes(graph, inputs):
     """Gives the dynamic axes names that mean something; tf2onnx numbers them."""
-    over_time = [one.name for one in inputs.all if one.has_time]
+    over_time = [one.name for one in inputs if one.has_time]
     time = {name: "time" if over_time == [name] else f"{name}_time" for name in over_time}
     inputs = {info.name for info in graph.input}
     for info in [*graph.input, *graph.output]:

@@ -1,9 +1,8 @@
 """Recurrent layers that are traced as one ONNX operator each, instead of a loop.
 
-While a model is traced, the time loop of such a layer (`inner_loop`) is replaced by TensorFlow
-operations around a stand-in for the ONNX operator: a `PyFunc` node that is never run, whose inputs
-are those of the operator and whose token says which it is. `convert` puts the operator in its
-place.
+While a model is traced, such a layer runs on an engine of TensorFlow operations around a stand-in
+for the ONNX operator: a `PyFunc` node that is never run, whose inputs are those of the operator and
+whose token says which it is. `convert` puts the operator in its place.
 
 ONNX knows masks as lengths: every sequence ends with its padding. A masked step of Keras leaves the
 states as they are, so the recurrence over all steps is that over the valid ones alone. These are
@@ -13,6 +12,7 @@ That is exact for every mask, padding on the left and in the middle too.
 
 import contextlib
 import dataclasses
+import functools
 import json
 
 import keras
@@ -20,6 +20,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_gates import engine
+from keras_gates._keras.layers import standing_in
 from keras_gates.deployment.onnx.operators import NoOperatorError, attributes, operator
 from keras_gates.deployment.onnx.scans import STAND_IN, Bodies
 from keras_gates.layers import GatedRNN
@@ -53,8 +55,8 @@ ONNX_RUNTIME = Runtime("ONNX Runtime")
 
 
 @contextlib.contextmanager
-def recurrent_operators(model, runtime=ONNX_RUNTIME):
-    """While it lasts, recurrent layers of `model` are traced as ONNX operators where they can be.
+def recurrent_operators(spec, runtime=ONNX_RUNTIME):
+    """While it lasts, recurrent layers of a model are traced as ONNX operators where they can be.
 
     Others are traced as a Scan of their equations or, where these are not known, as a Loop.
 
@@ -62,83 +64,103 @@ def recurrent_operators(model, runtime=ONNX_RUNTIME):
         The `Bodies` of Scans, and from the name of each layer that is a Scan or a Loop to a
         sentence that says why; both grow while the model is traced.
     """
-    bodies, notes, native = Bodies(), {}, {}
+    bodies, notes, engines = Bodies(), {}, {}
     with contextlib.ExitStack() as stack:
-        for layer in model._flatten_layers():
+        stack.enter_context(engine.use(engines.get))
+        for layer in spec.layers:
             if hasattr(layer, "use_cudnn"):  # not even both layers of a Bidirectional at once
-                stack.enter_context(_attribute(layer, "use_cudnn", False))
-            if isinstance(layer, GatedRNN):
-                # Keras' own loop, which tf2onnx knows.
-                stack.enter_context(_attribute(layer, "backprop", "autodiff"))
-            if not (isinstance(layer, keras.layers.RNN) and layer.built):
-                continue
-            try:
-                native[layer], reason = _Native(layer, runtime), None
-            except NoOperatorError as error:
-                reason = str(error)
-            loop = _loop_of(layer, native.get(layer), reason, runtime, bodies, notes)
-            if loop is not None:
-                stack.enter_context(_attribute(layer, "inner_loop", loop))
-        for layer in model._flatten_layers():
+                stack.enter_context(standing_in(layer, use_cudnn=False))
+            if isinstance(layer, keras.layers.RNN) and layer.built:
+                found = _Operators(layer, runtime, bodies, notes)
+                if found.reason and not found.scan:
+                    notes[layer.name] = f"{layer.name} runs as a Loop, because {found.reason}."
+                    continue
+                engines[layer] = found
+                if not isinstance(layer, GatedRNN):
+                    loop = functools.partial(found.run, layer)
+                    stack.enter_context(standing_in(layer, inner_loop=loop))
             if type(layer) is keras.layers.Bidirectional:
-                pair = [native.get(part) for part in (layer.forward_layer, layer.backward_layer)]
-                if None not in pair and _fit_together(*pair):
-                    stack.enter_context(_attribute(layer, "call", _call_of(layer, pair, runtime)))
+                call = functools.partial(_call_both, layer, engines)
+                stack.enter_context(standing_in(layer, call=call))
         yield bodies, notes
 
 
-def _loop_of(layer, native, reason, runtime, bodies, notes):
-    """What stands for the `inner_loop` of a layer; None where nothing does.
+class _Operators(engine.Engine):
+    """A recurrent layer as ONNX operators, one per cell of a stack, from the bottom, or as a Scan.
 
-    Args:
-        layer: a recurrent layer.
-        native: it as `_Native`; None for the `reason` why it is no operator.
-        runtime: a `Runtime`.
-        bodies, notes: where it is noted if it is no operator.
+    Attributes:
+        operators: a list of `Operator`, empty if ONNX or the runtime has none.
+        found: what the layer gives, if it is known beforehand, or None.
     """
-    original, scan = layer.inner_loop, None
-    if type(layer) in _LAYERS and (native is None or not runtime.lengths):
-        scan = bodies.inner_loop(layer)
-    if native is None and scan is None:
-        notes[layer.name] = f"{layer.name} runs as a Loop, because {reason}."
-        return None
 
-    def inner_loop(sequences, initial_state, mask, training=False):
-        why = reason
-        if why is None and mask is not None and not runtime.lengths:
-            op_type = native.operators[0].op_type
-            why = f"{runtime.name}'s own {op_type} passes over the lengths that masks become"
+    def __init__(self, layer, runtime, bodies, notes):
+        self.layer, self.runtime, self.notes = layer, runtime, notes
+        self.operators, self.reason, self.scan, self.found = [], None, None, None
+        try:
+            self.operators = _operators(layer, runtime)
+        except NoOperatorError as error:
+            self.reason = str(error)
+        if type(layer) in _LAYERS and (self.reason or not runtime.lengths):
+            self.scan = bodies.engine_for(layer)
+
+    def __call__(self, *args, **kwargs):
+        raise NotImplementedError("An ONNX operator knows lengths and directions: see `run`.")
+
+    def run(self, layer, sequences, initial_state, mask, training=False):
+        if self.found is not None:
+            return self.found
+        why = self.reason
+        if why is None and mask is not None and not self.runtime.lengths:
+            op_type = self.operators[0].op_type
+            why = f"{self.runtime.name}'s own {op_type} passes over the lengths that masks become"
         if why is None:
-            return native.inner_loop(sequences, initial_state, mask)
-        kind, loop = ("Loop", original) if scan is None else ("Scan", scan)
-        notes[layer.name] = f"{layer.name} runs as a {kind}, because {why}."
-        return loop(sequences, initial_state, mask, training=training)
+            (found,) = _run([self], sequences, mask, [initial_state])
+            return found
+        kind = "Loop" if self.scan is None else "Scan"
+        self.notes[layer.name] = f"{layer.name} runs as a {kind}, because {why}."
+        if self.scan is not None:
+            return self.scan.run(self.scan.layer, sequences, initial_state, mask, False)
+        return type(layer).inner_loop(
+            layer, sequences, initial_state, mask
+        )  # a stack of Keras' cells
 
-    return inner_loop
 
-
-class _Native:
-    """A recurrent layer as ONNX operators: one, or one per cell of a stack, from the bottom."""
-
-    def __init__(self, layer, runtime):
-        if type(layer) not in _LAYERS:
+def _operators(layer, runtime):
+    """The operators that a layer is; raises NoOperatorError."""
+    if type(layer) not in _LAYERS:
+        raise NoOperatorError(f"{type(layer).__name__} is a subclass with a loop of its own, maybe")
+    stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
+    found = [operator(cell) for cell in (layer.cell.cells if stacked else [layer.cell])]
+    for each in found:
+        names = {name for name, _, _ in each.activations}
+        unknown = sorted(names - (runtime.activations or names))
+        if unknown:
             raise NoOperatorError(
-                f"{type(layer).__name__} is a subclass with a loop of its own, maybe"
+                f"{runtime.name}'s own {each.op_type} has no activation {' and '.join(unknown)}"
             )
-        stacked = isinstance(layer.cell, keras.layers.StackedRNNCells)
-        self.layer = layer
-        self.operators = [operator(c) for c in (layer.cell.cells if stacked else [layer.cell])]
-        for each in self.operators:
-            names = {name for name, _, _ in each.activations}
-            unknown = sorted(names - (runtime.activations or names))
-            if unknown:
-                raise NoOperatorError(
-                    f"{runtime.name}'s own {each.op_type} has no activation {' and '.join(unknown)}"
-                )
+    return found
 
-    def inner_loop(self, sequences, initial_state, mask):
-        (found,) = _run([self], sequences, mask, [initial_state])
-        return found
+
+def _call_both(layer, engines, sequences, initial_state=None, mask=None, training=None):
+    """What stands for the `call` of a Bidirectional: Keras' own, with both directions at hand where
+    they can be one operator."""
+    pair = [engines.get(part) for part in (layer.forward_layer, layer.backward_layer)]
+    given = {"initial_state": initial_state, "mask": mask, "training": training}
+    if not _fit_together(*pair) or (mask is not None and not pair[0].runtime.lengths):
+        return type(layer).call(layer, sequences, **given)
+    if initial_state is None:
+        batch = tf.shape(sequences)[0]
+        states = [each.layer.get_initial_state(batch_size=batch) for each in pair]
+    else:
+        half = len(initial_state) // 2
+        states = [initial_state[:half], initial_state[half:]]
+    for each, found in zip(pair, _run(pair, sequences, mask, states), strict=True):
+        each.found = found
+    try:
+        return type(layer).call(layer, sequences, **given)
+    finally:
+        for each in pair:
+            each.found = None
 
 
 def _fit_together(forward, backward):
@@ -147,6 +169,8 @@ def _fit_together(forward, backward):
     Their activations must be the same. ONNX allows others, but ONNX Runtime 1.20 reads past the
     end of the parameters of its RNN then.
     """
+    if None in (forward, backward):
+        return False
     if not len(forward.operators) == len(backward.operators) == 1:
         return False
     one, other = [
@@ -156,38 +180,11 @@ def _fit_together(forward, backward):
     return one == other and not forward.layer.go_backwards
 
 
-def _call_of(layer, pair, runtime):
-    """What stands for the `call` of a Bidirectional: Keras' own, with both directions at hand."""
-    original = layer.call
-
-    def call(sequences, initial_state=None, mask=None, training=None):
-        if mask is not None and not runtime.lengths:
-            return original(sequences, initial_state=initial_state, mask=mask, training=training)
-        if initial_state is None:
-            batch = tf.shape(sequences)[0]
-            states = [native.layer.get_initial_state(batch_size=batch) for native in pair]
-        else:
-            half = len(initial_state) // 2
-            states = [initial_state[:half], initial_state[half:]]
-        with contextlib.ExitStack() as stack:
-            found = _run(pair, sequences, mask, states)
-            for native, its in zip(pair, found, strict=True):
-                loop = _returning(its)
-                stack.enter_context(_attribute(native.layer, "inner_loop", loop))
-            return original(sequences, initial_state=initial_state, mask=mask, training=training)
-
-    return call
-
-
-def _returning(value):
-    return lambda *args, **kwargs: value
-
-
 def _run(directions, sequences, mask, states):
     """What `inner_loop` returns, for each layer of one operator.
 
     Args:
-        directions: one `_Native`, or two that fit together, the forward one first.
+        directions: one `_Operators`, or two that fit together, the forward one first.
         sequences: (batch, time, features).
         mask: (batch, time) or None.
         states: for each of `directions` its initial states, each (batch, units).
@@ -296,19 +293,3 @@ class _Packed:
         if layer.go_backwards:
             hidden = tf.reverse(hidden, [1])
         return last, hidden
-
-
-@contextlib.contextmanager
-def _attribute(layer, name, value):
-    """While it lasts, the layer has an attribute of its own, past Keras' tracking."""
-    own = vars(layer)
-    missing = name not in own
-    before = own.get(name)
-    own[name] = value
-    try:
-        yield
-    finally:
-        if missing:
-            del own[name]
-        else:
-            own[name] = before

@@ -1,6 +1,7 @@
-"""What a model takes: the inputs of a written file, and data for them."""
+"""What an export needs to know of a model: its inputs, data for them, its layers and masks."""
 
 import dataclasses
+import functools
 import inspect
 
 import keras
@@ -38,14 +39,16 @@ class Input:
     key: str | None
 
 
-class Inputs:
-    """The inputs of a model.
+class ModelSpec:
+    """A model as its export sees it.
 
     Args:
         model: a built Keras model.
 
     Attributes:
-        all: a list of `Input`, in the order in which Keras flattens the structure.
+        model: the model.
+        inputs: a list of `Input`, in the order in which Keras flattens the structure.
+        layers: all layers that compute, those inside of layers too.
 
     Raises:
         NotExportableError: a subclassed model whose `call` takes more than one argument.
@@ -53,25 +56,44 @@ class Inputs:
 
     def __init__(self, model):
         self.model = model
+        found = model._flatten_layers(include_self=False)
+        self.layers = [layer for layer in found if not isinstance(layer, keras.layers.InputLayer)]
         graph = functional(model)
         if graph is None:
             self._structure = _recorded(model)
         else:
             self._structure = graph._inputs_struct
         tensors = tree.flatten(self._structure)
-        self.all = [
+        self.inputs = [
             self._input(name, tensor, graph)
             for name, tensor in zip(input_names(tensors), tensors, strict=True)
         ]
 
     @property
     def names(self):
-        return [one.name for one in self.all]
+        return [one.name for one in self.inputs]
 
     @property
     def all_lengths(self):
         """Whether the model takes sequences of any length."""
-        return all(one.shape[1] is None for one in self.all if one.has_time)
+        return all(one.shape[1] is None for one in self.inputs if one.has_time)
+
+    @functools.cached_property
+    def mask_value(self):
+        """The value that stands for a masked step in the inputs, or None without a mask."""
+        masking = [layer for layer in self.layers if isinstance(layer, keras.layers.Masking)]
+        return masking[0].mask_value if masking else None
+
+    @functools.cached_property
+    def has_mask(self):
+        """Whether the model makes masks of its inputs."""
+        embedded = (one for one in self.layers if isinstance(one, keras.layers.Embedding))
+        return self.mask_value is not None or any(layer.mask_zero for layer in embedded)
+
+    @functools.cached_property
+    def stateful(self):
+        """The layers that keep their states from one call to the next."""
+        return [layer for layer in self.layers if getattr(layer, "stateful", False)]
 
     def pack(self, values):
         """What the model is called with, from the flat list of the values of its inputs."""
@@ -92,20 +114,20 @@ class Inputs:
         """
         if sample is None:
             rng = np.random.default_rng(0)
-            return [self._random(one, rng) for one in self.all]
+            return [self._random(one, rng) for one in self.inputs]
         sample = arrays("sample", sample)
         given = self._by_name(sample) if isinstance(sample, dict) else tree.flatten(sample)
-        if len(given) != len(self.all) or not all(map(_fits, given, self.all)):
-            expected = ", ".join(f"{one.name}: {one.shape}" for one in self.all)
+        if len(given) != len(self.inputs) or not all(map(_fits, given, self.inputs)):
+            expected = ", ".join(f"{one.name}: {one.shape}" for one in self.inputs)
             raise ValueError(
                 f"`sample` must fit the inputs of {self.model.name!r}, {expected}. Received: "
                 f"sample of shape {', '.join(str(value.shape) for value in given)}"
             )
-        return [_cast(value, one) for value, one in zip(given, self.all, strict=True)]
+        return [_cast(value, one) for value, one in zip(given, self.inputs, strict=True)]
 
     def _by_name(self, sample):
         """The flat list of what a dict holds, by the names of inputs or as the model takes it."""
-        found = [sample.get(one.name, sample.get(one.key)) for one in self.all]
+        found = [sample.get(one.name, sample.get(one.key)) for one in self.inputs]
         if len(sample) == len(found) and all(value is not None for value in found):
             return found
         try:
@@ -120,7 +142,7 @@ class Inputs:
     def sized(self, values, batch, time):
         """Such arrays for so many samples and time steps: cut off, or repeated."""
         found = []
-        for value, one in zip(values, self.all, strict=True):
+        for value, one in zip(values, self.inputs, strict=True):
             value = value[np.arange(batch) % len(value)]
             if one.has_time:
                 value = value[:, np.arange(time) % value.shape[1]]
@@ -130,8 +152,8 @@ class Inputs:
     def padded(self, values, valid):
         """Such arrays with what a mask leaves out wherever `valid`, (batch, time), is False."""
         found = []
-        for value, one in zip(values, self.all, strict=True):
-            blank = 0 if one.tokens else mask_value(self.model)
+        for value, one in zip(values, self.inputs, strict=True):
+            blank = 0 if one.tokens else self.mask_value
             if one.has_time and blank is not None:
                 shape = valid.shape + (1,) * (value.ndim - 2)
                 value = np.where(valid.reshape(shape), value, np.asarray(blank, value.dtype))
@@ -140,7 +162,7 @@ class Inputs:
 
     def _input(self, name, tensor, graph):
         shape = list(tensor.shape)
-        if not any(getattr(layer, "stateful", False) for layer in layers(self.model)):
+        if not self.stateful:
             shape[0] = None
         tokens = _tokens(tensor, graph)
         has_time = len(shape) > 1 and (shape[1] is None or len(shape) > 2 or tokens is not None)
@@ -167,24 +189,6 @@ class Inputs:
             )
         values = rng.normal(size=shape)
         return values > 0 if one.dtype == "bool" else values.astype(one.dtype)
-
-
-def layers(model):
-    """All layers of a model that compute, those inside of layers too."""
-    found = model._flatten_layers(include_self=False)
-    return [layer for layer in found if not isinstance(layer, keras.layers.InputLayer)]
-
-
-def mask_value(model):
-    """The value that stands for a masked step in the inputs of a model, or None without a mask."""
-    masking = [layer for layer in layers(model) if isinstance(layer, keras.layers.Masking)]
-    return masking[0].mask_value if masking else None
-
-
-def has_mask(model):
-    """Whether a model makes masks of its inputs."""
-    embedded = (layer for layer in layers(model) if isinstance(layer, keras.layers.Embedding))
-    return mask_value(model) is not None or any(layer.mask_zero for layer in embedded)
 
 
 def _recorded(model):
