@@ -12,6 +12,7 @@ from helpers import BATCH, FEATURES, MASK, TIME, UNITS, MGUCell
 from keras import ops
 
 import keras_gates as kg
+from keras_gates.cells import program
 from keras_gates.diagnostics import diagnose, trace, traces
 
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
@@ -42,6 +43,15 @@ def test_layers_of_keras_agree_with_their_gated_copies(rng, make, mask):
     found, expected = diagnose(model, x, y).scalars(), diagnose(other, x, y).scalars()
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert f"{layer.name}/hidden/norm" in found
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "simple", MGUCell])
+def test_what_is_recorded_has_the_names_of_the_program(cell, rng):
+    layer = kg.GatedRNN(UNITS, cell=cell, return_sequences=True)
+    (found,) = trace.Tracer(model_of(layer))(sequences(rng)).traces
+    traced = program.trace(layer.cell)
+    assert list(found.activated) == [name for name, _ in traced.named]
+    assert list(found.states) == [name for name, _ in traced.outputs]
 
 
 def test_present_weights_count(rng):

@@ -15,13 +15,13 @@ from keras_gates.eager import eager_scope
 from keras_gates.types import Activation
 
 # Slopes are differences over cells of this width, which put every usual kink on a node.
-STEP, REACH = 1 / 256, 32.0
+_STEP, _REACH = 1 / 256, 32.0
 # Where a bounded activation has come to its bounds, and an unbounded one has not: some inputs at
 # each of several scales, which differ in phase.
-SCALES = np.array([1e2, 1e4, 1e6, 1e8])
-FAR = np.outer(SCALES, 1 + 0.37 * np.arange(16)).ravel()
+_SCALES = np.array([1e2, 1e4, 1e6, 1e8])
+_FAR = np.outer(_SCALES, 1 + 0.37 * np.arange(16)).ravel()
 # A gate counts as saturated within this share of its range from either end.
-MARGIN = 0.05
+_MARGIN = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +122,14 @@ class NotANumberError(ValueError):
 def measure(activation: Callable[[Any], Any]) -> Profile:
     """The profile of an activation, measured by evaluating it; see `profile`."""
     name = lookup.name_of(activation)
-    count = round(REACH / STEP)
-    nodes = STEP * np.arange(-count, count + 1)
-    middles = nodes[:-1] + STEP / 2
+    count = round(_REACH / _STEP)
+    nodes = _STEP * np.arange(-count, count + 1)
+    middles = nodes[:-1] + _STEP / 2
     y, y_middle = values(activation, nodes), values(activation, middles)
-    high, low = values(activation, FAR), values(activation, -FAR)
+    high, low = values(activation, _FAR), values(activation, -_FAR)
     if np.isnan(np.concatenate([y, y_middle])).any():
         raise NotANumberError(f"the activation {name} is NaN for some finite inputs")
-    slopes = np.diff(y) / STEP
+    slopes = np.diff(y) / _STEP
     every = np.concatenate([y, y_middle, high, low])
     upper = math.inf if _grows(high) or _grows(low) else _snapped(np.nanmax(every))
     lower = -math.inf if _grows(-high) or _grows(-low) else _snapped(np.nanmin(every))
@@ -139,20 +139,20 @@ def measure(activation: Callable[[Any], Any]) -> Profile:
     # Of two as near, the positive one.
     nearest = steep[np.lexsort((-steep, np.round(np.abs(steep), 2)))[0]]
     # Curvature that still grows at the end of what was looked at, as that of exp, has no bound.
-    runs_away = math.isinf(far) and abs(nearest) > REACH / 2
+    runs_away = math.isinf(far) and abs(nearest) > _REACH / 2
     value_at_zero = float(y[count])
     span = upper - lower
     width = math.inf
     if math.isfinite(span):
-        inside = (y_middle > lower + MARGIN * span) & (y_middle < upper - MARGIN * span)
-        width = float(inside.sum() * STEP)
+        inside = (y_middle > lower + _MARGIN * span) & (y_middle < upper - _MARGIN * span)
+        width = float(inside.sum() * _STEP)
     return Profile(
         name=name,
         lower=lower,
         upper=upper,
         max_slope=math.inf if runs_away else float(steepest),
-        max_slope_at=math.inf if runs_away else float(nearest if abs(nearest) > STEP else 0.0),
-        slope_at_zero=float((y[count + 1] - y[count - 1]) / (2 * STEP)),
+        max_slope_at=math.inf if runs_away else float(nearest if abs(nearest) > _STEP else 0.0),
+        slope_at_zero=float((y[count + 1] - y[count - 1]) / (2 * _STEP)),
         value_at_zero=value_at_zero,
         far_slope=far,
         zero_centred=bool(np.allclose(y, -y[::-1], rtol=1e-5, atol=1e-6)),
@@ -172,7 +172,7 @@ def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     )
     units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
     if isinstance(activation, keras.Layer):
-        layer, width = runnable(activation)
+        layer, width = _runnable(activation)
         activation, units, dtype = layer, max(units, width), layer.compute_dtype
 
     def at(x, others):
@@ -198,7 +198,7 @@ def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     return y
 
 
-def runnable(layer):
+def _runnable(layer):
     """A layer to call, and how many units it takes: of one that is not built yet a copy, one."""
     if not layer.built:
         return fresh(layer), 1
@@ -220,16 +220,16 @@ def _grows(values):
     if np.isposinf(values).any():
         return True
     with np.errstate(all="ignore"):
-        highest = np.fmax.reduce(values.reshape(len(SCALES), -1), axis=1)
+        highest = np.fmax.reduce(values.reshape(len(_SCALES), -1), axis=1)
         steps = np.diff(highest)
     return bool((steps > 0).all() and steps[-1] > 0.1 * (1 + abs(highest[-2])))
 
 
 def _far_slope(values):
-    last = values.reshape(len(SCALES), -1)[-1]
+    last = values.reshape(len(_SCALES), -1)[-1]
     if not np.isfinite(last).all():
         return math.inf
-    return round(float(np.abs(last / FAR[-len(last) :]).max()), 6)
+    return round(float(np.abs(last / _FAR[-len(last) :]).max()), 6)
 
 
 def _snapped(value):

@@ -32,7 +32,7 @@ from keras_gates.deployment.format import (
 )
 from keras_gates.validation import one_of, positive_integer
 
-QUANTIZATIONS = ("int8",)
+_QUANTIZATIONS = ("int8",)
 
 
 class LiteRT(Format):
@@ -45,7 +45,7 @@ class LiteRT(Format):
         refuse_other_backends("LiteRT")
         refuse_missing("LiteRT", "litert", "ai_edge_litert")
         if quantize is not None:
-            one_of("quantize", quantize, QUANTIZATIONS)
+            one_of("quantize", quantize, _QUANTIZATIONS)
         _batch_size(spec, batch_size)
         why = "and LiteRT's built-in operators in float32"
         refuse_other_precisions(spec, why, allowed=("float32",))

@@ -24,7 +24,7 @@ from keras_gates.layers import GatedRNN
 STEPS = 8
 # From so many samples on, halves of a batch gain more by the second core than they lose by being
 # smaller.
-HALVED = 16
+_HALVED = 16
 
 
 def plain_loops(spec):
@@ -71,7 +71,7 @@ class PlainEngine(engine.Engine):
             parts = [run(*(v[:half] for v in given)), run(*(v[half:] for v in given))]
             return [tf.concat(values, 0) for values in zip(*parts, strict=True)]
 
-        found = tf.cond(batch >= HALVED, halves, lambda: run(*given))
+        found = tf.cond(batch >= _HALVED, halves, lambda: run(*given))
         for value, known in zip(found, states, strict=False):
             value.set_shape(known.shape)
         if not return_sequences:

@@ -24,7 +24,7 @@ from keras_gates.deployment.names import output_names
 from keras_gates.deployment.signatures import notes_on_states, signatures
 from keras_gates.deployment.time_distributed import all_steps_at_once
 
-FILE = "saved_model.pb"
+_FILE = "saved_model.pb"
 # Layers with lookup tables.
 _WITH_TABLES = (
     keras.layers.IntegerLookup,
@@ -81,7 +81,7 @@ class SavedModel(Format):
         return written
 
     def read(self, path):
-        saved = saved_model_pb2.SavedModel.FromString((pathlib.Path(path) / FILE).read_bytes())
+        saved = saved_model_pb2.SavedModel.FromString((pathlib.Path(path) / _FILE).read_bytes())
         graph = saved.meta_graphs[0]
         found = {
             name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
@@ -95,10 +95,10 @@ class SavedModel(Format):
     def files(self, path):
         saved = saved_model_pb2.SavedModel()
         with contextlib.suppress(DecodeError, OSError):  # damaged, or an empty folder
-            saved.ParseFromString((path / FILE).read_bytes())
+            saved.ParseFromString((path / _FILE).read_bytes())
         assets = {asset.filename for graph in saved.meta_graphs for asset in graph.asset_file_def}
         own = re.compile(
-            rf"{FILE}|fingerprint\.pb|keras_metadata\.pb|"
+            rf"{_FILE}|fingerprint\.pb|keras_metadata\.pb|"
             r"variables/variables\.(index|data-\d+-of-\d+)"
         )
         names = {file: file.relative_to(path).as_posix() for file in self.places(path)}

@@ -22,12 +22,12 @@ RUNNERS = pathlib.Path(shared.__file__).parent
 # Calls per figure of latency.
 REPETITIONS = 20
 # Outputs below this are compared as if they were as large.
-SMALLEST_SCALE = 1e-3
+_SMALLEST_SCALE = 1e-3
 # Of the share of an output's scale by which a file may differ, per dtype of computation.
-TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
+_TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 TOLERANCE = 1e-5
 # A difference up to here may be rounding that a chaotic model amplifies from step to step.
-AMPLIFIED = 1e-2
+_AMPLIFIED = 1e-2
 # And any where sequences of so many steps agree.
 SHORT = 7
 _AMPLIFIES = (
@@ -81,7 +81,7 @@ def verify(format, path, samples, stream=None, tolerance=None):
     if difference.relative > (np.inf if tolerance is None else tolerance):
         short = [pair for pair in pairs if pair[0].length <= SHORT]
         grows = bool(short) and compare(short).relative <= tolerance
-        rounding = tolerance == TOLERANCE and (grows or difference.relative < AMPLIFIED)
+        rounding = tolerance == TOLERANCE and (grows or difference.relative < _AMPLIFIED)
         raise ParityError(
             f"the file differs from its model by {difference.absolute:.3g}, which is "
             f"{difference.relative:.3g} of the scale of its output {difference.output!r} and more "
@@ -138,7 +138,7 @@ def compare(pairs, tolerance=None):
     for _, name, expected, _ in pairs:
         finite = np.abs(expected[np.isfinite(expected)])
         if finite.size:
-            scales[name] = max(scales.get(name, SMALLEST_SCALE), finite.max())
+            scales[name] = max(scales.get(name, _SMALLEST_SCALE), finite.max())
     worst = None
     for sample, name, expected, given in pairs:
         if name not in scales:
@@ -171,7 +171,7 @@ def compare(pairs, tolerance=None):
 def default_tolerance(spec):
     """The tolerance for a model: that of the least precise of its layers."""
     dtypes = {layer.compute_dtype for layer in spec.layers}
-    return max([TOLERANCE, *(TOLERANCES.get(dtype, 0) for dtype in dtypes)])
+    return max([TOLERANCE, *(_TOLERANCES.get(dtype, 0) for dtype in dtypes)])
 
 
 def _expected(sample, samples, stream):

@@ -175,7 +175,7 @@ def of_trace(trace, margin):
             },
             candidate=None if trace.candidate is None else candidate(trace.candidate[valid]),
             states={
-                name: state(values, valid, state_bounds(cell, name), margin)
+                name: state(values, valid, _state_bounds(cell, name), margin)
                 for name, values in trace.states.items()
             },
             gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
@@ -185,7 +185,7 @@ def of_trace(trace, margin):
 
 def gate(values, bounds, margin):
     """`GateFigures` of values (pairs, units), given the bounds of the gate's activation."""
-    low, high = within_margin(values, bounds, margin)
+    low, high = _within_margin(values, bounds, margin)
     return GateFigures(*_distribution(values), saturated_low=low, saturated_high=high)
 
 
@@ -203,10 +203,10 @@ def state(values, valid, bounds, margin):
     """`StateFigures` of values (samples, time, units)."""
     norms = np.linalg.norm(values.astype("float64"), axis=-1)
     here = values[valid]
-    low, high = within_margin(here, bounds, margin)
+    low, high = _within_margin(here, bounds, margin)
     return StateFigures(
         norm=_mean(norms[valid]),
-        norm_per_step=mean_per_step(norms, valid),
+        norm_per_step=_mean_per_step(norms, valid),
         largest=float(np.abs(here).max()) if here.size else math.nan,
         sparsity=_share(here == 0, here),
         at_bound=None if low is None or high is None else low + high,
@@ -217,7 +217,7 @@ def gradient(values, valid, cell):
     """`GradientFigures` of the gradients (samples, time, units) of the hidden states of a cell."""
     values = values.astype("float64")  # so that squares of exploded gradients do not overflow
     norms = np.linalg.norm(values, axis=-1)
-    per_step = mean_per_step(norms, valid)
+    per_step = _mean_per_step(norms, valid)
     clipped = None
     if cell.clips and cell.grad_clip_at == "state":
         if cell.grad_clip_norm is not None:
@@ -228,12 +228,12 @@ def gradient(values, valid, cell):
     return GradientFigures(
         norm_per_step=per_step,
         largest=float(norms[valid].max()) if valid.any() else math.nan,
-        log_slope=log_slope_back(per_step, valid.sum(axis=0)),
+        log_slope=_log_slope_back(per_step, valid.sum(axis=0)),
         clipped=clipped,
     )
 
 
-def within_margin(values, bounds, margin):
+def _within_margin(values, bounds, margin):
     """The shares of `values` near the lower and the upper bound; None at an infinite one.
 
     Near is closer than `margin` times the range, or, where that is infinite, than `margin`.
@@ -246,14 +246,14 @@ def within_margin(values, bounds, margin):
     )
 
 
-def mean_per_step(values, valid):
+def _mean_per_step(values, valid):
     """The mean over samples of (samples, time), where valid; NaN at a step without a sample."""
     total = np.where(valid, values, 0).sum(axis=0)
     count = valid.sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).tolist()
 
 
-def log_slope_back(norms, weights):
+def _log_slope_back(norms, weights):
     """The slope of log(norms) per step back in time, by weighted least squares; or None."""
     norms, weights = np.asarray(norms), np.asarray(weights, "float64")
     used = np.isfinite(norms) & (norms > 0) & (weights > 0)
@@ -264,7 +264,7 @@ def log_slope_back(norms, weights):
     return float(-(w * t * (y - (w * y).sum())).sum() / (w * t * t).sum())
 
 
-def state_bounds(cell, name):
+def _state_bounds(cell, name):
     """The bounds of a state that starts at 0, as far as the equations are known here.
 
     The state of a GRU with gates in [0, 1] is a mean of candidates, and that of a simple RNN is

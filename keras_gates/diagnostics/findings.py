@@ -10,28 +10,28 @@ SEVERITIES = ("error", "warning", "note")
 # A gate with more than this share of its values at one end mostly does one thing. (Karpathy,
 # Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015, tell the roles of
 # LSTM gates by how often they are saturated at either end.)
-SATURATED = 0.5
+_SATURATED = 0.5
 # A gate whose values, but for 5 % at either side, stay inside has neither closed nor opened.
-UNDECIDED = (0.25, 0.75)
+_UNDECIDED = (0.25, 0.75)
 # Dead units cost time and memory for nothing; a few are usual under relu.
-DEAD = 0.1
+_DEAD = 0.1
 # A candidate with more zeros than this leaves little for the state to take up.
-SPARSE = 0.9
+_SPARSE = 0.9
 # The norm of a bounded state settles; this factor between the second quarter of the steps and the
 # last is growth.
-STATE_GROWTH = 2.0
-STATE_GROWTH_STEPS = 8  # too few steps to tell below
+_STATE_GROWTH = 2.0
+_STATE_GROWTH_STEPS = 8  # too few steps to tell below
 # More than this share of a state at its bound passes no gradient on through most units.
-AT_BOUND = 0.5
+_AT_BOUND = 0.5
 # The gradient at the first step against that at the last: 1e-3 is lost beside the others in the
 # sum over steps, and 1e3 outshouts them. (Pascanu, Mikolov, Bengio, "On the difficulty of training
 # recurrent neural networks", 2013.)
-VANISHED, EXPLODED = 1e-3, 1e3
+_VANISHED, _EXPLODED = 1e-3, 1e3
 # A bound that acts on most pairs sets the size of the gradient instead of stopping explosions.
-CLIPPED = 0.5
+_CLIPPED = 0.5
 # Nats per step: differences double within 7 steps above, and fall to 5 % within 6 steps below.
-CHAOTIC, FORGETFUL = 0.1, -0.5
-FALLEN = math.log(20)  # to 5 %
+_CHAOTIC, _FORGETFUL = 0.1, -0.5
+_FALLEN = math.log(20)  # to 5 %
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ def of_layers(layers, left_out=()):
     """All findings of a list of `LayerDiagnosis`, the most severe first."""
     found = []
     for layer in layers:
-        for rule in RULES:
+        for rule in _RULES:
             found += [Finding(severity, layer.name, *rest) for severity, *rest in rule(layer)]
     for name, reason in left_out:
         advice = "Write its equations as a keras_gates.GatedCell to see inside."
@@ -88,13 +88,13 @@ def gates(layer):
     undecided = [
         name
         for name, gate in layer.gates.items()
-        if UNDECIDED[0] < gate.p5 and gate.p95 < UNDECIDED[1]
+        if _UNDECIDED[0] < gate.p5 and gate.p95 < _UNDECIDED[1]
     ]
     if undecided:
         yield (
             "note",
             f"neither near 0 nor near 1: {', '.join(undecided)}, with 90% of the values "
-            f"between {UNDECIDED[0]} and {UNDECIDED[1]}",
+            f"between {_UNDECIDED[0]} and {_UNDECIDED[1]}",
             "Usual before training. Afterwards it says that a gate is not used: a cell with fewer "
             "gates may do.",
         )
@@ -115,7 +115,7 @@ def gates(layer):
             )
         ends = {"low": gate.saturated_low, "high": gate.saturated_high}
         for end, share in ends.items():
-            if share is not None and share > SATURATED:
+            if share is not None and share > _SATURATED:
                 yield (
                     "warning",
                     f"the {name} gate is saturated at its {end} end for {share:.0%} of its values",
@@ -131,12 +131,12 @@ def candidates(layer):
     dead = len(figures.dead_units)
     if dead:
         yield (
-            "warning" if dead > DEAD * layer.units else "note",
+            "warning" if dead > _DEAD * layer.units else "note",
             f"{dead} of {layer.units} units are dead: their candidate never changes",
             "Lower the learning rate or the L1 penalty, begin with a positive bias, or use "
             "leaky_relu or elu as candidate_activation.",
         )
-    if figures.sparsity > SPARSE and dead < layer.units:
+    if figures.sparsity > _SPARSE and dead < layer.units:
         yield (
             "warning",
             f"{figures.sparsity:.0%} of the candidate's values are zero",
@@ -148,7 +148,7 @@ def candidates(layer):
 def states(layer):
     for name, figures in layer.states.items():
         growth = _growth(figures.norm_per_step)
-        if growth is not None and growth > STATE_GROWTH:
+        if growth is not None and growth > _STATE_GROWTH:
             yield (
                 "warning",
                 f"the {name} state grows with time: by a factor of {growth:.3g} from the second "
@@ -156,7 +156,7 @@ def states(layer):
                 "Longer sequences will grow further. Keep the gates in [0, 1], take a bounded "
                 "candidate, shrink the recurrent kernel, or set activation_l1.",
             )
-        if figures.at_bound is not None and figures.at_bound > AT_BOUND:
+        if figures.at_bound is not None and figures.at_bound > _AT_BOUND:
             yield (
                 "warning",
                 f"{figures.at_bound:.0%} of the {name} state is at its bound",
@@ -175,7 +175,7 @@ def gradients(layer):
         # What a layer behind sends may be uneven in time as well. It is this layer's own doing
         # where the exponent of its recurrence has the same sign.
         own = layer.lyapunov is None or layer.lyapunov * figures.log_slope > 0
-        if own and over < math.log(VANISHED):
+        if own and over < math.log(_VANISHED):
             yield (
                 "warning",
                 f"the gradient vanishes: by a factor of {factor:.3g} per step back, "
@@ -184,7 +184,7 @@ def gradients(layer):
                 "bias of 1 to 5), an orthogonal or identity recurrent kernel, or shorter "
                 "sequences.",
             )
-        elif own and over > math.log(EXPLODED):
+        elif own and over > math.log(_EXPLODED):
             yield (
                 "warning",
                 f"the gradient explodes: by a factor of {factor:.3g} per step back, "
@@ -192,7 +192,7 @@ def gradients(layer):
                 "Set grad_clip_norm to a few times the norm at the last step, "
                 f"{_last(figures.norm_per_step):.2g}, and keep the gates in [0, 1].",
             )
-    if figures.clipped is not None and figures.clipped > CLIPPED:
+    if figures.clipped is not None and figures.clipped > _CLIPPED:
         yield (
             "note",
             f"clipping acts on {figures.clipped:.0%} of the (sample, step) pairs",
@@ -210,7 +210,7 @@ def gradients(layer):
 def exponents(layer):
     if layer.lyapunov is None or not math.isfinite(layer.lyapunov):
         return
-    if layer.lyapunov > CHAOTIC:
+    if layer.lyapunov > _CHAOTIC:
         yield (
             "warning",
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: a difference doubles "
@@ -218,8 +218,8 @@ def exponents(layer):
             "The recurrence is chaotic or explodes, and gradients explode with it. Shrink the "
             "recurrent kernel, keep the gates in [0, 1], set grad_clip_norm.",
         )
-    steps = FALLEN / abs(layer.lyapunov) if layer.lyapunov else math.inf
-    if layer.lyapunov < FORGETFUL and steps < layer.steps / 2:
+    steps = _FALLEN / abs(layer.lyapunov) if layer.lyapunov else math.inf
+    if layer.lyapunov < _FORGETFUL and steps < layer.steps / 2:
         yield (
             "note",
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: of a difference 5% is "
@@ -229,7 +229,7 @@ def exponents(layer):
         )
 
 
-RULES = (nonfinite, gates, candidates, states, gradients, exponents)
+_RULES = (nonfinite, gates, candidates, states, gradients, exponents)
 
 
 def _growth(norms):
@@ -237,7 +237,7 @@ def _growth(norms):
     norms = np.asarray(norms)
     norms = norms[~np.isnan(norms)]
     quarter = len(norms) // 4
-    if len(norms) < STATE_GROWTH_STEPS:
+    if len(norms) < _STATE_GROWTH_STEPS:
         return None
     before, last = norms[quarter : 2 * quarter].mean(), norms[-quarter:].mean()
     return last / before if before > 0 and np.isfinite(last) else None

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 # The tangent vector turns towards the direction that grows most during this share of the steps.
-SETTLING = 0.2
+_SETTLING = 0.2
 
 
 def measurable(dtype):
@@ -68,7 +68,7 @@ def exponent(growth, valid):
         valid: (samples, time), False at masked steps.
     """
     rank = np.cumsum(valid, axis=1)  # position among the valid steps of its sample
-    counted = valid & (rank > np.ceil(SETTLING * valid.sum(axis=1, keepdims=True)))
+    counted = valid & (rank > np.ceil(_SETTLING * valid.sum(axis=1, keepdims=True)))
     if not counted.any():
         counted = valid
     return float(np.mean(growth[counted], dtype="float64")) if counted.any() else None

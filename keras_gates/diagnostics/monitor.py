@@ -18,7 +18,7 @@ from keras_gates.validation import one_of, positive_integer
 
 # What is small already may grow again without harm: a figure is compared with the smallest so
 # far, but with no less than this share of the first.
-FLOOR = 0.1
+_FLOOR = 0.1
 # By default looks are passed over once they have taken this share of the time of training, so that
 # the last one does not carry them beyond 5 %.
 COST = 0.04
@@ -250,7 +250,7 @@ class GateMonitor(keras.callbacks.Callback):
             if value < 0:  # a loss that has no zero to be compared with
                 continue
             reference = max(
-                self._smallest.get(name, value), FLOOR * self._first.setdefault(name, value)
+                self._smallest.get(name, value), _FLOOR * self._first.setdefault(name, value)
             )
             self._smallest[name] = min(self._smallest.get(name, value), value)
             if value > self.growth * reference > 0:

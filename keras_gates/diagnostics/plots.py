@@ -18,11 +18,11 @@ from keras_gates.types import Activation, CellName
 from keras_gates.validation import close_matches, one_of
 from keras_gates.verdicts import LEVELS
 
-BLUE, ORANGE, GREEN, RED, PURPLE, BLACK = (
+BLUE, _ORANGE, _GREEN, RED, _PURPLE, _BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000",
 )  # fmt: skip
-STYLES = [(BLUE, "-"), (RED, "--"), (GREEN, "-."), (ORANGE, ":"), (PURPLE, "-"), (BLACK, "--")]
-LEVEL_COLORS = dict(zip(LEVELS, ("#009E73", "#F0E442", "#D55E00"), strict=True))
+_STYLES = [(BLUE, "-"), (RED, "--"), (_GREEN, "-."), (_ORANGE, ":"), (_PURPLE, "-"), (_BLACK, "--")]
+_LEVEL_COLORS = dict(zip(LEVELS, ("#009E73", "#F0E442", "#D55E00"), strict=True))
 
 
 def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 4.0) -> Any:
@@ -47,7 +47,7 @@ def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 
     axes.plot(x, np.gradient(y, x), color=RED, ls="--", label="slope")
     for bound in (found.lower, found.upper):
         if np.isfinite(bound):
-            axes.axhline(bound, color=BLACK, lw=0.6, ls=":")
+            axes.axhline(bound, color=_BLACK, lw=0.6, ls=":")
     axes.set(xlabel="pre-activation", ylabel="value, slope", title=found.name)
     axes.legend(frameon=False)
     return axes
@@ -207,7 +207,7 @@ def plot_verdicts(
         for column, candidate in enumerate(candidates):
             given = {"gate_activation": gate, "candidate_activation": candidate}
             level = verdicts.judge(verdicts.make(cell, 1, given)).level
-            axes.add_patch(_square(column, row, LEVEL_COLORS[level]))
+            axes.add_patch(_square(column, row, _LEVEL_COLORS[level]))
             text = level[0].upper()
             if outcomes is not None:
                 text += f"\n{outcomes.get((gate, candidate), '')}"
@@ -235,7 +235,7 @@ def _square(column, row, color):
 
 
 def _styles(count):
-    return [STYLES[i % len(STYLES)] for i in range(count)]
+    return [_STYLES[i % len(_STYLES)] for i in range(count)]
 
 
 def _activated(trace, name):

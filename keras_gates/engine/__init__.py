@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 BACKPROP = ("auto", "fused", "autodiff")
-BACKENDS = ("tensorflow", "jax")
+_BACKENDS = ("tensorflow", "jax")
 
 
 def why_not_fusable(layer):
     """Why the layer cannot take the fused path at all, or None."""
     backend = keras.backend.backend()
-    if backend not in BACKENDS:
+    if backend not in _BACKENDS:
         return f"the {backend} backend has no fused engine"
     if layer.unroll:
         return "unroll=True asks for an unrolled loop"

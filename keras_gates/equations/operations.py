@@ -15,7 +15,7 @@ from scipy import special
 from keras_gates.equations.values import apply, leaf, number_of, value
 
 # How tightly operators bind in text: sums, products, signs, powers, calls.
-SUM, PRODUCT, SIGN, POWER, CALL = range(5)
+SUM, PRODUCT, _SIGN, POWER, CALL = range(5)
 # The number of units, which means over them divide by.
 UNITS = leaf("size", "units", rows=False, wide=False)
 
@@ -137,7 +137,7 @@ _infix(
     latex=r"\frac{{{0}}}{{{1}}}", simpler=lambda a, b: a if _is(b, 1) else None,
 )  # fmt: skip
 _row(
-    "negative", np.negative, lambda y, d: (-d,), onnx="Neg", text="-{0}", latex="-{0}", level=SIGN,
+    "negative", np.negative, lambda y, d: (-d,), onnx="Neg", text="-{0}", latex="-{0}", level=_SIGN,
     simpler=lambda a: a.arguments[0] if a.operation == "negative" else None,
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ from keras_gates.equations.operations import CALL, PRODUCT, SUM, TABLE
 from keras_gates.equations.values import ordered
 
 # Of states and blocks; a cell's class attribute `symbols` has precedence.
-SYMBOLS = {
+_SYMBOLS = {
     "hidden": "h", "cell": "c", "update": "z", "reset": "r", "input": "i", "forget": "f",
     "output": "o", "candidate": "n",
 }  # fmt: skip
@@ -12,14 +12,14 @@ SYMBOLS = {
 
 def symbol_of(name, symbols=None):
     """The symbol of a block or a state."""
-    return {**SYMBOLS, **(symbols or {})}.get(name, name)
+    return {**_SYMBOLS, **(symbols or {})}.get(name, name)
 
 
-class Writer:
+class _Writer:
     """Writes values, with names for those that have one.
 
     Args:
-        symbols: from names of states and blocks to symbols, beside `SYMBOLS`.
+        symbols: from names of states and blocks to symbols, beside `_SYMBOLS`.
         latex: whether to write LaTeX.
         names: from the id of a value to the symbol that stands for it.
     """
@@ -83,7 +83,7 @@ def equations(program, symbols=None, latex=False):
     x W_k + b_k and u_k for h U_k + c_k.
     """
     names, lines = {}, []
-    writer = Writer(symbols, latex, names)
+    writer = _Writer(symbols, latex, names)
     entries = {id(v): (writer.symbol(n), v) for n, v in reversed(program.named)}
     for name, v in program.outputs:
         entries.setdefault(id(v), (f"{writer.symbol(name)}'", v))
@@ -102,7 +102,7 @@ def equations(program, symbols=None, latex=False):
 
 def expression(value):
     """A value on one line."""
-    return Writer()(value)
+    return _Writer()(value)
 
 
 def _number(value):

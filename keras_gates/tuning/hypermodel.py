@@ -24,8 +24,8 @@ from keras_gates.tuning.space import (
 from keras_gates.validation import fraction, one_of, positive_integer, true_or_false
 
 # From each task to its loss and its metrics.
-CLASSES = ("sparse_categorical_crossentropy", ["accuracy"])
-TASKS = {"classification": CLASSES, "sequence": CLASSES, "regression": ("mse", ["mae"])}
+_CLASSES = ("sparse_categorical_crossentropy", ["accuracy"])
+TASKS = {"classification": _CLASSES, "sequence": _CLASSES, "regression": ("mse", ["mae"])}
 
 
 class GatedRNNHyperModel(keras_tuner.HyperModel):

@@ -14,9 +14,9 @@ import time
 from keras_gates.tuning import roles
 
 LIVES, SHORT = 3, 300.0  # so many short lives in a row, in seconds, and a process is given up
-POLL = 0.2
+_POLL = 0.2
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-LAUNCHED = "KERAS_GATES_LAUNCHED"
+_LAUNCHED = "KERAS_GATES_LAUNCHED"
 
 
 def launch(script, arguments=(), workers=2):
@@ -46,8 +46,8 @@ def launch(script, arguments=(), workers=2):
             while not all(worker.ended for worker in crew):
                 for worker in crew:
                     worker.look_after()
-                time.sleep(POLL)
-        except GivenUp as error:
+                time.sleep(_POLL)
+        except _GivenUp as error:
             print(error, file=sys.stderr, flush=True)
             return 1
         except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def end_with_launcher():
         The path of a file whose existence tells the launcher that this process gets on; another
         for every launch. None if this process was not launched.
     """
-    sign = os.environ.pop(LAUNCHED, None)
+    sign = os.environ.pop(_LAUNCHED, None)
     if sign is None or os.getpgrp() != os.getpid():
         return None
 
@@ -82,7 +82,7 @@ def end_with_launcher():
     return pathlib.Path(sign)
 
 
-class GivenUp(Exception):
+class _GivenUp(Exception):
     """A process has died too often."""
 
 
@@ -91,7 +91,7 @@ class _Worker:
 
     def __init__(self, number, workers, command, sign):
         self.name, self.command, self.sign = roles.worker_id(number), command, sign
-        self.variables = {**_environment(number, workers), LAUNCHED: str(sign)}
+        self.variables = {**_environment(number, workers), _LAUNCHED: str(sign)}
         self.process, self.ended, self.lives = None, False, 0
         self.tail = collections.deque(maxlen=20)
 
@@ -134,7 +134,7 @@ class _Worker:
         in_vain = time.monotonic() - self.born < SHORT and not self.sign.exists()
         self.lives = self.lives + 1 if in_vain else 1
         if self.lives >= LIVES:
-            raise GivenUp(
+            raise _GivenUp(
                 f"{self.name} has died {LIVES} times in a row, each time within {SHORT:g} seconds; "
                 f"the last time: {cause}. Its last lines:\n    {'    '.join(self.tail)}"
             )

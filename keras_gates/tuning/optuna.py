@@ -16,7 +16,7 @@ from keras_gates.tuning import oracles
 from keras_gates.tuning.oracles import Objective
 
 # How often the sampler may come back to what was tried before a choice is drawn by chance.
-DRAWS = 10
+_DRAWS = 10
 TRIAL = "trial"  # user attribute of a trial in a study: the search, and KerasTuner's id
 
 
@@ -126,7 +126,7 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         optuna = _optuna()
         if not (self.start_order or self._own_sampler):
             self.study.enqueue_trial(self._params(self.defaults())[0])
-        for _ in range(DRAWS):
+        for _ in range(_DRAWS):
             if self._exhausted:
                 return {"status": "STOPPED"}
             if not self._own_sampler:

@@ -39,8 +39,8 @@ else:
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 # The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
 INTERMEDIATE = "intermediate"
-MOST_COUNTED = 10_000  # combinations of a grid
-PAUSE = 0.5  # seconds between two looks at what other processes have done
+_MOST_COUNTED = 10_000  # combinations of a grid
+_PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
 class RobustOracle(_Base):
@@ -103,7 +103,7 @@ class RobustOracle(_Base):
     def wait(self):
         """Until no trial is running or to be tried again, in whatever process."""
         while self.ongoing_trials or self._retry_queue:
-            time.sleep(PAUSE)
+            time.sleep(_PAUSE)
             with self.up_to_date():
                 pass
 
@@ -113,7 +113,7 @@ class RobustOracle(_Base):
         with self.up_to_date():
             trial = super().create_trial(tuner_id)
         if trial.status == "IDLE":
-            time.sleep(PAUSE)  # KerasTuner asks again at once
+            time.sleep(_PAUSE)  # KerasTuner asks again at once
         return trial
 
     def update_trial(self, trial_id, metrics, step=0):
@@ -227,7 +227,7 @@ class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
         return self._counted[1]
 
     def _count(self):
-        most = MOST_COUNTED if self.max_trials is None else self.max_trials
+        most = _MOST_COUNTED if self.max_trials is None else self.max_trials
         counted = sum(1 for _ in itertools.islice(_combinations(self.hyperparameters), most + 1))
         return self.max_trials if counted > most else counted
 

@@ -12,7 +12,7 @@ import pathlib
 import statistics
 
 FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
-EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
+_EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
 BEGUN = "begun.json"
 
 
@@ -145,14 +145,14 @@ def write_json(path, content):
 
 def read_executions(folder):
     """The executions that the folder of a trial holds."""
-    path = pathlib.Path(folder) / EXECUTIONS
+    path = pathlib.Path(folder) / _EXECUTIONS
     if not path.exists():
         return []
     return [Execution(**execution) for execution in json.loads(path.read_text())]
 
 
 def write_executions(folder, executions):
-    write_json(pathlib.Path(folder) / EXECUTIONS, [dataclasses.asdict(e) for e in executions])
+    write_json(pathlib.Path(folder) / _EXECUTIONS, [dataclasses.asdict(e) for e in executions])
 
 
 def begin(folder, seed, launch):

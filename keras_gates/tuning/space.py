@@ -28,9 +28,9 @@ from keras_gates.validation import close_matches
 GATES = ("sigmoid", "hard_sigmoid", "tanh_gate", "softsign_gate")
 CANDIDATES = ("tanh", "softsign", "hard_tanh", "elu", "relu", "leaky_relu")
 # For gradients of a mean loss, which have a factor of 1 / batch size in them.
-CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
-L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
-INITIALIZERS = ("orthogonal", "identity")
+_CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
+_L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
+_INITIALIZERS = ("orthogonal", "identity")
 # What `activation_space` does not pass on to a cell.
 SPACE_ARGUMENTS = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
 
@@ -124,7 +124,7 @@ def activation_space(
     cells = named_cells(cell)
     options = cell_options(cells, options)
     plans = {
-        name: plan_for(name, _class(given), gates, candidates, unstable, options[name])
+        name: _plan_for(name, _class(given), gates, candidates, unstable, options[name])
         for name, given in cells.items()
     }
     name = choice(hp, "cell", tuple(cells))
@@ -141,7 +141,7 @@ def activation_space(
     return {"cell": cells[name], **drawn, **options[name]}
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """What may be drawn in one cell.
 
     Attributes:
@@ -160,8 +160,8 @@ class Plan(NamedTuple):
     identity: tuple
 
 
-def plan_for(name, cell, gates, candidates, unstable, options):
-    """The `Plan` for a cell of this name, with these further arguments.
+def _plan_for(name, cell, gates, candidates, unstable, options):
+    """The `_Plan` for a cell of this name, with these further arguments.
 
     Raises:
         ValueError: no pair may be drawn.
@@ -195,7 +195,7 @@ def plan_for(name, cell, gates, candidates, unstable, options):
 
     # U has one block of columns per gate: it can be the identity where there is but one.
     square = len(cell.blocks) == 1
-    return Plan(
+    return _Plan(
         candidates=tuple(gates_of),
         groups=tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values()),
         clipped=those(
@@ -278,12 +278,12 @@ def _drawn(hp, plan, fixed):
         with _where(hp, "candidate_activation", plan.clipped, every):
             place = choice(hp, "clipping", ("none", *CLIP_PLACES))
             with _where(hp, "clipping", CLIP_PLACES, ("none", *CLIP_PLACES)):
-                norm = choice(hp, "grad_clip_norm", CLIP_NORMS)
+                norm = choice(hp, "grad_clip_norm", _CLIP_NORMS)
         if norm is not None:
             found += [("grad_clip_norm", norm), ("grad_clip_at", place)]
     for argument, values, some in (
-        ("activation_l1", L1_STRENGTHS, plan.penalized),
-        ("recurrent_initializer", INITIALIZERS, plan.identity),
+        ("activation_l1", _L1_STRENGTHS, plan.penalized),
+        ("recurrent_initializer", _INITIALIZERS, plan.identity),
     ):
         if some and argument not in fixed:
             with _where(hp, "candidate_activation", some, every):

@@ -20,7 +20,7 @@ from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Progress
 from keras_gates.validation import close_matches, positive_integer
 
-CURE = "Give another `project_name`, or overwrite=True to delete what is there."
+_CURE = "Give another `project_name`, or overwrite=True to delete what is there."
 
 
 class Tuner(keras_tuner.Tuner):
@@ -365,11 +365,11 @@ class Tuner(keras_tuner.Tuner):
     def _refuse_another_search(self):
         where = f"The folder {self.project_dir!r} holds another search"
         if not self._search_path.exists():
-            raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {CURE}")
+            raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {_CURE}")
         there = json.loads(self._search_path.read_text())
         difference = training.difference(there, self._settings())
         if difference:
-            raise ValueError(f"{where}: {difference}. {CURE}")
+            raise ValueError(f"{where}: {difference}. {_CURE}")
 
     def _refuse_other_training(self, args, kwargs):
         """An error where the trials of the search were trained otherwise."""
@@ -379,7 +379,7 @@ class Tuner(keras_tuner.Tuner):
         if difference:
             raise ValueError(
                 f"The trials of the search in {self.project_dir!r} were trained otherwise, so "
-                f"that others do not compare with them: {difference}. {CURE}"
+                f"that others do not compare with them: {difference}. {_CURE}"
             )
         records.write_json(self._search_path, {**search, "training": here})
 

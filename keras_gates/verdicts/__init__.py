@@ -28,7 +28,7 @@ from keras_gates.validation import one_of
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
 
-UNKNOWN = "Watch it: nothing is known of it beforehand."
+_UNKNOWN = "Watch it: nothing is known of it beforehand."
 
 
 class UnstableActivationsWarning(UserWarning):
@@ -223,7 +223,7 @@ def judge(cell):
         profiles = {name: activations.profile(a) for name, a in cell.gate_activations.items()}
         candidate = activations.profile(cell.candidate_activation)
     except ValueError as error:
-        reason = Reason("caution", str(error), UNKNOWN)
+        reason = Reason("caution", str(error), _UNKNOWN)
         if isinstance(error, activations.NotANumberError):
             reason = Reason("unstable", str(error), "Take an activation that always has a value.")
         return _unknown(found, cell, reason)
@@ -231,7 +231,7 @@ def judge(cell):
         cell, program = _traced(cell)
     except NotTraceableError as error:
         return _unknown(
-            found, cell, Reason("caution", f"its equations cannot be traced: {error}", UNKNOWN)
+            found, cell, Reason("caution", f"its equations cannot be traced: {error}", _UNKNOWN)
         )
     carry, carriers, growth = probe.probed(cell, program)
     against = [

@@ -12,13 +12,13 @@ from keras_gates.equations import constant, depends_on, evaluate, leaf, pulled
 from keras_gates.equations.program import forward as forward_of
 
 # Pre-activations at which the equations are tried, up to where sigmoid is 0 or 1 to 8 digits.
-NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
-ENDS = np.array([-20.0, 0.0, 20.0])
+_NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
+_ENDS = np.array([-20.0, 0.0, 20.0])
 # How large a large state is; a factor of it is "without bound" if it exceeds this.
-LARGE, UNBOUNDED = 1e4, 1e2
+LARGE, _UNBOUNDED = 1e4, 1e2
 MOST = 60_000  # combinations tried
 # So many units, with pre-activations of their own, are tried of equations that mix units.
-MIXED = 8
+_MIXED = 8
 
 
 def probed(cell, program):
@@ -52,7 +52,7 @@ class _Probe:
     def __init__(self, cell, program, forward):
         self.cell, self.forward = cell, forward
         self.projected = projected_blocks(cell)
-        self.units = MIXED if program.reduces else 1
+        self.units = _MIXED if program.reduces else 1
         # Of weights inside the equations those of the first units.
         weights = weights_by_name(cell)
         names = [name for kind, name in program.leaves if kind == "weight"]
@@ -68,14 +68,14 @@ class _Probe:
 
     def carry(self, state):
         """The range of the factor of a state on the direct way to the next step."""
-        near = np.array(_combinations(list(NEAR), len(self.cell.blocks)))
+        near = np.array(_combinations(list(_NEAR), len(self.cell.blocks)))
         found = [self._factor(state, points) for points in (near, near * LARGE)]
         # NaN is where the equation has no value; it says nothing of the factor.
         near, far = (f[~np.isnan(f)] for f in found)
         low, high = float(near.min()), float(near.max())
         beyond = far if len(far) else near
-        low = -np.inf if beyond.min() < low - UNBOUNDED else min(low, float(beyond.min()))
-        high = np.inf if beyond.max() > high + UNBOUNDED else max(high, float(beyond.max()))
+        low = -np.inf if beyond.min() < low - _UNBOUNDED else min(low, float(beyond.min()))
+        high = np.inf if beyond.max() > high + _UNBOUNDED else max(high, float(beyond.max()))
         low, high = (-np.inf if low < -LARGE else low), (np.inf if high > LARGE else high)
         return (round(low, 3) + 0.0, round(high, 3) + 0.0)
 
@@ -88,7 +88,7 @@ class _Probe:
     def growth(self):
         """The factor by which the states grow in one step at worst, after a few such steps."""
         # Of every block: x, and what the recurrent product makes of the hidden state.
-        chosen = _combinations(list(itertools.product(ENDS, (-1, 0, 1))), len(self.cell.blocks))
+        chosen = _combinations(list(itertools.product(_ENDS, (-1, 0, 1))), len(self.cell.blocks))
         x, shares = np.moveaxis(np.array(chosen), 0, 2).transpose(1, 0, 2)
         # Only the cell state is large at first where there is one: what the hidden state can
         # become is up to the equations.
@@ -108,7 +108,7 @@ class _Probe:
                 return np.inf
             worst = tried[:, tried.sum(axis=0).argmax()]
             factor, states = worst.sum() / states.sum(), worst
-            if factor > UNBOUNDED:
+            if factor > _UNBOUNDED:
                 return np.inf
         return round(float(factor), 2)
 

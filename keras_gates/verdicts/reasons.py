@@ -9,10 +9,10 @@ from keras_gates.equations.text import symbol_of
 
 LEVELS = ("sound", "caution", "unstable")
 # A factor of the state counts as above 1 from here on.
-ABOVE_ONE = 1.05
+_ABOVE_ONE = 1.05
 # A slope of the candidate below which gradients fade, and a share of gate inputs without a slope.
-FLAT, SHUT = 0.5, 0.25
-PAPERS = {
+_FLAT, _SHUT = 0.5, 0.25
+_PAPERS = {
     "relu": "Glorot, Bordes, Bengio, 2011",
     "identity": "Le, Jaitly, Hinton, 2015",
     "clipping": "Pascanu, Mikolov, Bengio, 2013",
@@ -35,7 +35,7 @@ def of_carry(cell, program, profiles, carry, carriers):
         factor = f"the factor that carries the {state} state on"
         if carriers[state]:
             factor += f", which {_gates(carriers[state], profiles)} set"
-        if high > ABOVE_ONE:
+        if high > _ABOVE_ONE:
             who = _gates([g for g in carriers[state] if profiles[g].upper > 1], profiles) or factor
             yield Reason(
                 "unstable",
@@ -45,7 +45,7 @@ def of_carry(cell, program, profiles, carry, carriers):
                 "tanh_gate have. Clipping gradients does not help, because the state grows going "
                 "forward.",
             )
-        elif low > 2 - ABOVE_ONE:
+        elif low > 2 - _ABOVE_ONE:
             yield Reason(
                 "caution",
                 f"{factor} is never below {low:g}{equation}: nothing is forgotten, and what is "
@@ -66,7 +66,7 @@ def of_carry(cell, program, profiles, carry, carriers):
                 what += "; clipping bounds the gradients of that, not the state"
                 yield Reason("caution", what, f"{cure}.")
             else:
-                clip = f"at the least, clip gradients: grad_clip_norm ({PAPERS['clipping']})"
+                clip = f"at the least, clip gradients: grad_clip_norm ({_PAPERS['clipping']})"
                 yield Reason("unstable", what, f"{cure}; {clip}.")
 
 
@@ -82,7 +82,7 @@ def of_gates(profiles):
                 f"the gate {name} ({p.name}) cannot {end}",
                 "Take a gate that reaches 0 and 1.",
             )
-        elif p.zero_share > SHUT:
+        elif p.zero_share > _SHUT:
             yield Reason(
                 "caution",
                 f"the gate {name} ({p.name}) is shut, without a slope, for {p.zero_share:.0%} of "
@@ -101,8 +101,8 @@ def of_gates(profiles):
 def of_candidate(cell, p, carry, growth):
     """Against the candidate, whose profile is `p`."""
     carried = any(high > 0 for _, high in carry.values())
-    carried_well = all(low >= 0 and high <= ABOVE_ONE for low, high in carry.values())
-    if growth > ABOVE_ONE and carried_well:
+    carried_well = all(low >= 0 and high <= _ABOVE_ONE for low, high in carry.values())
+    if growth > _ABOVE_ONE and carried_well:
         yield Reason(
             "unstable",
             f"with the candidate {p.name} the states can grow {growth:.3g} times per step, even "
@@ -113,12 +113,12 @@ def of_candidate(cell, p, carry, growth):
     elif not p.bounded and p.far_slope > 0:
         initializer = type(cell.recurrent_initializer).__name__
         helps = [
-            *([] if cell.clips else [f"grad_clip_norm ({PAPERS['clipping']})"]),
-            *([] if cell.activation_l1 else [f"activation_l1 ({PAPERS['relu']})"]),
+            *([] if cell.clips else [f"grad_clip_norm ({_PAPERS['clipping']})"]),
+            *([] if cell.activation_l1 else [f"activation_l1 ({_PAPERS['relu']})"]),
             *(
                 []  # in a cell with gates Keras' Identity fills the first gate's block of U
                 if cell.gate_activations or initializer.startswith("Identity")
-                else [f"recurrent_initializer='identity' ({PAPERS['identity']})"]
+                else [f"recurrent_initializer='identity' ({_PAPERS['identity']})"]
             ),
         ]
         advice = (
@@ -142,16 +142,16 @@ def of_candidate(cell, p, carry, growth):
             + ("and it can rise but not fall below" if carried else "away from")
             + " zero",
             f"A candidate on both sides of zero, such as tanh, or twice the units "
-            f"({PAPERS['relu']}).",
+            f"({_PAPERS['relu']}).",
         )
-    if p.value_at_zero == 0 and p.slope_at_zero > ABOVE_ONE:
+    if p.value_at_zero == 0 and p.slope_at_zero > _ABOVE_ONE:
         yield Reason(
             "caution",
             f"the candidate {p.name} has slope {p.slope_at_zero:.3g} at 0: small states grow, and "
             "the recurrence can become chaotic",
             "Smaller recurrent weights, or a slope of at most 1 at 0.",
         )
-    if p.max_slope < FLAT:
+    if p.max_slope < _FLAT:
         yield Reason(
             "caution",
             f"the slope of the candidate {p.name} is at most {p.max_slope:.3g}: gradients through "

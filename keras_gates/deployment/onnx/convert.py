@@ -9,7 +9,7 @@ from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.onnx.scans import STAND_IN
 
 # Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
-OPSET = 15
+_OPSET = 15
 _DOMAIN = "keras_gates"  # of Scans that have no body yet
 
 
@@ -51,7 +51,7 @@ def convert_function(function, specs, bodies=()):
         model, _ = tf2onnx.convert.from_function(
             graph_function,
             specs,
-            opset=OPSET,
+            opset=_OPSET,
             custom_op_handlers={name: (handler, []) for name, handler in handlers.items()},
         )
     except Exception as error:  # of any kind
@@ -174,7 +174,7 @@ def _refuse_foreign(graph):
     import onnx
 
     for node in nodes(graph):
-        if not node.domain and not onnx.defs.has(node.op_type, OPSET):
+        if not node.domain and not onnx.defs.has(node.op_type, _OPSET):
             raise NotExportableError(
                 f"ONNX has no operator for TensorFlow's {node.op_type}, which the model uses in "
                 f"{node.name!r}. Write that part with other operations, or take "

@@ -31,7 +31,7 @@ import time
 
 import numpy as np
 
-SIGNATURES = {"whole": "serving_default", "latency": "serving_default"}
+_SIGNATURES = {"whole": "serving_default", "latency": "serving_default"}
 STATIC = "static:"
 # Repetitions end after so many seconds: a median of fewer is good enough then.
 MOST_SECONDS = 2.0
@@ -59,7 +59,7 @@ def run(load, without=()):
     call, found = load(arguments.artifact), {}
     for label, inputs in read(arguments.inputs).items():
         mode = label.split("/")[0]
-        if mode in SIGNATURES:
+        if mode in _SIGNATURES:
             calls = repeated(call, inputs, arguments.repeat if mode == "latency" else 1)
         else:
             calls = streamed(call, mode, inputs)

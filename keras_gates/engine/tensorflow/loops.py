@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_gates.engine.recurrence import Dropout
 
 # So many turns are written out; above that, time goes into the kernels and no longer between them.
-WRITTEN_OUT = 8
+_WRITTEN_OUT = 8
 
 # What the forward pass gives: outputs (samples, time, units), if wanted, the last states, and for
 # the backward pass states and projections of every turn, as a list or in TensorFlow's own format.
@@ -176,7 +176,7 @@ class Loops:
 def _turns(tiles, chunks):
     """How many turns there are: an integer if they are to be written out, else a tensor."""
     turns = tiles * chunks
-    if isinstance(turns, int) and turns > WRITTEN_OUT:
+    if isinstance(turns, int) and turns > _WRITTEN_OUT:
         return tf.constant(turns)
     return turns
 

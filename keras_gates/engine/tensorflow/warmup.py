@@ -18,7 +18,7 @@ from keras_gates._keras.calls import TRAINER, callers
 # multiple of that, so that a training that ends right afterwards has lost little.
 PATIENCE = 20.0
 # What Keras' own loop costs on a core or two: seconds per time step, and per multiplication.
-SECONDS_PER_STEP, SECONDS_PER_PRODUCT = 2e-4, 4e-11
+_SECONDS_PER_STEP, _SECONDS_PER_PRODUCT = 2e-4, 4e-11
 # Sequences for which Keras' own loop would need more than this, in bytes, are not started with it.
 MEMORY = 64 * 2**20
 
@@ -64,7 +64,7 @@ def _count(model, kind, cell, sequences):
 
     def add(shape):
         batch, time = (int(size) for size in shape[:2])
-        of_step = SECONDS_PER_STEP + SECONDS_PER_PRODUCT * weights * batch
+        of_step = _SECONDS_PER_STEP + _SECONDS_PER_PRODUCT * weights * batch
         _add(model(), kind, passes * time * of_step)
         return shape
 

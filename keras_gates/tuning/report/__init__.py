@@ -18,7 +18,7 @@ FIELDS = (
     "trial", "rank", "outcome", "score", "spread", "seeds", "diverged", "sparsity", "parameters",
     "epochs", "seconds", "reason",
 )  # fmt: skip
-UNSCORED = "unscored"  # ended well by its status, but with no score on record
+_UNSCORED = "unscored"  # ended well by its status, but with no score on record
 
 
 @dataclasses.dataclass
@@ -173,7 +173,7 @@ def _row(trial, rank):
     executions = trial.executions
     outcome, reason = trial.outcome, trial.reason
     if outcome == records.FINISHED and rank is None:
-        outcome, reason = UNSCORED, "no finite score is on record"
+        outcome, reason = _UNSCORED, "no finite score is on record"
     elif rank is None and outcome != "running" and reason is None:
         reason = "no reason is on record"
     sparsity = [e.sparsity for e in executions if e.sparsity is not None]

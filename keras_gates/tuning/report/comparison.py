@@ -19,8 +19,8 @@ from keras_gates.tuning.report.pairs import (
 from keras_gates.tuning.report.text import number
 
 EPOCHS = "tuner/epochs"  # how long Hyperband trains a trial
-CONFIDENCE, POWER, MOST_SEEDS = 0.95, 0.8, 1000
-ROUNDING = 1e-6  # the share by which scores may differ that are the same but for rounding
+CONFIDENCE, POWER, _MOST_SEEDS = 0.95, 0.8, 1000
+_ROUNDING = 1e-6  # the share by which scores may differ that are the same but for rounding
 
 
 @dataclasses.dataclass
@@ -100,7 +100,7 @@ def compare(search):
         )
         return Comparison("default is best", sentence, **known)
     difference = abs(best.score - default.score)
-    if math.isclose(best.score, default.score, rel_tol=ROUNDING):
+    if math.isclose(best.score, default.score, rel_tol=_ROUNDING):
         difference = 0.0
     found = Comparison("", difference=difference, **known)
     if noise is not None:
@@ -148,7 +148,7 @@ def _sentence(found, search, best, default):
     else:
         text = f"{names[0]} is ahead of {names[1]} {ahead}: that is within the noise."
         if found.difference > 0:
-            seeds = found.seeds_needed or f"more than {MOST_SEEDS}"
+            seeds = found.seeds_needed or f"more than {_MOST_SEEDS}"
             text += (
                 f" Run it with more seeds: to tell a difference of this size, if it is real, takes "
                 f"about {seeds} new ones for each of the two."
@@ -200,7 +200,7 @@ def _pooled(trials):
 
 def _seeds_needed(difference, noise):
     """The sample size of a two-sided t-test of two means, with the usual approximation."""
-    seeds = np.arange(2, MOST_SEEDS + 1)
+    seeds = np.arange(2, _MOST_SEEDS + 1)
     freedom = 2 * (seeds - 1)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) + stats.t.ppf(POWER, freedom)
     enough = difference >= quantile * noise * np.sqrt(2 / seeds)

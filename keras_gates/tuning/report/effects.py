@@ -13,7 +13,7 @@ from keras_gates.tuning.report.comparison import CONFIDENCE, EPOCHS, ranked
 from keras_gates.tuning.report.pairs import ABSENT
 
 FEW = 8  # a number with more values than this has a slope, not levels
-PER_TEN, PER_UNIT = "per factor of 10", "per unit"
+_PER_TEN, _PER_UNIT = "per factor of 10", "per unit"
 
 
 @dataclasses.dataclass
@@ -84,7 +84,7 @@ def main_effects(search: Search) -> list[Effect]:
         x = [trial.values[name] for trial in finished]
         y = np.array([scores[trial.trial_id] for trial in finished])
         if is_slope(values):
-            scale = PER_TEN if min(values) > 0 else PER_UNIT
+            scale = _PER_TEN if min(values) > 0 else _PER_UNIT
             levels = {scale: having}
             found = {scale: _slope(np.log10(x) if min(values) > 0 else np.array(x, float), y)}
         else:

@@ -1,6 +1,6 @@
 """Which activations a trial has, whatever scopes of the search space their names are in."""
 
-GATE, CANDIDATE, CELL = "gate_activation", "candidate_activation", "cell"
+GATE, CANDIDATE, _CELL = "gate_activation", "candidate_activation", "cell"
 DEFAULTS = {GATE: "sigmoid", CANDIDATE: "tanh"}
 ABSENT = "-"  # what stands for the value of a choice that a trial does not have
 
@@ -14,7 +14,7 @@ def unscoped(values):
     >>> unscoped({"cell": "gru", "gru/candidate_activation": "relu", "gru/elu+relu/l1": 0.0})
     {'cell': 'gru', 'candidate_activation': 'relu', 'l1': 0.0}
     """
-    drawn = {*_all(values, CELL), *_all(values, CANDIDATE)}
+    drawn = {*_all(values, _CELL), *_all(values, CANDIDATE)}
     found = {}
     for name, value in values.items():
         *scopes, last = name.split("/")
@@ -30,7 +30,7 @@ def activations_of(values):
     Each is a string, over several layers ("layer_1/gate_activation", ...) joined by " / ", or
     None where there is none.
     """
-    return tuple(" / ".join(_all(values, name)) or None for name in (CELL, GATE, CANDIDATE))
+    return tuple(" / ".join(_all(values, name)) or None for name in (_CELL, GATE, CANDIDATE))
 
 
 def pair_of(values):

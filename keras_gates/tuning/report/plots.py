@@ -23,7 +23,7 @@ from keras_gates.tuning.report.pairs import (
 from keras_gates.tuning.report.text import number
 from keras_gates.validation import one_of
 
-BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
+_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
 
 
 def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = None) -> Any:
@@ -78,7 +78,7 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
             axes.add_patch(_square(j, i, fill=False, hatch="//", edgecolor=RED, linewidth=0))
         words = [f"{means[i, j]:.3g}\nn = {len(scores)}"] if scores else ["no score"]
         words += [f"{diverged} of {len(found)} diverged"] if diverged else []
-        axes.text(j, i, "\n".join(words), ha="center", va="center", fontsize=7, bbox=BOX)
+        axes.text(j, i, "\n".join(words), ha="center", va="center", fontsize=7, bbox=_BOX)
     low, high = min(everywhere, default=0), max(everywhere, default=1)
     image = axes.imshow(means, aspect="auto", cmap=_colors(report), vmin=low, vmax=high)
     axes.figure.colorbar(image, ax=axes, label=f"mean {report.objective}")
@@ -135,7 +135,7 @@ def plot_parallel(report: SearchReport, axes: Any = None) -> Any:
     best, worst = (high, low) if report.direction == "max" else (low, high)
     for y, score in ((1, best), (0, worst)):
         axes.text(
-            len(values), y, number(float(score)), ha="center", va="center", fontsize=7, bbox=BOX
+            len(values), y, number(float(score)), ha="center", va="center", fontsize=7, bbox=_BOX
         )
     axes.set_xticks(range(len(columns)), [*values, report.objective], rotation=30, ha="right")
     axes.set(yticks=[], xlim=(-0.5, len(columns) - 0.7), ylim=(-0.05, 1.05))
@@ -213,7 +213,7 @@ def _heights(axes, x, column):
         levels = sorted_levels(column)
         places = marks = dict(zip(levels, np.linspace(0, 1, len(levels)), strict=True))
     for value, y in marks.items():
-        axes.text(x, y, number(value), ha="center", va="center", fontsize=7, bbox=BOX, zorder=3)
+        axes.text(x, y, number(value), ha="center", va="center", fontsize=7, bbox=_BOX, zorder=3)
     return [places[value] for value in column]
 
 

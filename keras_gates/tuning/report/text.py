@@ -4,7 +4,7 @@ from keras_gates.tuning.records import OUTCOMES
 from keras_gates.tuning.report.pairs import ABSENT
 
 MOST = 10  # trials in print
-FIGURES = (
+_FIGURES = (
     "rank", "trial", "score", "spread", "seeds", "epochs", "sparsity", "parameters", "seconds",
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ def _best(found):
     best = [row for row in found.trials if row["rank"]]
     differ = _differing(found)
     alike = len({row["epochs"] for row in best}) == 1
-    names = [name for name in FIGURES if not (alike and name == "epochs")]
+    names = [name for name in _FIGURES if not (alike and name == "epochs")]
     table = [[*names, *differ]]
     for row in best[:MOST]:
         figures = [number(row[name]) for name in names]
