@@ -339,3 +339,29 @@ def test_the_cells_arguments_are_read_through_the_layer_and_not_set():
         layer.grad_clip_norm = 0.1
     with pytest.raises(AttributeError, match="'GatedRNN' object has no attribute 'unitss'"):
         _ = layer.unitss
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the engine of JAX")
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("time", [3, 30])
+def test_several_steps_of_a_turn_compute_the_same(cell, time, rng, monkeypatch):
+    import jax
+
+    x = rng.normal(size=(4, time, 3)).astype("float32")
+    layer = kg.GatedRNN(5, cell=cell, candidate_activation="softsign", backprop="fused")
+    layer.build(x.shape)
+    weights = [v.value for v in layer.trainable_variables]
+    others = [v.value for v in layer.non_trainable_variables]
+
+    def loss(weights, x):
+        return jax.numpy.sum(layer.stateless_call(weights, others, x)[0] ** 2)
+
+    def compiled():
+        return jax.jit(jax.value_and_grad(lambda *given: loss(*given), argnums=(0, 1)))
+
+    each = compiled()(weights, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    turns = compiled()
+    assert "unroll=8" in str(jax.make_jaxpr(jax.grad(loss))(weights, x))
+    for one, other in zip(jax.tree.leaves(each), jax.tree.leaves(turns(weights, x)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,9 @@ from keras_gates.engine.base import Engine
 from keras_gates.engine.chunks import KEPT, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 
+# Time steps of one turn of a loop on an accelerator, where a turn costs more than a small product.
+STEPS_OF_A_TURN = 8
+
 
 class FusedEngine(Engine):
     """Runs one cell.
@@ -86,7 +89,7 @@ class FusedEngine(Engine):
             states = recurrence.advance(values, xs, u, states, valid, dropout)
             return states, (states[: self.state_count], u)
 
-        return jax.lax.scan(step, states, (x_blocks, valid))
+        return _over_time(step, states, (x_blocks, valid))
 
     def _backward(self, values, transposed, dropout, carry, chunk):
         """The gradients before a chunk, from those after it."""
@@ -122,16 +125,18 @@ class FusedEngine(Engine):
                 d_before[0] += recurrence.pull_state(values, d_us, transposed, dropout)
             return (d_before, _add(d_values, d_more)), (d_xs, d_us)
 
-        carry, (d_xs, d_us) = jax.lax.scan(
-            step,
-            (d_states, d_values),
-            (x_blocks, u_blocks, previous, valid, d_hidden),
-            reverse=True,
-        )
+        read = (x_blocks, u_blocks, previous, valid, d_hidden)
+        carry, (d_xs, d_us) = _over_time(step, (d_states, d_values), read, reverse=True)
         d_states, d_values = carry
         d_x, d_more = pull_x([_flat(d) for d in d_xs])
         (d_most,) = pull_u([_flat(d) for d in d_us])
         return (d_states, _add(_add(d_values, d_more), d_most)), d_x.reshape(x.shape)
+
+
+def _over_time(step, carry, read, reverse=False):
+    """A loop over the time steps of a chunk."""
+    turn = 1 if jax.default_backend() == "cpu" else STEPS_OF_A_TURN
+    return jax.lax.scan(step, carry, read, reverse=reverse, unroll=turn)
 
 
 def _chunks(value, steps, missing):
