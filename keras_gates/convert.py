@@ -1,9 +1,14 @@
 """From keras.layers.GRU, LSTM and SimpleRNN to GatedRNN."""
 
+import os
+import tempfile
 from typing import Unpack
 
 import keras
+import numpy as np
+from keras import tree
 
+from keras_gates._keras import graph
 from keras_gates.cells import CELLS
 from keras_gates.cells.arguments import KERAS_NAMES, sign
 from keras_gates.layers import GatedRNN
@@ -21,6 +26,13 @@ _CELLS = {
 }
 # Changing one of these changes the shape of the weights, or their meaning.
 _KEPT = ("cell", "units", "use_bias", "reset_after")
+# Changing these leaves the outputs of inference as they are.
+_OF_TRAINING = (
+    "activation_l1", "candidate_l1", "grad_clip_norm", "grad_clip_value", "grad_clip_at",
+    "backprop", "dropout", "recurrent_dropout", "seed", "name", "trainable",
+)  # fmt: skip
+# The largest difference of the copy, as a share of the largest output.
+_TOLERANCE = {"float64": 1e-4, "float32": 1e-4}
 
 
 def from_keras(
@@ -29,19 +41,22 @@ def from_keras(
     """A copy in which every GRU, LSTM and SimpleRNN is a GatedRNN with the same weights.
 
     Args:
-        model_or_layer: a Sequential or functional model, or a layer: `keras.layers.GRU`, `LSTM`,
-            `SimpleRNN`, `RNN` of Keras' cells, or a wrapper of one such as `Bidirectional`.
-            It is left as it is.
+        model_or_layer: a model, or a layer: `keras.layers.GRU`, `LSTM`, `SimpleRNN`, `RNN` of
+            Keras' cells, a wrapper of one such as `Bidirectional`, or a layer or model of your own
+            that holds some in its attributes and can be made from its config. It is left as it is.
         **changes: arguments of GatedRNN that differ in the copy, such as `grad_clip_norm=1.0` or
             `candidate_activation="relu"`. They apply to every converted layer.
 
     Returns:
-        The copy; a model comes uncompiled, like one from `keras.models.clone_model`.
+        The copy, with all that the original has learned, was adapted to, or keeps as states. A
+        model comes as from `keras.models.clone_model`: compiled anew, if at all. Both are run on
+        random data, unless a change makes them differ, and must agree.
 
     Raises:
-        TypeError: neither a layer nor a Sequential or functional model (the layers of a
-            subclassed model can be converted one by one), or a change that is no argument.
-        ValueError: nothing in it to convert, or a change that its weights do not fit.
+        TypeError: no layer, or a change that is no argument.
+        ValueError: nothing in it to convert, a change that its weights do not fit, a layer or
+            model of your own that cannot be made from its config, or a copy that computes
+            something else.
 
     Example:
 
@@ -59,20 +74,28 @@ def from_keras(
                 f"from_keras keeps the weights, and `{name}` changes their shape or meaning. "
                 f"Received: {name}={value!r}"
             )
-    conversion = _Conversion(changes)
-    copy = conversion.layer(model_or_layer)
-    if not conversion.recurrent:
-        raise ValueError(
-            "from_keras found no keras.layers.GRU, LSTM or SimpleRNN to convert in "
-            f"{model_or_layer.name!r}"
-        )
-    if model_or_layer.built and not copy.built:
-        copy.build_from_config(model_or_layer.get_build_config())
-    conversion.copy_weights()
+    copy = converted(model_or_layer, changes)
+    if not set(changes) - set(_OF_TRAINING):
+        _verify(model_or_layer, copy)
     return copy
 
 
 sign(from_keras, GatedRNN.__init__)
+
+
+def converted(original, changes=()):
+    """As `from_keras`, without looking at the arguments or at what the copy computes."""
+    conversion = _Conversion(dict(changes))
+    copy = conversion.layer(original)
+    if not conversion.recurrent:
+        raise ValueError(
+            "from_keras found no keras.layers.GRU, LSTM or SimpleRNN to convert in "
+            f"{original.name!r}"
+        )
+    if original.built and not copy.built:
+        copy.build_from_config(original.get_build_config())
+    conversion.copy_state()
+    return copy
 
 
 def cell_from_keras(cell):
@@ -82,7 +105,7 @@ def cell_from_keras(cell):
     conversion = _Conversion({})
     copy = conversion.cell(cell)
     copy.build((None, cell.kernel.shape[0]))
-    conversion.copy_weights()
+    conversion.copy_state()
     return copy
 
 
@@ -91,13 +114,24 @@ class _Conversion:
 
     def __init__(self, changes):
         self.changes = changes
+        self.copies = {}  # from the id of a layer to its copy: what is shared stays shared
         self.recurrent = []  # (Keras' cell, the cell of its copy)
+        self.stateful = []  # (a layer with states, its copy)
         self.others = []  # (layer, its copy)
 
     def layer(self, layer):
-        """The copy of `layer`."""
-        if isinstance(layer, keras.Model):
-            return self._model(layer)
+        """The copy of a layer, or of an operation in the graph of a model."""
+        if id(layer) not in self.copies:
+            self.copies[id(layer)] = copy = self._copy(layer)
+            if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
+                self.stateful.append((layer, copy))
+        return self.copies[id(layer)]
+
+    def _copy(self, layer):
+        if not isinstance(layer, keras.layers.Layer):
+            return graph.copied(layer)
+        if isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph"):
+            return keras.models.clone_model(layer, clone_function=self.layer)
         if type(layer) in _LAYERS:
             copy = GatedRNN(cell=_LAYERS[type(layer)], **self._layer_arguments(layer))
             self.recurrent.append((layer.cell, copy.cell))
@@ -108,21 +142,44 @@ class _Conversion:
             return self._bidirectional(layer)
         if type(layer) is keras.layers.TimeDistributed:
             return keras.layers.TimeDistributed(self.layer(layer.layer), name=layer.name)
-        inside = [part.name for part in layer._flatten_layers() if isinstance(part, tuple(_LAYERS))]
-        if inside:
+        try:
+            copy = type(layer).from_config(layer.get_config())
+        except Exception as error:  # of a class of the user's own, of any kind
             raise ValueError(
-                f"from_keras cannot see into {layer.name!r} of type {type(layer).__name__}, which "
-                f"holds {inside[0]!r}. Convert that layer by itself."
-            )
-        copy = type(layer).from_config(layer.get_config())
-        self.others.append((layer, copy))
+                f"from_keras makes {layer.name!r} of type {type(layer).__name__} anew from its "
+                f"config, and that raised {type(error).__name__}: {error} Give the class a "
+                "`get_config`, or convert its layers one by one."
+            ) from error
+        parts = layer._flatten_layers(include_self=False)
+        if any(isinstance(part, keras.layers.RNN) for part in parts):
+            self._replace_parts(layer, copy)
+        else:
+            self.others.append((layer, copy))
         return copy
 
-    def copy_weights(self):
-        """Gives every copy the weights of its original. What has none yet stays without."""
+    def _replace_parts(self, layer, copy):
+        """Puts copies of its layers into the attributes of a layer of the user's own."""
+        if isinstance(layer, keras.layers.Wrapper):
+            raise ValueError(
+                f"from_keras cannot see into {layer.name!r} of type {type(layer).__name__}, which "
+                "holds a recurrent layer. Convert that layer by itself."
+            )
+        for name, value in graph.attributes(layer).items():
+            parts = [p for p in tree.flatten(value) if isinstance(p, keras.layers.Layer)]
+            if not parts:
+                continue
+            for old in tree.flatten(getattr(copy, name)):
+                graph.forget(copy, old)
+            made = tree.map_structure(
+                lambda p: self.layer(p) if isinstance(p, keras.layers.Layer) else p, value
+            )
+            setattr(copy, name, made)
+
+    def copy_state(self):
+        """Gives every copy what its original has. What has no weights yet stays without."""
         for original, copy in self.others:
-            if original.built and original.weights:
-                copy.set_weights(original.get_weights())
+            if original.built:
+                _copy_state(original, copy)
         for original, copy in self.recurrent:
             if not original.built:
                 continue
@@ -130,14 +187,12 @@ class _Conversion:
                 weight = getattr(original, name)
                 if weight is not None:
                     getattr(copy, name).assign(weight)
-
-    def _model(self, model):
-        if not (isinstance(model, keras.Sequential) or hasattr(model, "operations")):
-            raise TypeError(
-                "from_keras copies Sequential and functional models; a subclassed model makes its "
-                f"layers itself: convert them one by one. Received: {type(model).__name__}"
-            )
-        return keras.models.clone_model(model, clone_function=self.layer)
+        for original, copy in self.stateful:
+            if original.built:
+                for one, other in zip(
+                    tree.flatten(original.states), tree.flatten(copy.states), strict=True
+                ):
+                    other.assign(one)
 
     def _rnn(self, layer):
         """keras.layers.RNN of Keras' cells: the cells change, a stack stays one."""
@@ -199,6 +254,68 @@ def _copied(activation):
     if isinstance(activation, keras.layers.Layer):
         return type(activation).from_config(activation.get_config())
     return activation
+
+
+def _copy_state(original, copy):
+    """Weights, states of random numbers, and what a layer was adapted to, such as a vocabulary."""
+    for one, other in zip(original.variables, copy.variables, strict=True):
+        other.assign(one)
+    for one, other in zip(original._flatten_layers(), copy._flatten_layers(), strict=True):
+        store: dict = {}
+        one.save_own_variables(store)
+        if store:
+            other.load_own_variables(store)
+        if hasattr(one, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                one.save_assets(folder)
+                if os.listdir(folder):
+                    other.load_assets(folder)
+
+
+def _verify(original, copy):
+    """Raises a ValueError if the two compute something else, as far as they can be run."""
+    given = graph.inputs(original)
+    if given is None or not original.built:
+        return
+    rng = np.random.default_rng(0)
+    x = tree.map_structure(lambda tensor: _random(tensor, rng), given)
+    kept = [(v, keras.ops.convert_to_numpy(v)) for m in (original, copy) for v in _moving(m)]
+    try:
+        expected = original(x, training=False)
+    except Exception:  # it takes other data than what can be made up here
+        return
+    try:
+        found = copy(x, training=False)
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
+    dtypes = {str(layer.compute_dtype) for layer in original._flatten_layers()}
+    tolerance = max(_TOLERANCE.get(dtype, 0.05) for dtype in dtypes if "float" in dtype)
+    for one, other in zip(tree.flatten(expected), tree.flatten(found), strict=True):
+        one, other = (keras.ops.convert_to_numpy(v).astype("float64") for v in (one, other))
+        scale = np.abs(one).max(initial=1e-3, where=np.isfinite(one))
+        if not np.allclose(one, other, rtol=0, atol=tolerance * scale, equal_nan=True):
+            raise ValueError(
+                f"the copy of {original.name!r} computes something else, by "
+                f"{np.nanmax(np.abs(one - other)):.3g} of {scale:.3g}: it has a layer whose config "
+                "and weights do not say all. Convert its recurrent layers one by one."
+            )
+
+
+def _moving(model):
+    """The variables that a run without training may change."""
+    trained = {id(variable) for variable in model.trainable_variables}
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    states = tree.flatten([getattr(layer, "states", None) or [] for layer in layers])
+    return [v for v in (*model.variables, *states) if id(v) not in trained]
+
+
+def _random(tensor, rng):
+    shape = [size or (2 if axis == 0 else 5) for axis, size in enumerate(tensor.shape)]
+    if tensor.dtype == "string":
+        return keras.ops.convert_to_tensor(np.full(shape, "a"))
+    values = rng.normal(size=shape) if "float" in str(tensor.dtype) else rng.integers(0, 2, shape)
+    return keras.ops.convert_to_tensor(values.astype(str(tensor.dtype)))
 
 
 def _renamed(arguments):

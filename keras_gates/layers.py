@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import keras
 
 from keras_gates import activations, engine, regularizers, verdicts
+from keras_gates._keras.calls import stacklevel
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import trace
@@ -134,7 +135,7 @@ class GatedRNN(keras.layers.RNN):
         self._obstacles: dict[str, str | None] = {}
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
-        verdicts.warn_if_unstable(self.cell, stacklevel=2)
+        verdicts.warn_if_unstable(self.cell)
 
     def __getattr__(self, name):
         """Attributes of the cell, for those that the layer lacks: `layer.units`."""
@@ -177,7 +178,7 @@ class GatedRNN(keras.layers.RNN):
             warnings.warn(
                 f"{self.name!r} ignores the mask that comes with `sequences`: Keras hands a layer "
                 "no mask beside an `initial_state`. Pass `mask=` as well to have it obeyed.",
-                stacklevel=2,
+                stacklevel=stacklevel(),
             )
         try:
             return super().call(

@@ -16,7 +16,81 @@ def functional():
     return keras.Model(inputs, keras.layers.Add()([nested(a), nested(b)]))
 
 
+def operations():
+    """What Keras records beside layers."""
+    inputs = keras.Input((None, 3))
+    h = keras.layers.GRU(4, return_sequences=True)(keras.layers.Masking()(inputs))
+    last, total = h[:, -1] * 2, keras.ops.sum(h, axis=1)
+    return keras.Model(inputs, keras.layers.Dense(2)(last + total / 3 - 1))
+
+
+def embedded():
+    inputs = keras.Input((None,), dtype="int32")
+    h = keras.layers.Embedding(6, 3, mask_zero=True)(inputs)
+    return keras.Model(inputs, keras.layers.Bidirectional(keras.layers.LSTM(4))(h))
+
+
+def encoder_decoder():
+    """Several inputs and outputs, and states that go from layer to layer."""
+    source, target = keras.Input((None, 3), name="source"), keras.Input((None, 3), name="target")
+    _, *states = keras.layers.LSTM(4, return_state=True)(source)
+    out = keras.layers.LSTM(4, return_sequences=True)(target, initial_state=states)
+    return keras.Model(
+        {"source": source, "target": target}, {"last": out[:, -1], "all": keras.layers.ReLU()(out)}
+    )
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Block(keras.layers.Layer):
+    """A layer of one's own with recurrent layers in its attributes."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.stack = [keras.layers.GRU(units, return_sequences=True), keras.layers.Dense(units)]
+        self._last = keras.layers.Bidirectional(keras.layers.LSTM(units))
+
+    def build(self, shape):
+        for layer in self.stack:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
+        self._last.build(shape)
+        self.built = True
+
+    def call(self, x):
+        for layer in self.stack:
+            x = layer(x)
+        return self._last(x)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Own(keras.Model):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.block, self.out = units, Block(units), keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.out(self.block(x))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def subclassed():
+    model = Own(4)
+    model(np.zeros((1, 2, 3), "float32"))
+    return model
+
+
 MODELS = {
+    "operations": operations,
+    "embedded": embedded,
+    "encoder decoder": encoder_decoder,
+    "block": lambda: keras.Sequential([keras.Input((None, 3)), Block(4), keras.layers.Dense(2)]),
+    "subclassed": subclassed,
     "sequential": lambda: keras.Sequential(
         [
             keras.Input((None, 3)),
@@ -77,10 +151,15 @@ def test_the_copy_computes_the_same(name, rng):
     assert not recurrent(copy)
     assert any(isinstance(layer, kg.GatedCell) for layer in copy._flatten_layers())
     x = rng.normal(size=(4, 2, 5, 3) if name == "time distributed" else (4, 5, 3))
-    if name == "sequential":
+    if name in ("sequential", "operations"):
         x[:, 3:] = 0
-    np.testing.assert_allclose(
-        copy.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    if name == "embedded":
+        x = rng.integers(0, 6, size=(4, 5))
+    if name == "encoder decoder":
+        x = {"source": x, "target": x[:, ::-1]}
+    expected, found = model.predict(x, verbose=0), copy.predict(x, verbose=0)
+    keras.tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), expected, found
     )
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
@@ -146,3 +225,84 @@ def test_an_unsavable_activation_is_carried_over(rng):
     with pytest.warns(UserWarning, match="works for training"):
         copy = kg.from_keras(layer)
     np.testing.assert_allclose(copy(x), expected, atol=1e-6)
+
+
+def test_what_is_no_weight_comes_along(rng):
+    inputs, words = keras.Input((None, 3)), keras.Input((None,), dtype="string")
+    normal = keras.layers.Normalization()
+    normal.adapt(5 + 3 * rng.normal(size=(20, 4, 3)))
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(["a", "b", "b", "c"])
+    numbers = keras.layers.IntegerLookup()
+    numbers.adapt([1, 1, 2, 3])
+    embedded = keras.layers.Embedding(5, 3)(numbers(lookup(words)))
+    h = keras.layers.Concatenate(axis=1)([normal(inputs), embedded])
+    h = keras.layers.Dropout(0.5, seed=3)(keras.layers.GRU(4)(h))
+    model = keras.Model([inputs, words], h)
+    x = [rng.normal(size=(2, 4, 3)), np.array([["b", "x"], ["c", "a"]])]
+    x = [keras.ops.convert_to_tensor(x[0], "float32"), keras.ops.convert_to_tensor(x[1])]
+    model(x, training=True)  # moves the state of the random numbers
+    copy = kg.from_keras(model)
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
+    np.testing.assert_allclose(copy(x, training=True), model(x, training=True), atol=1e-6)
+
+
+def test_states_come_along_and_stay(rng):
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(2, 4, 3)), keras.layers.GRU(4, stateful=True)]
+    )
+    x = rng.normal(size=(2, 4, 3)).astype("float32")
+    model(x)
+    before = model.layers[0].states[0].numpy()
+    copy = kg.from_keras(model)
+    np.testing.assert_array_equal(model.layers[0].states[0], before)
+    np.testing.assert_array_equal(copy.layers[0].states[0], before)
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Forgetful(keras.layers.Layer):
+    """Its config leaves out what it computes with."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_a_copy_that_computes_something_else_is_an_error():
+    layers = [keras.Input((None, 3)), Forgetful(2.0), keras.layers.GRU(4)]
+    with pytest.raises(ValueError, match="the copy of .* computes something else, by"):
+        kg.from_keras(keras.Sequential(layers))
+
+
+def test_a_layer_that_cannot_be_made_anew_is_named():
+    class Unsaid(keras.layers.Layer):
+        def __init__(self, gru):
+            super().__init__(name="unsaid")
+            self.gru = gru
+
+        def call(self, x):
+            return self.gru(x)
+
+        def get_config(self):
+            return {"unknown": 1}
+
+    model = keras.Sequential([keras.Input((None, 3)), Unsaid(keras.layers.GRU(2))])
+    with pytest.raises(ValueError, match="makes 'unsaid' of type Unsaid anew.*TypeError"):
+        kg.from_keras(model)
+
+
+@pytest.mark.parametrize("how", ["layer", "model"])
+def test_warnings_point_to_the_line_of_the_caller(how):
+    layer = keras.layers.LSTM(4, activation="relu", recurrent_activation="relu")
+    given = layer if how == "layer" else keras.Sequential([keras.Input((None, 3)), layer])
+    with pytest.warns(kg.UnstableActivationsWarning) as caught:
+        kg.from_keras(given)
+    ours = [w for w in caught if w.category is kg.UnstableActivationsWarning]
+    assert {warning.filename for warning in ours} == {__file__}

@@ -5,6 +5,7 @@ import sys
 import keras
 
 TRAINER = "keras.src.backend.tensorflow.trainer"
+_NOT_THE_USERS = ("keras_gates.", "keras.", "contextlib", "tensorflow.", "jax.", "torch.")
 _EXPORTERS = ("keras.src.export.", "tensorflow.python.saved_model.save")
 _TRAINING = ("fit", "train_on_batch")
 _PREDICTING = ("evaluate", "predict", "test_on_batch", "predict_on_batch")
@@ -31,6 +32,14 @@ def may_be_recorded():
 def is_exporting():
     """Whether a model is being traced for a SavedModel."""
     return any(module.startswith(_EXPORTERS) for module, _ in callers())
+
+
+def stacklevel():
+    """For a `warnings.warn` in the function that calls this: whose line is the user's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def callers():

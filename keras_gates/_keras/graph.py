@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 from keras.src.backend.common import global_state
 
 
@@ -33,3 +34,36 @@ def disconnected(layer):
 def map_variable(scope, variable, value):
     """Has `variable` stand for any value, a KerasTensor too, in a `keras.StatelessScope`."""
     scope.state_mapping[id(variable)] = value
+
+
+def copied(operation):
+    """An operation without weights once more, to be called in another graph."""
+    copy = object.__new__(type(operation))
+    vars(copy).update(vars(operation))
+    disconnected(copy)
+    return copy
+
+
+def attributes(layer):
+    """The attributes of a layer of one's own that may hold other layers, by name."""
+    return {name: value for name, value in vars(layer).items() if name not in _TRACKED}
+
+
+_TRACKED = ("_layers", "_functional", "_tracker", "_inbound_nodes", "_outbound_nodes", "_metrics")
+
+
+def forget(layer, part):
+    """Has a layer that tracks the layers in its attributes not track this one."""
+    layer._layers[:] = [other for other in layer._layers if other is not part]
+
+
+def inputs(layer):
+    """The structure of what a built layer takes, as KerasTensors; None if it is unknown."""
+    if hasattr(layer, "_inputs_struct"):
+        return layer._inputs_struct
+    if getattr(layer, "_functional", None) is not None:
+        return layer._functional._inputs_struct
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    if not shape or not all(isinstance(size, int | None) for size in shape):
+        return None
+    return keras.KerasTensor(tuple(shape), layer.compute_dtype)

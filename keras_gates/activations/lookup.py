@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_gates._keras.calls import stacklevel
 from keras_gates.activations import functions
 from keras_gates.types import Activation
 from keras_gates.validation import close_matches
@@ -65,7 +66,7 @@ def get(identifier: Activation, argument: str, warn: bool = True) -> Callable[[A
             f"`{argument}={identifier!r}` works for training, but a model with it can be "
             f"neither copied nor saved, because Keras finds a function again by its registered "
             f"name. {_cure(identifier)}",
-            stacklevel=2,
+            stacklevel=stacklevel(),
         )
     return identifier
 

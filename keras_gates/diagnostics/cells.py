@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_gates.cells import GatedCell
 from keras_gates.cells.step import observing
-from keras_gates.convert import from_keras
+from keras_gates.convert import converted
 from keras_gates.diagnostics import lyapunov
 
 _KERAS_LAYERS = (keras.layers.GRU, keras.layers.LSTM, keras.layers.SimpleRNN, keras.layers.RNN)
@@ -213,4 +213,4 @@ def _gated_cells(layer):
     with warnings.catch_warnings():
         # Of activations that a copy could not be saved with, or that nobody chose here.
         warnings.simplefilter("ignore", UserWarning)
-        return _cells(from_keras(layer))
+        return _cells(converted(layer))

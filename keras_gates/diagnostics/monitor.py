@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gates._keras.calls import stacklevel
 from keras_gates.diagnostics import data, trace
 from keras_gates.diagnostics.diagnosis import check_margin, of_runs
 from keras_gates.diagnostics.report import Diagnosis
@@ -276,7 +277,7 @@ class GateMonitor(keras.callbacks.Callback):
                 " It is stopped, and the last sound weights are restored, with the optimizer's "
                 "state."
             )
-        warnings.warn(self.reason + done, stacklevel=2)
+        warnings.warn(self.reason + done, stacklevel=stacklevel())
         return False
 
 

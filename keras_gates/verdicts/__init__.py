@@ -17,6 +17,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates import activations
+from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
 from keras_gates.cells.arguments import sign
@@ -274,7 +275,7 @@ def _unknown(found, cell, reason):
     return Verdict(**found, level=reason.level, reasons=(reason,), carry=carry, growth=np.inf)
 
 
-def warn_if_unstable(cell, stacklevel):
+def warn_if_unstable(cell):
     """Warns if the verdict on the activations of `cell` is "unstable".
 
     A cell of one's own is not judged unasked: that evaluates its `update`.
@@ -288,5 +289,5 @@ def warn_if_unstable(cell, stacklevel):
             f"These activations are unstable in {verdict.cell}: {reason.what}. {reason.advice} "
             "keras_gates.check_activations tells more.",
             UnstableActivationsWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=stacklevel(),
         )

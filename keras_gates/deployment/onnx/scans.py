@@ -11,7 +11,7 @@ import warnings
 import tensorflow as tf
 
 from keras_gates import engine
-from keras_gates.convert import from_keras
+from keras_gates.convert import converted
 from keras_gates.deployment.loops import HoistedStep, known_program
 from keras_gates.layers import GatedRNN
 from keras_gates.verdicts import UnstableActivationsWarning
@@ -82,7 +82,7 @@ def _gated(layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnstableActivationsWarning)
         try:
-            gated = from_keras(layer)
+            gated = converted(layer)
         except ValueError:  # cells of the user's own
             return None
     return gated if isinstance(gated, GatedRNN) else None
