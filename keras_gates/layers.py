@@ -6,9 +6,10 @@ import warnings
 from typing import Any, Unpack
 
 import keras
+from keras import ops
 
 from keras_gates import activations, engine, regularizers, verdicts
-from keras_gates._keras.calls import stacklevel
+from keras_gates._keras.calls import outer_steps, stacklevel
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import trace
@@ -202,7 +203,7 @@ class GatedRNN(keras.layers.RNN):
             sums.insert(0, states.pop())
         for strength, total in zip(penalties.values(), sums, strict=True):
             mean = regularizers.mean_per_valid_step(total, sequences, mask)
-            self.add_loss(strength * mean)
+            self.add_loss(strength * mean / ops.cast(outer_steps(), mean.dtype))
         return last_output, outputs, states
 
     def explain(self) -> str:

@@ -170,6 +170,23 @@ def test_programs_of_all_cells_and_options_equal_the_executed_update(name, place
     check(built(cell, rng), rng)
 
 
+def test_a_normalization_written_out_is_known(rng):
+    """As Keras 3.8 does it: with `moments`, and weights that have one more axis."""
+
+    class Normed(kg.GatedCell):
+        def build(self, shape):
+            self.gain = self.add_weight(shape=(self.units,), name="gain")
+            super().build(shape)
+
+        def update(self, x, u, states):
+            total = x.candidate + u.candidate
+            mean, variance = ops.moments(total, axes=[-1], keepdims=True)
+            total = (total - mean) * ops.rsqrt(variance + 1e-3)
+            return (self.candidate(total * ops.reshape(self.gain, (1, self.units))),)
+
+    check(built(Normed(UNITS, dtype=DTYPE), rng), rng)
+
+
 ELEMENTWISE = [
     row.name
     for row in TABLE.values()

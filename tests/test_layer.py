@@ -191,6 +191,39 @@ def test_one_penalty_per_layer_and_activity_regularizer_keeps_keras_meaning(rng)
     np.testing.assert_allclose(ours.losses[0], theirs.losses[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("argument", ["activation_l1", "candidate_l1"])
+@pytest.mark.parametrize("around", [lambda layer: layer, keras.layers.Bidirectional])
+@pytest.mark.parametrize("axes", [(3,), (2, 3)], ids=["time distributed", "nested"])
+def test_a_penalty_is_a_mean_over_the_steps_of_time_distributed_too(axes, around, argument, rng):
+    x = rng.normal(size=(2, *axes, 5, 4)).astype("float32")
+    alone = around(kg.GatedRNN(3, **{argument: 0.5}))
+    alone(x.reshape(-1, 5, 4))
+    wrapped = inside = around(kg.GatedRNN(3, **{argument: 0.5}))
+    for _ in axes:
+        wrapped = keras.layers.TimeDistributed(wrapped)
+    wrapped.build(x.shape)
+    inside.set_weights(alone.get_weights())
+    wrapped(x)
+    assert float(sum(wrapped.losses)) == pytest.approx(float(sum(alone.losses)), rel=1e-5)
+    model = keras.Sequential([keras.Input(x.shape[1:]), wrapped])
+    model.compile("sgd", lambda y, prediction: 0.0 * keras.ops.sum(prediction))
+    loss = model.evaluate(x, np.zeros(len(x)), verbose=0)
+    assert loss == pytest.approx(float(sum(alone.losses)), rel=1e-5)
+
+
+def test_a_layer_that_is_used_twice_is_penalized_for_both(rng):
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    layer, inputs = kg.GatedRNN(3, return_sequences=True, activation_l1=0.5), keras.Input((5, 3))
+    model = keras.Model(inputs, layer(layer(inputs)))
+    first = model(x) * 0 + layer(x)
+    assert len(model.losses) > 0
+    model(x)
+    expected = 0.5 * np.mean(np.sum(np.abs(first), -1)) + 0.5 * np.mean(
+        np.sum(np.abs(model(x)), -1)
+    )
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_summary_counts_parameters_and_names_the_layer(capsys):
     sequential(kg.GatedRNN(5, **FULL)).summary()
     printed = capsys.readouterr().out

@@ -93,6 +93,19 @@ def test_what_is_being_traced_is_known(tmp_path):
         assert seen[-1] == expected
 
 
+def test_the_steps_of_time_distributed_layers_are_known():
+    seen = []
+
+    class Look(keras.layers.Layer):
+        def call(self, x):
+            seen.append(int(calls.outer_steps()))
+            return x
+
+    keras.layers.TimeDistributed(keras.layers.TimeDistributed(Look()))(np.zeros((2, 3, 4, 5)))
+    assert set(seen) == {12}
+    assert calls.outer_steps() == 1
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT's converter is TensorFlow's")
 def test_parts_of_litert():
     from keras_gates._keras import litert

@@ -50,6 +50,17 @@ def callers():
         frame = frame.f_back
 
 
+def outer_steps():
+    """How often a layer is called for the steps of the `TimeDistributed` layers around it."""
+    wrapped = keras.layers.TimeDistributed.call.__code__
+    found = 1
+    for _, frame in callers():
+        if frame.f_code is wrapped:
+            inputs = frame.f_locals["inputs"]  # (steps, batch, ...)
+            found = found * keras.ops.shape(inputs)[0]
+    return found
+
+
 def _is_predicting():
     """Whether a model is being traced by Keras to evaluate it or to predict with it."""
     for module, frame in callers():

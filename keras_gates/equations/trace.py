@@ -88,21 +88,29 @@ def read(tensor, leaves):
         raise NotTraceableError(f"{tensor!r} is neither a number nor one per unit") from error
 
 
+# Operations with several outputs, of which each has a row.
+_OF_OUTPUTS = {"Moments": ("mean", "variance")}
+
+
 def _read_operation(tensor, leaves):
     found = graph.origin(tensor)
     if found is None:
         raise NotTraceableError("a tensor comes from outside the equations")
-    operation, args, kwargs, _ = found
+    operation, args, kwargs, index = found
     if isinstance(operation, Symbolic):
         arguments = [read(argument, leaves) for argument in args]
         return apply(operation.row, *arguments, **operation.parameters)
     kind = type(operation)
     row = BY_KERAS_CLASS.get(kind.__name__)
+    if kind.__name__ == "Reshape" and [*tensor.shape[-1:]] == [n for n in args[0].shape if n != 1]:
+        return read(args[0], leaves)  # one per unit, with more axes before that one
+    if kind.__name__ in _OF_OUTPUTS:
+        row = TABLE[_OF_OUTPUTS[kind.__name__][index]]
     if row is None or not kind.__module__.startswith("keras."):
         raise NotTraceableError(f"no program knows the operation {kind.__name__}")
     _check_axis(operation, row)
     parameters = {}
-    for name, attribute in zip(row.parameters, row.keras[kind.__name__], strict=True):
+    for name, attribute in zip(row.parameters, row.keras.get(kind.__name__, ()), strict=True):
         parameters[name] = _parameter(kind.__name__, attribute, getattr(operation, attribute))
     given = [*args, *kwargs.values()]
     while given[-1] is None:  # a normalization without gain and shift
@@ -122,7 +130,7 @@ def _parameter(kind, name, given):
 
 def _check_axis(operation, row):
     """Everything is along the units, and stays beside them."""
-    axis = getattr(operation, "axis", -1)
+    axis = getattr(operation, "axis", getattr(operation, "axes", -1))
     if isinstance(axis, (list, tuple)) and len(axis) == 1:
         (axis,) = axis
     if axis not in (-1, 1):
