@@ -30,6 +30,10 @@ def _fresh_keras():
     if next(_tests) % 20 == 0:
         # `clear_session`, which runs before every test and every trial of a search, looks for
         # garbage: what is there by now, which stays, it need not look through each time.
+        if keras.backend.backend() == "jax":
+            import jax
+
+            jax.clear_caches()  # each compiled function has memory maps, of which there is a limit
         gc.unfreeze()
         gc.collect()
         gc.freeze()
