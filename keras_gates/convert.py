@@ -142,13 +142,18 @@ class _Conversion:
             return self._bidirectional(layer)
         if type(layer) is keras.layers.TimeDistributed:
             return keras.layers.TimeDistributed(self.layer(layer.layer), name=layer.name)
+        if isinstance(layer, tuple(_LAYERS)):
+            raise ValueError(
+                f"from_keras cannot see into {layer.name!r} of type {type(layer).__name__}, a "
+                "subclass that may compute something else. Convert an instance of its base."
+            )
         try:
             copy = type(layer).from_config(layer.get_config())
         except Exception as error:  # of a class of the user's own, of any kind
             raise ValueError(
                 f"from_keras makes {layer.name!r} of type {type(layer).__name__} anew from its "
-                f"config, and that raised {type(error).__name__}: {error} Give the class a "
-                "`get_config`, or convert its layers one by one."
+                f"config, and that raised {type(error).__name__}: {str(error).splitlines()[0]} "
+                "Give the class a `get_config`, or convert its layers one by one."
             ) from error
         parts = layer._flatten_layers(include_self=False)
         if any(isinstance(part, keras.layers.RNN) for part in parts):

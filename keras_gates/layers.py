@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_gates import activations, engine, regularizers, verdicts
-from keras_gates._keras.calls import outer_steps, stacklevel
+from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import trace
@@ -167,6 +167,11 @@ class GatedRNN(keras.layers.RNN):
         super().build(sequences_shape)
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: shape[-1]})
 
+    def __call__(self, *args, **kwargs):
+        if args or "sequences" in kwargs:
+            self._check_sequences(args[0] if args else kwargs["sequences"])
+        return super().__call__(*args, **kwargs)
+
     def call(self, sequences, initial_state=None, mask=None, training=False):
         if sequences.shape[1] == 0:
             raise ValueError(
@@ -175,6 +180,8 @@ class GatedRNN(keras.layers.RNN):
             )
         self._check_initial_state(sequences, initial_state)
         self._check_mask(sequences, mask)
+        if self.stateful and initial_state is None and sequences.shape[0] is None:
+            sequences = self._of_known_batch(sequences)
         if mask is None and getattr(sequences, "_keras_mask", None) is not None:
             warnings.warn(
                 f"{self.name!r} ignores the mask that comes with `sequences`: Keras hands a layer "
@@ -270,6 +277,46 @@ class GatedRNN(keras.layers.RNN):
         if self.backprop == "autodiff":
             return "backprop='autodiff' was given"
         return self._not_fusable or engine.why_not_fusable(self)
+
+    def _check_sequences(self, given):
+        kind, dtype = type(given).__name__, str(getattr(given, "dtype", ""))
+        hint = ""
+        if kind == "RaggedTensor":
+            hint = (
+                ". Give it one length, x.to_tensor(), and mask=tf.sequence_mask(x.row_lengths()) "
+                "for what is padding then"
+            )
+        elif isinstance(given, (list, tuple)):
+            hint = (
+                ". Sequences of several lengths get one length with keras.utils.pad_sequences(x, "
+                "dtype='float32', padding='post'), and a keras.layers.Masking layer before this "
+                "one; an initial state is `initial_state`"
+            )
+        elif kind == "SparseTensor":
+            hint = ". Make it dense: tf.sparse.to_dense(x)"
+        elif hasattr(given, "shape") and not dtype.startswith(("string", "<U", "object")):
+            return
+        of_dtype = f" and dtype {dtype}" if hasattr(given, "shape") else ""
+        raise TypeError(
+            f"{self.name!r} takes `sequences` as one tensor or array of numbers, (batch, time, "
+            f"features). Received: sequences of type {kind}{of_dtype}{hint}"
+        )
+
+    def _of_known_batch(self, sequences):
+        """The same sequences, of which the batch size is looked at when it is known."""
+        if self.states is None or keras.backend.backend() != "tensorflow" or is_exporting():
+            return sequences
+        import tensorflow as tf
+
+        batch = self.states[0].shape[0]
+        message = (
+            f"{self.name} is stateful and keeps the states of {batch} samples, so that every "
+            "batch must have as many: leave out the rest that is smaller, or set stateful=False"
+        )
+        with tf.control_dependencies(
+            [tf.debugging.assert_equal(tf.shape(sequences)[0], batch, message)]
+        ):
+            return tf.identity(sequences)
 
     def _check_initial_state(self, sequences, initial_state):
         if initial_state is None:

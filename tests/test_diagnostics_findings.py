@@ -13,7 +13,14 @@ from diagnosed import TENSORFLOW, model_of, needs_gradients, sequences
 from helpers import BATCH, FEATURES, TIME, UNITS
 
 import keras_gates as kg
-from keras_gates.diagnostics import Diagnosis, GateMonitor, diagnose, findings, locate_nonfinite
+from keras_gates.diagnostics import (
+    Diagnosis,
+    GateMonitor,
+    data,
+    diagnose,
+    findings,
+    locate_nonfinite,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
@@ -212,26 +219,35 @@ def test_errors_name_the_argument(rng):
             look(uncompiled, x, y)
 
 
-def test_a_dataset_is_refused_with_what_to_do(rng):
+def test_datasets_give_their_first_samples(rng, monkeypatch):
     class Batches(keras.utils.PyDataset):
         def __len__(self):
-            return 10
+            return 100
 
         def __getitem__(self, index):
-            raise AssertionError("was read")
+            assert index < 2, "more was read than is needed"
+            return x[2 * index : 2 * index + 2], y[2 * index : 2 * index + 2]
 
+    monkeypatch.setattr(data, "TAKEN", 4)
     model = model_of(helpers.built(rng, dtype="float32", cell="gru"))
-    x, y = sequences(rng), np.zeros((BATCH, UNITS))
-    given = [Batches(), iter([(x, y)])]
+    x, y = sequences(rng, batch=6), rng.normal(size=(6, UNITS))
+    given = [Batches(workers=1)]
     if TENSORFLOW:
         import tensorflow as tf
 
-        given.append(tf.data.Dataset.from_tensor_slices((x, y)).batch(3))
+        whole = tf.data.Dataset.from_tensor_slices((x, y))
+        given += [whole.batch(2), whole, whole.batch(2).map(lambda x, y: (x, y, 1.0))]
+    expected = diagnose(model, x[:4], y[:4] if TENSORFLOW else None).scalars()
     for dataset in given:
-        said = f"x, y = next.iter.dataset.*Received: x of type {type(dataset).__name__}$"
-        with pytest.raises(ValueError, match=f"`x` must be an array.*{said}"):
-            diagnose(model, dataset)
-        with pytest.raises(ValueError, match=f"`x` must be an array.*{said}"):
-            GateMonitor(dataset)
-    x, y = next(iter(given[-1]))
-    assert diagnose(model, x, y if TENSORFLOW else None).layers[0].samples == len(x)
+        assert diagnose(model, dataset).scalars() == pytest.approx(expected, nan_ok=True)
+    assert len(GateMonitor(given[-1] if TENSORFLOW else given[0]).x) == 4
+    uncompiled = keras.Sequential([keras.Input((None, FEATURES)), model.layers[0]])
+    assert "gradient" not in str([*diagnose(uncompiled, given[0]).scalars()])
+    with pytest.raises(ValueError, match="`y` must be left out where `x` is a dataset"):
+        diagnose(model, given[0], y)
+
+
+def test_an_iterator_is_left_alone(rng):
+    model = model_of(helpers.built(rng, dtype="float32", cell="gru"))
+    with pytest.raises(ValueError, match="of an iterator take one batch: x, y = next.x.*list_iter"):
+        diagnose(model, iter([sequences(rng)]))

@@ -111,6 +111,49 @@ def test_sequences_must_be_3d(shape):
         kg.GatedRNN(4)(np.zeros(shape, "float32"))
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ([[[1.0]], [[1.0], [2.0]]], "type list. Sequences of several lengths .*pad_sequences"),
+        ((np.zeros((1, 2, 3)), np.zeros((1, 4))), "an initial state is `initial_state`"),
+        (np.array([[["a"]]]), "type ndarray and dtype <U1"),
+        (np.array([[[None]]]), "dtype object"),
+        (None, "type NoneType"),
+        ("x", "type str"),
+    ],
+)
+def test_sequences_that_are_no_tensor(given, hint):
+    with pytest.raises(TypeError, match=f"takes `sequences` as one tensor or array.*{hint}"):
+        kg.GatedRNN(4)(given)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="kinds of tensors that TensorFlow has")
+def test_tensors_that_are_ragged_or_sparse_are_told_what_to_become():
+    import tensorflow as tf
+
+    ragged = tf.ragged.constant([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], ragged_rank=1)
+    layer = kg.GatedRNN(4)
+    with pytest.raises(TypeError, match="RaggedTensor.*x.to_tensor.*mask=tf.sequence_mask"):
+        layer(ragged)
+    mask = tf.sequence_mask(ragged.row_lengths())  # what it says works
+    assert layer(ragged.to_tensor(), mask=mask).shape == (2, 4)
+    with pytest.raises(TypeError, match="SparseTensor.*tf.sparse.to_dense"):
+        kg.GatedRNN(4)(tf.sparse.from_dense(np.ones((1, 2, 3))))
+
+
+@pytest.mark.parametrize("backprop", ["auto", "fused"])
+def test_a_leftover_batch_of_a_stateful_layer_is_named(backprop):
+    inputs = keras.Input(batch_shape=(4, 5, 3))
+    model = keras.Sequential([inputs, kg.GatedRNN(4, stateful=True, name="ear", backprop=backprop)])
+    x = np.zeros((6, 5, 3), "float32")
+    assert model.predict(x[:4], batch_size=4, verbose=0).shape == (4, 4)
+    with pytest.raises(
+        Exception,
+        match="ear is stateful and keeps the states of 4|same as the batch size of the initial",
+    ):
+        model.predict(x, batch_size=4, verbose=0)
+
+
 def test_sequences_need_a_feature_size():
     with pytest.raises(ValueError, match=r"known feature size. Received: shape \(None, 5, None\)"):
         kg.GatedRNN(4)(keras.Input((5, None)))
@@ -282,7 +325,9 @@ def test_from_keras_errors():
             super().__init__()
             self.rnn = keras.layers.GRU(3)
 
-    with pytest.raises(TypeError, match="convert them one by one. Received: Subclassed"):
+    with pytest.raises(
+        ValueError, match="Subclassed anew from its .*convert its layers one by one"
+    ):
         kg.from_keras(Subclassed())
 
     class MyGRU(keras.layers.GRU):

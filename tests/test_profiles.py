@@ -106,10 +106,21 @@ def test_profiles_can_be_made_while_a_graph_is_traced():
     assert found == [pytest.approx(2, abs=1e-3)]
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "glu", "sparsemax"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "sparsemax"])
 def test_what_is_not_elementwise_has_no_profile(name):
-    with pytest.raises(ValueError, match=f"elementwise activation.*Received: {name}"):
+    with pytest.raises(ValueError, match=f"elementwise.*mixes units. Received: {name}"):
         profile(name)
+
+
+def test_names_that_no_cell_can_use_say_why():
+    """And all others keep the shape."""
+    for name in kg.activations.names():
+        assert kg.activations.get(name, "a")(keras.ops.ones((2, 4))).shape == (2, 4)
+    for make in (kg.check_activations, lambda **given: kg.GatedRNN(4, **given)):
+        with pytest.raises(ValueError, match="`candidate_activation` must keep .* 'glu' halves"):
+            make(candidate_activation="glu")
+        with pytest.raises(ValueError, match="gate_activation.*'threshold' needs further.*lambda"):
+            make(gate_activation="threshold")
 
 
 def test_an_error_of_the_function_itself_is_shown():

@@ -12,6 +12,12 @@ from keras_gates.types import Activation
 from keras_gates.validation import close_matches
 
 _NOT_ACTIVATIONS = {"get", "serialize", "deserialize"}
+# Of Keras' names those that no cell can use, and why.
+_UNFIT = {
+    "glu": "halves the number of units",
+    "threshold": "needs further arguments: give a function, such as "
+    "lambda x: keras.activations.threshold(x, 0.5, 0.0)",
+}
 
 
 def names() -> list[str]:
@@ -23,7 +29,7 @@ def _keras_names():
     return [
         name
         for name, value in vars(keras.activations).items()
-        if callable(value) and name not in _NOT_ACTIVATIONS and not name.startswith("_")
+        if callable(value) and not name.startswith("_") and name not in {*_NOT_ACTIVATIONS, *_UNFIT}
     ]
 
 
@@ -45,6 +51,11 @@ def get(identifier: Activation, argument: str, warn: bool = True) -> Callable[[A
         warn: whether to warn of a function that cannot be saved.
     """
     if isinstance(identifier, str):
+        if identifier in _UNFIT:
+            raise ValueError(
+                f"`{argument}` must keep the number of units, and {identifier!r} "
+                f"{_UNFIT[identifier]}. Received: {argument}={identifier!r}"
+            )
         found = _by_name(identifier)
         if found is None:
             raise ValueError(

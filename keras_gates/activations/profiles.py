@@ -167,8 +167,8 @@ def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, "float64")
     name = lookup.name_of(activation)
     expected = (
-        "A profile is one of an elementwise activation, whose every value depends on its own input "
-        f"alone. Received: {name}"
+        "an activation can be judged if it is elementwise, so that every value depends on its own "
+        f"input alone, and this one mixes units. Received: {name}"
     )
     units, dtype = 2, "float32" if keras.backend.backend() == "jax" else "float64"
     if isinstance(activation, keras.Layer):

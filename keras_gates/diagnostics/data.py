@@ -7,10 +7,15 @@ import keras
 import numpy as np
 from keras import tree
 
+TAKEN = 256  # samples of a dataset
+
 
 def checked(model, x, y, purpose):
     """`x` and `y` (or None) as arrays that fit the model and each other; else an error."""
     check_model(model)
+    if is_dataset(x):
+        x, y = taken(x, y, getattr(model, "inputs", None))
+        y = y if model.compiled else None
     x = arrays("x", x)
     check_shapes(model, x)
     if y is not None:
@@ -18,6 +23,47 @@ def checked(model, x, y, purpose):
         check_same_length(x, y)
         check_compiled(model, purpose)
     return x, y
+
+
+def is_dataset(x):
+    """Whether it gives batches, and the same another time: `tf.data.Dataset` and its like."""
+    if isinstance(x, keras.utils.PyDataset):
+        return True
+    other = ("__array__", "__next__")
+    return hasattr(x, "__iter__") and not (
+        any(hasattr(x, name) for name in other) or isinstance(x, (list, tuple, dict, str))
+    )
+
+
+def taken(dataset, y, announced=None):
+    """The first samples of a dataset, and its targets where they are of use, as arrays.
+
+    Args:
+        dataset: see `is_dataset`.
+        y: must be None.
+        announced: the symbolic inputs of the model, which tell single samples from batches.
+    """
+    if y is not None:
+        raise ValueError(
+            "`y` must be left out where `x` is a dataset, which has the targets. Received: y of "
+            f"type {type(y).__name__}"
+        )
+    batches, count = [], 0
+    if isinstance(dataset, keras.utils.PyDataset):  # which ends nowhere by itself
+        dataset = map(dataset.__getitem__, range(len(dataset)))
+    for batch in dataset:
+        given = batch if isinstance(batch, tuple) else (batch,)
+        given = tree.map_structure(np.asarray, given[:2])  # without the weights of samples
+        if announced and tree.flatten(given[0])[0].ndim == len(announced[0].shape) - 1:
+            given = tree.map_structure(lambda v: v[None], given)  # one sample
+        batches.append(given)
+        count += samples(given[0])
+        if count >= TAKEN:
+            break
+    if not batches:
+        raise ValueError("`x` must hold at least one batch. Received: an empty dataset")
+    x, *rest = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    return x, rest[0] if rest and keras.backend.backend() == "tensorflow" else None
 
 
 def check_model(model):
@@ -118,7 +164,7 @@ def _array(argument, value):
         received = "" if array is None else f", shape {array.shape} and dtype {array.dtype}"
         raise ValueError(
             f"`{argument}` must be an array, or a list or dict of arrays, with the samples along "
-            "the first axis; of a dataset take one batch: x, y = next(iter(dataset)). Received: "
+            "the first axis; of an iterator take one batch: x, y = next(x). Received: "
             f"{argument} of type {type(value).__name__}{received}"
         )
     if not array.size:

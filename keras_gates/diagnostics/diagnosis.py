@@ -43,8 +43,10 @@ def diagnose(
     Args:
         model: a built Keras model; compiled, if `y` is given.
         x: its inputs: an array (samples, time, features), or what else the model takes, or a list
-            or dict of arrays. Some hundred samples are enough. The memory needed is a few arrays
-            of (samples, time, units) per layer.
+            or dict of arrays; or a dataset (`tf.data.Dataset`, `keras.utils.PyDataset`, ...), of
+            which the first 256 samples are taken, and their targets if the model is compiled. Some
+            hundred samples are enough. The memory needed is a few arrays of (samples, time, units)
+            per layer.
         y: the targets, for the gradients of the loss that the model was compiled with, without
             sample weights. On the TensorFlow backend.
         margin: a value counts as saturated, or at the bound, when it is within this share of the

@@ -112,6 +112,8 @@ class GateMonitor(keras.callbacks.Callback):
             )
         self.growth = float(growth)
         samples = positive_integer("samples", samples)
+        if data.is_dataset(x):
+            x, y = data.taken(x, y)
         x = data.arrays("x", x)
         if y is not None:
             y = data.arrays("y", y)
