@@ -567,16 +567,17 @@ def test_under_mirrored_strategy():
             layer = kg.GatedRNN(5, grad_clip_norm=1.0, backprop=backprop)
             model = keras.Sequential([keras.Input((None, 3)), layer, keras.layers.Dense(1)])
             model.compile("sgd", "mse")
-            return model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0), layer
+            model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+            return model.get_weights(), layer
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
             fused, layer = train("auto")
         assert layer.explain().endswith("training, when last traced: fused"), layer.explain()
         plain, _ = train("autodiff")
-        print(*fused.history["loss"], *plain.history["loss"])
+        # The losses that Keras 3.8 reports are those of one replica.
+        print(max(np.abs(a - b).max() for a, b in zip(fused, plain, strict=True)))
         """
     )
-    losses = [float(v) for v in output.split()[-4:]]
-    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-5)
+    assert float(output.split()[-1]) < 1e-6
 
 
 def test_two_runs_give_the_same_bits():
