@@ -20,7 +20,8 @@ def clip_by_value(gradient, bound):
 def clip_by_norm(gradient, bound):
     """`gradient`, shape (batch, ...), with each sample scaled to an L2 norm of at most `bound`.
 
-    The norm is taken relative to the sample's largest element, so that squaring cannot overflow.
+    The norm is taken relative to the sample's largest element, so that squaring cannot overflow
+    (of both a fourth, because XLA divides by multiplying with 1 / x, which may underflow to 0).
     A sample with infinite elements becomes the limit: those elements share the bound and the
     finite ones vanish; in float16 it stays as it is. NaN makes the whole sample NaN.
     """
@@ -31,7 +32,7 @@ def clip_by_norm(gradient, bound):
     direction = ops.where(
         infinite,
         ops.where(ops.isinf(exact), ops.sign(exact), 0 * exact),
-        exact / ops.where(largest > 0, largest, ops.ones_like(largest)),
+        (exact / 4) / ops.where(largest > 0, largest / 4, ops.ones_like(largest)),
     )
     length = ops.sqrt(ops.sum(ops.square(direction), axis=axes, keepdims=True))
     clipped = ops.where(largest * length <= bound, exact, direction * (bound / length))
