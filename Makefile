@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 KERAS_BACKEND ?= tensorflow
 
-.PHONY: demo test test-all test-backend test-oldest lint bench dist clean
+.PHONY: demo test test-all test-backend test-oldest lint cross bench dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
@@ -39,6 +39,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The kernel for the platforms that nobody here has, as far as a compiler can tell.
+PLATFORMS = aarch64-linux-gnu aarch64-macos x86_64-macos x86_64-windows-gnu
+cross: $(INSTALLED)
+	for platform in $(PLATFORMS); do for source in kernel library; do \
+		$(BIN)/python -m ziglang c++ -target $$platform -std=c++17 -O1 -Wall -Werror -DVARIANT=baseline \
+		-c keras_gates/engine/native/$$source.cpp -o $(VENV)/$$source.o || exit 1; \
+	done; done
+
 bench: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py
 
@@ -47,9 +55,9 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist out *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build dist out *.egg-info keras_gates/engine/native/*.so
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard keras_gates/engine/native/*.[chi]*)
 	@test -n "$(PYTHON)" || { echo "keras_gates needs Python 3.11, 3.12 or 3.13, and found none. \
 	Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Making the environment $(VENV) with $(PYTHON): TensorFlow and what else setup.cfg names. \

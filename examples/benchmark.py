@@ -4,9 +4,8 @@ Every figure is a ratio: both sides alternate in one process, and the medians ov
 compared, so that a machine that speeds up and slows down does so for both. A ratio above 1 means
 that GatedRNN is faster. PyTorch takes part where it is installed (`pip install torch`).
 
-GatedRNN is timed as it is after its first seconds, with backprop="fused". What it does before, when
-compiling does not pay yet, is measured on its own: the first training step, and a fit of 20 steps
-over 10 lengths, each in a new process.
+GatedRNN has its default settings. The first training step, and a fit of 20 steps over 10 lengths, are
+measured in new processes.
 
     python examples/benchmark.py            # all rows, about 25 minutes on two cores
     python examples/benchmark.py --quick    # the two small shapes, three rounds
@@ -129,7 +128,7 @@ def sides(name, shape):
     """From the name of each side to its `train` and `inference`."""
     cell, gate, candidate = LAYERS[name]
     features, units = shape.features, shape.units
-    ours = {"cell": cell, "candidate_activation": candidate, "backprop": "fused"}
+    ours = {"cell": cell, "candidate_activation": candidate}
     theirs = {"activation": candidate}
     if gate:
         ours["gate_activation"] = theirs["recurrent_activation"] = gate
@@ -243,7 +242,7 @@ def growth_with_time(rounds):
     steps = {}
     for time_steps in (100, 1600):
         shape = SHAPES[-1]._replace(time_steps=time_steps)
-        layer = relu_gru(OURS, shape.units, backprop="fused")
+        layer = relu_gru(OURS, shape.units)
         steps[f"T={time_steps}"] = keras_side(layer, shape)["train"]
     medians = alternate(steps, rounds)
     return medians["T=1600"] / medians["T=100"]
@@ -265,7 +264,7 @@ def relu_gru(side, units, **arguments):
 
 def memory(side):
     """Bytes by which one training step at LONG raises the resident memory."""
-    layer = relu_gru(side, LONG.units, backprop="fused")
+    layer = relu_gru(side, LONG.units)
     model = keras.Sequential([keras.Input((None, LONG.features)), layer, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = map(tf.constant, data(LONG))

@@ -34,7 +34,8 @@ def clip_by_norm(gradient, bound):
         ops.where(ops.isinf(exact), ops.sign(exact), 0 * exact),
         (exact / 4) / ops.where(largest > 0, largest / 4, ops.ones_like(largest)),
     )
-    length = ops.sqrt(ops.sum(ops.square(direction), axis=axes, keepdims=True))
+    square = ops.sum(ops.square(direction), axis=axes, keepdims=True)
+    length = ops.sqrt(ops.where(square == 0, ops.ones_like(square), square))  # for the slope
     clipped = ops.where(largest * length <= bound, exact, direction * (bound / length))
     return _keep_overflow(gradient, ops.cast(clipped, gradient.dtype), infinite)
 

@@ -35,11 +35,12 @@ class GatedRNN(keras.layers.RNN):
         stateful: whether the last states of a batch are the initial ones of the next.
         unroll: whether to unroll the time loop (a known, short number of steps).
         zero_output_for_mask: whether the output at a masked step is zero instead of a repetition.
-        backprop: how gradients are computed. "fused": the whole sequence at once, with the states
-            alone in memory, in loops that XLA compiles. "autodiff": by the backend, step by step.
-            "auto": fused wherever it is possible and pays; `explain` says which and why. The
-            results are the same, gradients of gradients too (with clipping, each of the paths that
-            these take back is clipped on its own). "fused" raises where it is impossible.
+        backprop: how gradients are computed. "fused": the whole sequence at once, by a compiled
+            kernel that runs the cell's equations and their derivative (on JAX by scans, which it
+            compiles). "autodiff": by the backend, step by step. "auto": fused wherever it is
+            possible and pays; `explain` says which and why. The results are the same, gradients of
+            gradients too (with clipping, each of the paths that these take back is clipped on its
+            own). "fused" raises where the cell makes it impossible.
         gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
         candidate_activation: φ. Default: "tanh".
         grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation
@@ -264,11 +265,11 @@ class GatedRNN(keras.layers.RNN):
         obstacle = obstacle or engine.why_not_fused_here(self, sequences, training)
         self._obstacles["training" if training else "inference"] = obstacle
         if not obstacle:
-            if self._engine is None:
-                self._engine = engine.make_engine(self.cell)
             try:
+                if self._engine is None:
+                    self._engine = engine.make_engine(self.cell)
                 return self._engine.run(self, sequences, states, mask, training)
-            except engine.NotFusableError as reason:
+            except (engine.NotFusableError, NotTraceableError) as reason:
                 self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)

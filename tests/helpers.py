@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from keras import ops
 
 import keras_gates as kg
 
@@ -42,6 +43,44 @@ class MGUCell(kg.GatedCell):
         f = self.gate("forget", x.forget + u.forget)
         n = self.candidate(x.candidate + self.recurrent("candidate", f * h))
         return ((1 - f) * h + f * n,)
+
+
+def drawn_cell(rng):
+    """The class of a cell whose equations are drawn at random from the operations of programs."""
+    unary = [
+        ops.tanh, ops.sigmoid, ops.softplus, ops.softsign, ops.square, ops.abs, ops.relu,
+        lambda v: ops.exp(-ops.square(v)), lambda v: ops.log(1 + ops.square(v)), ops.sin,
+        lambda v: v - ops.mean(v, axis=-1, keepdims=True), ops.softmax,
+        lambda v: v / ops.sqrt(1 + ops.sum(ops.square(v), axis=-1, keepdims=True)),
+        lambda v: ops.max(v, axis=-1, keepdims=True) - v, lambda v: ops.clip(v, -0.7, 0.8),
+    ]  # fmt: skip
+    binary = [
+        ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum,
+        lambda a, b: a / (2 + ops.tanh(b)), lambda a, b: ops.where(a > b, a, 0.5 * b),
+    ]  # fmt: skip
+    plan = [(int(rng.integers(99)), int(rng.integers(99)), int(rng.integers(99))) for _ in range(9)]
+
+    class Drawn(kg.GatedCell):
+        blocks = ("gate", "candidate")
+        state_names = ("hidden", "more")
+
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.extra = self.add_weight(shape=(self.units,), name="extra")
+
+        def update(self, x, u, states):
+            pool = [*states, self.gate("gate", x.gate + u.gate), self.extra * x.candidate]
+            pool.append(self.candidate(x.candidate + u.candidate))
+            for kind, first, second in plan:
+                a, b = pool[first % len(pool)], pool[second % len(pool)]
+                which = kind % (len(unary) + len(binary))
+                if which < len(unary):
+                    pool.append(unary[which](a))
+                else:
+                    pool.append(binary[which - len(unary)](a, b))
+            return sum(pool[1:], pool[0]) / 4, pool[-1] * pool[-2]
+
+    return Drawn
 
 
 # One entry per cell and variant: arguments of GatedRNN, and of its reference.

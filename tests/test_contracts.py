@@ -19,7 +19,6 @@ from helpers import (
     UNITS,
     assert_close,
     built,
-    leave_out_for_time,
     weights_of,
 )
 from keras import ops
@@ -50,18 +49,7 @@ DIRECTIONS = [{}, {"go_backwards": True}, {"zero_output_for_mask": True}]
 def backprop(request, monkeypatch):
     """Every test here runs through the plain loop and through the engine."""
     monkeypatch.setitem(kg.GatedRNN.__init__.__kwdefaults__, "backprop", request.param)
-    if BACKEND == "tensorflow" and request.param == "fused":
-        from keras_gates.engine.tensorflow import _shared, kernels
-
-        # The algorithm is the same uncompiled, and fast enough for hundreds of tests.
-        monkeypatch.setattr(kernels, "COMPILED", False)
-        yield request.param
-        TRACED.update(_shared.values())
-    else:
-        yield request.param
-
-
-TRACED = set()  # keeps alive what the next test of the same cell can use
+    return request.param
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
@@ -69,8 +57,6 @@ TRACED = set()  # keeps alive what the next test of the same cell can use
 def test_check(check, cell, arguments, backprop):
     if check == "unrolled" and backprop == "fused":
         pytest.skip("unroll=True asks for a loop of its own")
-    turn = list(checks.CHECKS).index(check) + CELLS.index((cell, arguments))
-    leave_out_for_time(turn % 2 and backprop == "fused")
     checks.CHECKS[check](cell, arguments)
 
 
@@ -83,9 +69,6 @@ def reference_of(case, layer, clip):
 @pytest.mark.parametrize("options", DIRECTIONS, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_equal_the_reference(case, options, clip, rng, backprop):
-    turn = list(CASES).index(case) + CLIPS.index(clip) + DIRECTIONS.index(options)
-    # What remains has every pair of the three parameters, on both paths.
-    leave_out_for_time(turn % 3 != (backprop == "fused"))
     arguments = CASES[case][0]
     layer = built(rng, **arguments, **options, **clip, return_sequences=True, return_state=True)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
@@ -275,9 +258,6 @@ def test_equals_keras(name, options, mask, rng, backprop):
     """Outputs and gradients in float32, dropout included: its masks come from the same seed."""
     if options.get("unroll") and backprop == "fused":
         pytest.skip("unroll=True asks for a loop of its own")
-    turn = list(KERAS).index(name) + OPTIONS.index(options) + (mask is not None)
-    # What remains has every pair of the three parameters, on both paths.
-    leave_out_for_time(turn % 2 != (backprop == "autodiff"))
     if BACKEND == "jax" and options.get("unroll") and mask is not None:
         options = {**options, "return_sequences": False}
     theirs_class, variant = KERAS[name]

@@ -5,7 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, DTYPE, MGUCell
+from helpers import BACKEND, DTYPE, MGUCell, drawn_cell
 from keras import ops
 from keras.ops import convert_to_tensor as tensor
 
@@ -250,40 +250,7 @@ def test_derivatives_of_all_operations_equal_finite_differences(name, rng):
 def test_cells_drawn_at_random_from_the_operations(seed):
     """Equations of random operations: traced, run and differentiated."""
     rng = np.random.default_rng(seed)
-    unary = [
-        ops.tanh, ops.sigmoid, ops.softplus, ops.softsign, ops.square, ops.abs, ops.relu,
-        lambda v: ops.exp(-ops.square(v)), lambda v: ops.log(1 + ops.square(v)), ops.sin,
-        lambda v: v - ops.mean(v, axis=-1, keepdims=True), ops.softmax,
-        lambda v: v / ops.sqrt(1 + ops.sum(ops.square(v), axis=-1, keepdims=True)),
-        lambda v: ops.max(v, axis=-1, keepdims=True) - v, lambda v: ops.clip(v, -0.7, 0.8),
-    ]  # fmt: skip
-    binary = [
-        ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum,
-        lambda a, b: a / (2 + ops.tanh(b)), lambda a, b: ops.where(a > b, a, 0.5 * b),
-    ]  # fmt: skip
-    plan = [(int(rng.integers(99)), int(rng.integers(99)), int(rng.integers(99))) for _ in range(9)]
-
-    class Drawn(kg.GatedCell):
-        blocks = ("gate", "candidate")
-        state_names = ("hidden", "more")
-
-        def build(self, input_shape):
-            super().build(input_shape)
-            self.extra = self.add_weight(shape=(self.units,), name="extra")
-
-        def update(self, x, u, states):
-            pool = [*states, self.gate("gate", x.gate + u.gate), self.extra * x.candidate]
-            pool.append(self.candidate(x.candidate + u.candidate))
-            for kind, first, second in plan:
-                a, b = pool[first % len(pool)], pool[second % len(pool)]
-                which = kind % (len(unary) + len(binary))
-                if which < len(unary):
-                    pool.append(unary[which](a))
-                else:
-                    pool.append(binary[which - len(unary)](a, b))
-            return sum(pool[1:], pool[0]) / 4, pool[-1] * pool[-2]
-
-    check(built(Drawn(UNITS, dtype=DTYPE), rng), rng)
+    check(built(drawn_cell(rng)(UNITS, dtype=DTYPE), rng), rng)
 
 
 def test_equations_read_like_the_papers():

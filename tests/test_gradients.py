@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import BACKEND
 from keras import ops
 
 from keras_gates.gradients import clip_by_norm, clip_by_value, clip_gradient
@@ -106,3 +107,18 @@ def test_edges_are_the_same_under_xla(mode):
 
     d = tf.constant(rows)
     np.testing.assert_allclose(tf.function(gradient, jit_compile=True)(d), gradient(d), rtol=1e-6)
+
+
+def test_a_clipped_gradient_of_zero_can_be_differentiated_again():
+    """As a gradient penalty does: 1 / sqrt(0) must not come into it."""
+    if BACKEND != "tensorflow":
+        pytest.skip("tapes")
+    import tensorflow as tf
+
+    gradient = tf.constant([[0.0, 0.0], [3.0, 4.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(gradient)
+        found = tf.reduce_sum(clip_by_norm(gradient, 1.0) * [[1.0, 2.0], [1.0, 0.0]])
+    np.testing.assert_allclose(
+        tape.gradient(found, gradient), [[1.0, 2.0], [0.128, -0.096]], rtol=1e-5
+    )

@@ -7,6 +7,9 @@ import keras
 TRAINER = "keras.src.backend.tensorflow.trainer"
 _NOT_THE_USERS = ("keras_gates.", "keras.", "contextlib", "tensorflow.", "jax.", "torch.")
 _EXPORTERS = ("keras.src.export.", "tensorflow.python.saved_model.save")
+_CUSTOM_GRADIENT = "tensorflow.python.ops.custom_gradient"
+_TAPE = "tensorflow.python.eager.imperative_grad"
+_FUNCTION = "tensorflow.python.eager.polymorphic_function.polymorphic_function"
 _TRAINING = ("fit", "train_on_batch")
 _PREDICTING = ("evaluate", "predict", "test_on_batch", "predict_on_batch")
 
@@ -27,6 +30,31 @@ def may_be_recorded():
     if record.could_possibly_record():
         return True
     return not (tf.executing_eagerly() or is_exporting() or _is_predicting())
+
+
+def is_watched(tensor):
+    """Whether a `GradientTape` of TensorFlow that is recording watches what a tensor is made of."""
+    from tensorflow.python.eager import record
+
+    return record.should_record_backprop([tensor])
+
+
+def is_pulled_by_a_tape():
+    """Whether the gradient of a `tf.custom_gradient` is being computed by a tape that saw it,
+    rather than for a graph that was traced before."""
+    modules = (module for module, _ in callers())
+    for module in modules:
+        if module == _CUSTOM_GRADIENT:
+            return next(m for m in modules if m != _CUSTOM_GRADIENT) == _TAPE
+    return False
+
+
+def is_compiling():
+    """Whether a function is being traced that TensorFlow compiles with XLA."""
+    return any(
+        module == _FUNCTION and getattr(frame.f_locals.get("self"), "_jit_compile", False)
+        for module, frame in callers()
+    )
 
 
 def is_exporting():

@@ -12,6 +12,7 @@ from keras_gates.cells.step import named, projected_blocks, running
 from keras_gates.equations.program import Program
 from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
 from keras_gates.equations.values import leaf
+from keras_gates.validation import one_of
 
 
 def trace(cell, opaque=False):
@@ -84,6 +85,7 @@ class _Tracing:
         return activated
 
     def recurrent(self, block, value):
+        one_of("block", block, self.cell.blocks)
         return self.clip("preactivation", Symbolic("recurrent", block=block)(value))
 
     def clip(self, place, x):

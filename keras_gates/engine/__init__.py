@@ -10,9 +10,10 @@ import importlib
 
 import keras
 
-from keras_gates._keras.calls import is_exporting
+from keras_gates._keras.calls import is_compiling, is_exporting
 from keras_gates.cells import GatedCell
 from keras_gates.engine.base import Engine, in_use, use, used
+from keras_gates.engine.native import library
 from keras_gates.engine.recurrence import NotFusableError
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 BACKPROP = ("auto", "fused", "autodiff")
-_BACKENDS = ("tensorflow", "jax")
+_BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def why_not_fusable(layer):
@@ -46,38 +47,45 @@ def why_not_fusable(layer):
 def why_not_fused_here(layer, sequences, training):
     """Why the layer does not take the fused path in what is being computed now, or None."""
     automatic = layer.backprop != "fused"
-    tensorflow = keras.backend.backend() == "tensorflow"
-    if automatic and (eager := _why_not_eagerly(sequences, tensorflow)):
-        return eager
-    if in_use() or is_exporting():  # looks through the call stack, so it comes after what is quick
+    if in_use():
         return "an exported model consists of plain operations"
-    if not (automatic and tensorflow):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if automatic and not isinstance(sequences, jax.core.Tracer):
+            return "outside jit and grad every call would be compiled"
         return None
+    if keras.backend.backend() == "torch":
+        return library.why_not() or _why_not_on_torch(sequences)
+    return library.why_not() or _why_not_on_tensorflow(automatic)
+
+
+def _why_not_on_torch(sequences):
+    import torch
+
+    if sequences.device.type != "cpu":
+        return f"the kernel is made for CPUs, and the sequences are on {sequences.device}"
+    if torch.compiler.is_compiling():
+        return "PyTorch compiles this function, and the kernel is none of its operations"
+    return None
+
+
+def _why_not_on_tensorflow(automatic):
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
-        return "the kernels are made for CPUs, and TensorFlow has a GPU here"
-    from keras_gates.engine.tensorflow import warmup
-
-    return warmup.why_not_yet(layer, sequences, training)
-
-
-def _why_not_eagerly(sequences, tensorflow):
-    """Why nothing is compiled for this call alone, or None inside a graph."""
-    if tensorflow:
-        import tensorflow as tf
-
-        if tf.executing_eagerly():
-            return "outside a graph (fit, predict, tf.function) every new shape would be compiled"
-        return None
-    import jax
-
-    if not isinstance(sequences, jax.core.Tracer):
-        return "outside jit and grad every call would be compiled"
+    if not tf.executing_eagerly():
+        if is_exporting():
+            return "an exported model consists of plain operations"
+        if is_compiling():
+            return "XLA compiles this function, and the kernel is none of its operations"
+    if automatic and tf.config.list_physical_devices("GPU"):
+        return "the kernel is made for CPUs, and TensorFlow has a GPU here"
     return None
 
 
 def make_engine(cell):
     """The `Engine` of the present backend, for one built cell."""
-    module = importlib.import_module(f"keras_gates.engine.{keras.backend.backend()}")
+    backend = keras.backend.backend()
+    native = "" if backend == "jax" else ".native"
+    module = importlib.import_module(f"keras_gates.engine{native}.{backend}")
     return module.FusedEngine(cell)

@@ -1,7 +1,10 @@
 """Fused backpropagation through time on JAX.
 
-The algorithm of `keras_gates.engine.tensorflow`, as nested scans: over chunks, and in each over
-its time steps. JAX compiles whole functions for fixed shapes, so there are no tiles here.
+Nested scans: over chunks of some time steps, and in each over its steps. Forward, of all that is
+computed only the states are kept, and the projections of the states while they are small. Backward,
+the chunks come in reverse order, each walks back in time with the vector-Jacobian product of
+everything between the projections, computing again what was not kept, and what it collected becomes
+the gradients of the weights with one matrix product each.
 """
 
 import functools
@@ -10,9 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from keras_gates.engine.base import Engine
-from keras_gates.engine.chunks import KEPT, steps_of_a_chunk
 from keras_gates.engine.recurrence import Dropout, Recurrence
 
+# Steps of a chunk: fewer of them leave an array of one block (steps, rows, units) in the cache.
+_FEWEST_STEPS, _MOST_STEPS = 25, 200
+_ELEMENTS = 100_000
+# The projections of the states are kept for the backward pass up to this size, in bytes.
+_KEPT = 128 * 2**20
 # Time steps of one turn of a loop on an accelerator, where a turn costs more than a small product.
 STEPS_OF_A_TURN = 8
 
@@ -31,7 +38,7 @@ class FusedEngine(Engine):
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         """See `Engine`; JAX itself knows whether `gradients` are asked for."""
         batch, time = sequences.shape[:2]
-        steps = steps_of_a_chunk(time, batch, self.recurrence.cell.units)
+        steps = _steps_of_a_chunk(time, batch * self.recurrence.cell.units)
         missing = -time % steps
         x = _chunks(sequences, steps, missing)
         valid = None
@@ -39,7 +46,7 @@ class FusedEngine(Engine):
             mask = jnp.ones((batch, time), bool) if mask is None else jnp.asarray(mask)
             valid = _chunks(mask[:, :, None], steps, missing)
         columns = len(self.recurrence.projected) * self.recurrence.cell.units
-        keep = x.shape[0] * steps * batch * columns * x.dtype.itemsize <= KEPT
+        keep = x.shape[0] * steps * batch * columns * x.dtype.itemsize <= _KEPT
         values = [jnp.asarray(v) for v in self.recurrence.values()]
         hidden, last = self._fused(return_sequences, keep)(x, valid, dropout, states, values)
         if hidden is not None:
@@ -161,3 +168,9 @@ def _bulk(dropout, x):
 
 def _add(totals, gradients):
     return [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
+
+
+def _steps_of_a_chunk(time, elements):
+    """How many, so that all chunks are equally long; `elements` of an array of one step."""
+    most = min(max(_FEWEST_STEPS, _ELEMENTS // elements), _MOST_STEPS)
+    return -(-time // -(-time // most)) if time else 1

@@ -6,6 +6,7 @@ A new elementwise function is one new row.
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable
 
 import keras
@@ -272,13 +273,25 @@ _row(
     keras={"Max": (), "Amax": ()},
 )  # fmt: skip
 _row("min", expand=lambda y: -apply("max", -y.arguments[0]), reduces=True)
+
+
+def _softmax(y):
+    powers = exp(y.arguments[0] - apply("max", y.arguments[0]))
+    return powers / total(powers)
+
+
+def _log_softmax(y):
+    shifted = y.arguments[0] - apply("max", y.arguments[0])
+    return shifted - log(total(exp(shifted)))
+
+
 _row(
     "softmax", lambda x: special.softmax(x, axis=-1),
-    lambda y, d: (y * (d - total(d * y)),), onnx="Softmax",
+    lambda y, d: (y * (d - total(d * y)),), expand=_softmax, onnx="Softmax",
 )  # fmt: skip
 _row(
     "log_softmax", lambda x: special.log_softmax(x, axis=-1),
-    lambda y, d: (d - exp(y) * total(d),), onnx="LogSoftmax",
+    lambda y, d: (d - exp(y) * total(d),), expand=_log_softmax, onnx="LogSoftmax",
 )  # fmt: skip
 
 
@@ -343,12 +356,17 @@ def _unary(name, numpy=None, slope=None, expand=None, onnx=None, keras=None, **m
     _row(name, numpy, pull, wrapped, onnx, keras, **more)
 
 
+def _of_its_sign(y, x, parameter):
+    """What is positive where x is. Slopes are of y where they can be: it is at hand backward."""
+    return y if y[parameter] >= 0 else x
+
+
 _unary(
     "sigmoid", special.expit, lambda y, x: y * (1 - y), onnx="Sigmoid", latex=r"\sigma({0})",
 )  # fmt: skip
 _unary("tanh", np.tanh, lambda y, x: 1 - y * y, onnx="Tanh", latex=r"\tanh({0})")
 _unary(
-    "relu", lambda x: np.maximum(x, 0), lambda y, x: where(x > 0, 1, 0), onnx="Relu",
+    "relu", lambda x: np.maximum(x, 0), lambda y, x: where(y > 0, 1, 0), onnx="Relu",
     latex=r"\operatorname{{relu}}({0})",
 )  # fmt: skip
 _unary("softplus", lambda x: np.logaddexp(0, x), lambda y, x: sigmoid(x), onnx="Softplus")
@@ -358,7 +376,8 @@ _unary(
 )  # fmt: skip
 _unary(
     "elu", lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
-    lambda y, x: where(x > 0, 1, y + y["alpha"]), onnx=("Elu", {"alpha": "alpha"}),
+    lambda y, x: where(_of_its_sign(y, x, "alpha") > 0, 1, y + y["alpha"]),
+    onnx=("Elu", {"alpha": "alpha"}),
     keras={"Elu": ("alpha",)}, parameters=("alpha",),
 )  # fmt: skip
 _unary(
@@ -369,20 +388,21 @@ _unary(
 _ALPHA, _SCALE = 1.6732632423543772, 1.0507009873554805
 _unary(
     "selu", lambda x: _SCALE * np.where(x > 0, x, _ALPHA * np.expm1(np.minimum(x, 0))),
-    lambda y, x: where(x > 0, _SCALE, y + _SCALE * _ALPHA), onnx="Selu",
+    lambda y, x: where(y > 0, _SCALE, y + _SCALE * _ALPHA), onnx="Selu",
 )  # fmt: skip
 _unary(
     "leaky_relu", lambda x, slope: np.where(x > 0, x, slope * x),
-    lambda y, x: where(x > 0, 1, y["slope"]), onnx=("LeakyRelu", {"alpha": "slope"}),
+    lambda y, x: where(_of_its_sign(y, x, "slope") > 0, 1, y["slope"]),
+    onnx=("LeakyRelu", {"alpha": "slope"}),
     keras={"LeakyRelu": ("negative_slope",)}, parameters=("slope",),
 )  # fmt: skip
 _unary(
     "relu6", lambda x: np.clip(x, 0, 6),
-    lambda y, x: where(apply("logical_and", x > 0, x < 6), 1, 0), expand=lambda x: clip(x, 0, 6),
+    lambda y, x: where(apply("logical_and", y > 0, y < 6), 1, 0), expand=lambda x: clip(x, 0, 6),
 )  # fmt: skip
 _unary(
     "hard_sigmoid", lambda x: np.clip(x + 3, 0, 6) / 6,
-    lambda y, x: where(apply("logical_and", x > -3, x < 3), 1 / 6, 0),
+    lambda y, x: where(apply("logical_and", y > 0, y < 1), 1 / 6, 0),
     expand=lambda x: apply("relu6", x + 3) / 6,
 )  # fmt: skip
 _unary("hard_tanh", expand=lambda x: clip(x, -1, 1))
@@ -475,12 +495,25 @@ def _clip_norm(d, bound):
     return np.where(largest * length <= bound, d, direction * (bound / np.maximum(length, 1e-300)))
 
 
+def clip_norm(gradients, bound):
+    """Gradients (rows, units), together scaled to an L2 norm of at most `bound` in every row, like
+    `gradients.clip_by_norm`."""
+    sizes = [apply("abs", d) for d in gradients]
+    largest = functools.reduce(maximum, [apply("max", size) for size in sizes])
+    infinite = apply("equal", largest, math.inf)
+    directions = [
+        where(infinite, where(apply("equal", size, math.inf), sign(d), 0 * d),
+              d / where(largest > 0, largest, 1))
+        for d, size in zip(gradients, sizes, strict=True)
+    ]  # fmt: skip
+    length = sqrt(functools.reduce(operator.add, [total(square(d)) for d in directions]))
+    inside, scale = largest * length <= bound, bound / length
+    return [where(inside, d, e * scale) for d, e in zip(gradients, directions, strict=True)]
+
+
 _row(
-    "clip_norm", _clip_norm,
-    expand=lambda y: y.arguments[0] * minimum(
-        1, y["bound"] / maximum(sqrt(total(square(y.arguments[0]))), 1e-30)
-    ),
-    keras={}, parameters=("bound",),
+    "clip_norm", _clip_norm, expand=lambda y: clip_norm([y.arguments[0]], y["bound"])[0], keras={},
+    parameters=("bound",),
 )  # fmt: skip
 
 # A function that is known by its values alone: of one number each.

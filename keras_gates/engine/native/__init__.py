@@ -1,0 +1,1 @@
+"""The native engine: a cell's equations, interpreted by a compiled kernel over tiles of rows."""

@@ -1,0 +1,205 @@
+"""What the kernel computes for a cell: forward, backward, and what the one keeps for the other."""
+
+import collections
+import dataclasses
+import functools
+
+from keras_gates.cells.step import projected_blocks
+from keras_gates.engine.native import cut
+from keras_gates.engine.native.instructions import Code, assemble, native
+from keras_gates.equations import apply, constant, leaf, pulled
+from keras_gates.equations.operations import clip_norm, total
+from keras_gates.equations.values import ordered
+
+# What it costs to compute a value once more, where keeping it, written and read once, costs 1.
+_ARITHMETIC, _REDUCTION, _FUNCTION = 0.15, 0.4, 1.5
+_OF_ARITHMETIC = """
+add subtract multiply negative abs sign where maximum minimum greater greater_equal less less_equal
+equal logical_and logical_or logical_not relu leaky_relu clip hard_sigmoid square
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The programs of a cell.
+
+    Attributes:
+        blocks, projected: how many.
+        states: how many, with the sums of penalties, `sums` of them, at the end.
+        infer, forward: without and with what is kept for the backward pass.
+        backward: the derivative.
+        kept: how many values are kept beside the states.
+        product_block: of each product `v U_k` in the equations, the number of k.
+        d_input_of, d_projected_of: see `kernel.h`.
+        weights: names of the weights that gradients are computed for in `backward`.
+    """
+
+    blocks: int
+    projected: int
+    states: int
+    sums: int
+    infer: Code
+    forward: Code
+    backward: Code
+    kept: int
+    product_block: tuple
+    d_input_of: tuple
+    d_projected_of: tuple
+    weights: tuple
+
+
+def plan_of(cell, program):
+    """The `Plan` for a cell and its traced `Program`.
+
+    Raises:
+        NotFusableError: with the reason.
+    """
+    bounds = None
+    if cell.clips and cell.grad_clip_at == "preactivation":
+        bounds = cell.grad_clip_value, cell.grad_clip_norm
+    blocks, projected = tuple(cell.blocks), projected_blocks(cell)
+    return _plan(program, blocks, projected, tuple(cell.penalties), bounds, cell.units)
+
+
+@functools.lru_cache(256)
+def _plan(program, blocks, projected, penalties, bounds, units):
+    x = [leaf("x", block) for block in blocks]
+    u = [leaf("u", block) for block in projected]
+    states = [leaf("state", name) for name, _ in program.outputs]
+    sums = [leaf("state", name, wide=False) for name in penalties]
+    weights = [value for (kind, _), value in program.leaves.items() if kind == "weight"]
+    outputs = [value for _, value in program.outputs]
+    penalized = {"activation_l1": outputs[0], "candidate_l1": dict(program.named).get("candidate")}
+    outputs += [
+        s + total(apply("abs", penalized[name])) for s, name in zip(sums, penalties, strict=True)
+    ]
+    d_after = [leaf("gradient", f"d_{s['name']}", wide=s.wide) for s in [*states, *sums]]
+    found, products = pulled(outputs, d_after, [*x, *u, *states, *sums, *weights])
+    found = [None if d is None else native(d) for d in found]
+    d_x, d_u, d_before, d_weights = _split(found, len(x), len(u), len(d_after), len(weights))
+    d_x, d_u = _clipped(d_x, bounds), _clipped(d_u, bounds)
+    outputs = [native(value) for value in outputs]
+
+    # The gradients that the backward pass is to give. Equal ones of several blocks are one.
+    gradients: dict = {}
+    for i, d in enumerate([*d_x, *d_u]):
+        if d is not None:
+            gradients.setdefault(d, i)
+    places = [("D_INPUT", k) for k in range(len(x))] + [("D_PROJECTED", k) for k in range(len(u))]
+    numbers = [*range(len(x)), *(len(x) + k for k in range(len(u)))]
+    targets = [(d, places[i]) for d, i in gradients.items()]
+    targets += [(constant(0) if d is None else d, ("D_NEW", s)) for s, d in enumerate(d_before)]
+    for i, (_, value, d) in enumerate(products):
+        targets += [(native(value), ("FACTOR", i)), (native(d), ("D_PRODUCT", i))]
+    learned = [(w["name"], d) for w, d in zip(weights, d_weights, strict=True) if d is not None]
+    targets += [(d, ("D_WEIGHT", i)) for i, (_, d) in enumerate(learned)]
+
+    given = _places_of_inputs(outputs, [d for d, _ in targets], x, u)
+    before = {value: ("STATE", i) for i, value in enumerate([*states, *sums])}
+    after = {value: ("NEW", i) for i, value in enumerate(outputs[: len(states)])}
+    kept = _kept([d for d, _ in targets], outputs, given, [*states, *after], d_after)
+    at_hand = {value: ("KEPT", i) for i, value in enumerate(kept)}
+    backward = assemble(
+        targets,
+        {
+            **after,
+            **{s: before[s] for s in states},
+            **at_hand,
+            **{d: ("D_STATE", i) for i, d in enumerate(d_after)},
+        },
+        blocks,
+        units,
+    )
+    codes = []
+    for of_pass in ({}, at_hand):
+        wanted = [(value, ("NEW", i)) for i, value in enumerate(outputs)]
+        wanted += [(value, place) for value, place in of_pass.items() if value not in given]
+        here = {value: of_pass.get(value, place) for value, place in given.items()}
+        code = assemble(wanted, {**here, **before}, blocks, units)
+        for leaves, registers in ((x, code.input_register), (u, code.projected_register)):
+            for value in leaves:
+                place = here.get(value) or next(p for v, p in here.items() if value in v.arguments)
+                registers.append(code.register.get(place, -1))
+        codes.append(code)
+    return Plan(
+        blocks=len(x),
+        projected=len(u),
+        states=len(d_after),
+        sums=len(sums),
+        infer=codes[0],
+        forward=codes[1],
+        backward=backward,
+        kept=len(kept),
+        product_block=tuple(blocks.index(block) for block, _, _ in products),
+        d_input_of=tuple(-1 if d is None else numbers[gradients[d]] for d in d_x),
+        d_projected_of=tuple(-1 if d is None else numbers[gradients[d]] for d in d_u),
+        weights=tuple(name for name, _ in learned),
+    )
+
+
+def _split(values, *sizes):
+    values = iter(values)
+    return [[next(values) for _ in range(size)] for size in sizes]
+
+
+def _clipped(gradients, bounds):
+    """The gradients at stacked projections, clipped together."""
+    present = [d for d in gradients if d is not None]
+    if not bounds or not present:
+        return gradients
+    value, norm = bounds
+    if norm is None:
+        clipped = [apply("clip_value", d, bound=value) for d in present]
+    else:
+        clipped = clip_norm(present, norm)
+    found = iter([native(d) for d in clipped])
+    return [None if d is None else next(found) for d in gradients]
+
+
+def _places_of_inputs(outputs, gradients, x, u):
+    """From `x W_k + b_k` and `h U_k + c_k`, or from their sum where nothing else is made of them
+    and the product can add them up, to their places."""
+    values = ordered([*outputs, *gradients])
+    uses = collections.Counter(id(a) for value in values for a in value.arguments)
+    uses.update(map(id, gradients))
+    found = {}
+    for a in x:
+        pair = {a, *[b for b in u if b["name"] == a["name"]]}
+        sums = [v for v in values if v.operation == "add" and set(v.arguments) == pair]
+        if len(pair) == 2 and len(sums) == 1 and all(uses[id(leaf)] == 1 for leaf in pair):
+            pair = sums
+        found.update(dict.fromkeys(pair))
+    found.update(dict.fromkeys(b for b in u if not any(b in (v, *v.arguments) for v in found)))
+    # Numbers that the assembler's own are far from.
+    return {value: ("LOCAL", 10**6 + i) for i, value in enumerate(found)}
+
+
+def _kept(wanted, outputs, given, free, d_after):
+    """Values of the forward pass that the backward pass is computed from, as cheaply as can be."""
+    stops = {id(value) for value in given}
+    of_gradients = {id(d) for d in d_after}
+    order = ordered(wanted, stops)
+    for value in order:
+        if any(id(a) in of_gradients for a in value.arguments):
+            of_gradients.add(id(value))
+    used = {id(a) for v in order if id(v) in of_gradients for a in v.arguments}
+    used |= set(map(id, wanted))
+    required = [v for v in order if id(v) in used and id(v) not in of_gradients]
+    of_forward = {id(v) for v in ordered(outputs, stops)}
+    never = float("inf")
+
+    def costs(value):
+        if any(value is v for v in free):
+            return 0.0, never
+        keep = 1.0 if id(value) in of_forward else never
+        if id(value) in stops or value.operation == "recurrent":
+            return keep, never
+        if not value.arguments:  # a number or a weight
+            return 0.0, never
+        if value.operation in _OF_ARITHMETIC.split():
+            return keep, _ARITHMETIC
+        return keep, _REDUCTION if value.operation in ("sum", "max") else _FUNCTION
+
+    known = {value: costs(value) for value in ordered(required, stops)}
+    found = cut.cheapest(known, required, stops)
+    return [value for value in found if known[value][0] > 0]

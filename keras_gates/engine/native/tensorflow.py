@@ -1,0 +1,83 @@
+"""The kernel on TensorFlow: as arrays eagerly, as a Python function in a graph."""
+
+import tensorflow as tf
+
+from keras_gates._keras.calls import is_pulled_by_a_tape, is_watched
+from keras_gates.engine.native.again import pulled_again
+from keras_gates.engine.native.engine import NativeEngine
+
+
+class FusedEngine(NativeEngine):
+    """Runs one cell; see `NativeEngine`."""
+
+    def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
+        """See `Engine`."""
+        dtype = sequences.dtype
+        given = [sequences, *states, *self.recurrence.values()]
+        given = [tf.cast(value, self.dtype) for value in given]
+        more = [] if mask is None else [tf.cast(mask, "bool")]
+        more += [tf.cast(m, self.dtype) for masks in dropout for m in masks]
+        counts = (int(mask is not None), *map(len, dropout))
+        shapes = [s.shape for s in states]
+        if return_sequences:
+            shapes.insert(0, [*sequences.shape[:2], self.recurrence.cell.units])
+        watched = is_watched(sequences)
+
+        def forward(given, gradients):
+            def on_arrays(*arrays):
+                return self.forward(arrays, counts, return_sequences, gradients)
+
+            all_shapes = [*shapes, [None]] if gradients else shapes
+            return _called(on_arrays, [*given, *more], all_shapes, self.dtype)
+
+        def backward(given, memory, d_results, wants_d_x):
+            def on_arrays(memory, *arrays):
+                d, arrays = arrays[: len(shapes)], arrays[len(shapes) :]
+                found = self.backward(arrays, counts, memory, d, return_sequences, wants_d_x)
+                return found if wants_d_x else found[1:]
+
+            wanted = given if wants_d_x else given[1:]
+            tensors = [memory, *d_results, *given, *more]
+            return _called(on_arrays, tensors, [w.shape for w in wanted], self.dtype)
+
+        @tf.custom_gradient
+        def run(*given):
+            *results, memory = forward([tf.stop_gradient(value) for value in given], True)
+
+            def grad(*d):
+                # Of a first layer the gradient at its input is wanted by nobody.
+                wants_d_x = watched or not is_pulled_by_a_tape()
+
+                @tf.custom_gradient
+                def pull(*d_and_given):
+                    stopped = [tf.stop_gradient(value) for value in d_and_given]
+                    d, given = d_and_given[: len(results)], d_and_given[len(results) :]
+
+                    def again(*v):
+                        if not wants_d_x:
+                            v = [tf.zeros_like(given[0]), *v]
+                        return pulled_again(
+                            self.recurrence, mask, dropout, return_sequences, given, d, v
+                        )
+
+                    found = backward(
+                        stopped[len(results) :], memory, stopped[: len(results)], wants_d_x
+                    )
+                    return found, again
+
+                found = pull(*d, *given)
+                return found if wants_d_x else [None, *found]
+
+            return results, grad
+
+        results = list(run(*given)) if gradients else forward(given, False)
+        hidden = tf.cast(results.pop(0), dtype) if return_sequences else None
+        return hidden, [tf.cast(r, state.dtype) for r, state in zip(results, states, strict=True)]
+
+
+def _called(function, tensors, shapes, dtype):
+    """What a function of arrays returns, as tensors."""
+    if tf.executing_eagerly():
+        return [tf.convert_to_tensor(a) for a in function(*[t.numpy() for t in tensors])]
+    found = tf.numpy_function(function, tensors, [tf.as_dtype(dtype)] * len(shapes))
+    return [tf.ensure_shape(tensor, shape) for tensor, shape in zip(found, shapes, strict=True)]

@@ -1,0 +1,372 @@
+"""The kernel: its operations, plans, instruction sets and threads."""
+
+import concurrent.futures
+import os
+
+import numpy as np
+import pytest
+from helpers import BACKEND, MGUCell, drawn_cell, run_python
+
+import keras_gates as kg
+from keras_gates import activations
+from keras_gates.cells.program import trace
+from keras_gates.engine.native import cut, library, run
+from keras_gates.engine.native.instructions import assemble, native
+from keras_gates.engine.native.plan import Plan, plan_of
+from keras_gates.engine.recurrence import NotFusableError
+from keras_gates.equations import TABLE, apply, evaluate, leaf
+from keras_gates.equations.operations import clip_norm
+
+ROWS, UNITS = 5, 19
+ARGUMENTS = {
+    **dict.fromkeys(["add", "subtract", "multiply", "divide", "power", "maximum", "minimum"], 2),
+    **dict.fromkeys(["greater", "greater_equal", "less", "less_equal", "equal"], 2),
+    **dict.fromkeys(["logical_and", "logical_or"], 2),
+    "where": 3,
+}
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, np.inf, -np.inf, np.nan, 1e4, -1e4, 90.0, -90.0, 1e-8]
+
+
+def computed(values, given):
+    """Values by the kernel, of arrays (rows, units) by name."""
+    places = {leaf("state", name): ("STATE", i) for i, name in enumerate(given)}
+    targets = [(native(value), ("NEW", i)) for i, value in enumerate(values)]
+    code = assemble(targets, places, ("candidate",), UNITS)
+    code.input_register, code.projected_register = [-1], []
+    (dtype,) = {array.dtype for array in given.values()}
+    states = max(len(values), len(given))
+    plan = Plan(1, 0, states, 0, code, code, code, 0, (), (-1,), (), ())
+    zeros = [np.zeros((ROWS, UNITS), dtype)] * (states - len(given))
+    inputs = run.Inputs(
+        x=np.zeros((ROWS, 1, 1), dtype),
+        states=[*given.values(), *zeros],
+        kernel=np.zeros((1, UNITS), dtype),
+        recurrent=np.zeros((UNITS, UNITS), dtype),
+        bias=None,
+        recurrent_bias=None,
+        weights={},
+    )
+    return run.forward(plan, inputs, False, False)[1][: len(values)]
+
+
+def numbers(rng, dtype, special=True):
+    found = rng.normal(size=(ROWS, UNITS)) * 10.0 ** rng.integers(-6, 3, size=(ROWS, UNITS))
+    if special:
+        found.ravel()[: len(SPECIAL)] = rng.permutation(SPECIAL)
+    return found.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sorted(set(library.operations()) & set(TABLE)))
+def test_operations_equal_those_of_numpy(name, dtype, rng):
+    row = TABLE[name]
+    parameters = {"alpha": 0.7, "slope": 0.2, "low": -0.7, "high": 0.8}
+    parameters = {p: parameters[p] for p in row.parameters}
+    for _ in range(20):
+        given = {n: numbers(rng, dtype, special=not row.reduces) for n in "abc"}
+        if name in ("where", "logical_and", "logical_or", "logical_not"):
+            given["a"] = (given["a"] > 0).astype(dtype)
+        if name in ("logical_and", "logical_or"):
+            given["b"] = (given["b"] > 0).astype(dtype)
+        value = apply(
+            name, *[leaf("state", n) for n in "abc"[: ARGUMENTS.get(name, 1)]], **parameters
+        )
+        (wanted,) = evaluate([value], {("state", n): v for n, v in given.items()})
+        (found,) = computed([value], given)
+        wanted = np.broadcast_to(np.asarray(wanted, "float64"), found.shape)
+        with np.errstate(over="ignore"):
+            wanted = wanted.astype(dtype)
+        tiny = np.finfo(dtype).tiny  # what is smaller is flushed to zero
+        tolerance = 3e-6 if dtype == "float32" else 2e-14
+        np.testing.assert_allclose(found, wanted, tolerance, tiny, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_over_their_whole_range(dtype, rng):
+    x = np.concatenate([np.linspace(-800, 800, 2001), rng.normal(size=30000), np.zeros(4)])
+    x = np.concatenate([x, 10.0 ** rng.uniform(-30, 30, 4000) * rng.choice([-1, 1], 4000)])
+    x = x[: len(x) // (ROWS * UNITS) * ROWS * UNITS].reshape(-1, ROWS, UNITS).astype(dtype)
+    for name in ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "softsign"):
+        value = apply(name, leaf("state", "a"))
+        worst = 0.0
+        for part in x:
+            (found,) = computed([value], {"a": part})
+            (wanted,) = evaluate([value], {("state", "a"): part})
+            with np.errstate(over="ignore", invalid="ignore"):
+                same = (found == wanted.astype(dtype)) | (np.isnan(found) & np.isnan(wanted))
+                small = np.abs(wanted) < np.finfo(dtype).tiny
+                error = np.abs(found - wanted) / np.abs(wanted)
+            worst = max(worst, float(np.where(same | small, 0, error).max()))
+        assert worst < 5 * np.finfo(dtype).eps, (name, worst)
+
+
+def test_a_value_is_computed_once_and_its_register_used_again(rng):
+    a, b = leaf("state", "a"), leaf("state", "b")
+    product = a * b
+    value = native((product + a) * (product - b) + product)
+    code = assemble([(value, ("NEW", 0))], {a: ("STATE", 0), b: ("STATE", 1)}, (), UNITS)
+    assert len(code.code) == 5
+    scratch = (code.places[:, 0] == library.PLACES.index("SCRATCH")).sum()
+    assert scratch == 3
+    given = {n: numbers(rng, "float64", special=False) for n in "ab"}
+    (found,) = computed([value], given)
+    (wanted,) = evaluate([value], {("state", n): v for n, v in given.items()})
+    np.testing.assert_allclose(found, wanted, 1e-14)
+
+
+def test_the_cheapest_values_are_kept():
+    a, b = leaf("x", "a"), leaf("x", "b")
+    total, product = a + b, a * b
+    dear = apply("tanh", total)
+    costs = {a: (1, 1e9), b: (1, 1e9), total: (1, 0.1), product: (1, 0.1), dear: (1, 1.5)}
+    stops = {id(a), id(b)}
+    assert cut.cheapest(costs, [dear], stops) == [dear]
+    assert cut.cheapest(costs, [total], stops) == [total]
+    assert set(cut.cheapest(costs, [total, product, a], stops)) == {a, b}
+    assert set(cut.cheapest(costs, [total, product, dear], stops)) == {total, product, dear}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ({"cell": "simple"}, 0),  # 1 - h'^2
+        ({"cell": "gru"}, 4),  # z, r, n and the product that r multiplies
+        ({"cell": "gru", "candidate_activation": "relu"}, 4),
+        ({"cell": "gru", "reset_after": False}, 3),
+        ({"cell": "lstm"}, 5),  # the gates, g and tanh(c')
+    ],
+    ids=str,
+)
+def test_what_the_forward_pass_keeps(arguments, kept):
+    cell = kg.GatedRNN(4, **arguments).cell
+    cell.build((None, 3))
+    assert plan_of(cell, trace(cell)).kept == kept
+
+
+def test_all_activations_of_keras_and_the_package_run_in_the_kernel_or_say_why():
+    missing = []
+    for name in activations.names():
+        cell = kg.GRUCell(4, candidate_activation=name)
+        cell.build((None, 3))
+        try:
+            plan_of(cell, trace(cell))
+        except NotFusableError as reason:
+            missing.append((name, str(reason)))
+    assert [name for name, _ in missing] == ["sparsemax"]
+    assert "no operation 'sparsemax'" in missing[0][1]
+
+
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="float64 and tapes")
+
+
+def pair(rng, cell, **arguments):
+    layers = [
+        kg.GatedRNN(UNITS, cell=cell, dtype="float64", backprop=b, seed=3, **arguments)
+        for b in ("fused", "autodiff")
+    ]
+    for layer in layers:
+        layer.build((None, None, 3))
+    weights = [0.3 * rng.normal(size=w.shape) for w in layers[0].get_weights()]
+    for layer in layers:
+        for weight, value in zip(layer.weights, weights, strict=False):
+            weight.assign(value)
+    return layers
+
+
+def outputs_and_gradients(layer, x, mask, states):
+    import tensorflow as tf
+
+    given = [tf.constant(x), *map(tf.constant, states)]
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        found = layer(given[0], initial_state=given[1:], mask=mask, training=True)
+        found = list(found) if isinstance(found, (list, tuple)) else [found]
+        loss = sum(tf.reduce_sum(tf.sin(y)) for y in found) + 9 * sum(layer.losses)
+    gradients = tape.gradient(
+        loss, [*given, *[w.value for w in layer.trainable_weights]], unconnected_gradients="zero"
+    )
+    return [*found, *gradients]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("seed", range(40))
+def test_cells_shapes_masks_and_options_drawn_at_random(seed):
+    rng = np.random.default_rng(1000 + seed)
+
+    def maybe(**options):
+        return {name: v for name, v in options.items() if rng.random() < 0.3}
+
+    kind = [drawn_cell(rng), drawn_cell(rng), "gru", "lstm", "simple", MGUCell][seed % 6]
+    clip = [
+        {},
+        {"grad_clip_norm": float(rng.uniform(0.01, 1))},
+        {"grad_clip_value": float(rng.uniform(0.01, 1))},
+    ][int(rng.integers(3))]
+    options = maybe(
+        return_sequences=True, return_state=True, go_backwards=True, zero_output_for_mask=True,
+        activation_l1=0.1, candidate_l1=0.2, dropout=0.3, recurrent_dropout=0.2, use_bias=False,
+    )  # fmt: skip
+    if clip:
+        options |= maybe(grad_clip_at="preactivation")
+    layers = pair(rng, kind, **options, **clip)
+    longest = 6 if seed % 6 < 2 else 30  # equations drawn at random are often chaotic
+    batch, time = int(rng.integers(1, 40)), int(rng.integers(1, longest))
+    x = rng.normal(size=(batch, time, 3))
+    mask = rng.random((batch, time)) > 0.3 if rng.random() < 0.5 else None
+    states = [0.3 * rng.normal(size=(batch, UNITS)) for _ in layers[0].cell.state_names]
+    found, wanted = (outputs_and_gradients(layer, x, mask, states) for layer in layers)
+    assert layers[0]._obstacles == {"training": None}
+    for one, other in zip(found, wanted, strict=True):
+        scale = max(1.0, float(np.abs(other).max()))
+        np.testing.assert_allclose(one, other, 1e-6, 1e-6 * scale)
+
+
+CODE = """
+    import sys, numpy as np, keras, keras_gates as kg
+    from keras_gates.engine.native import library
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 40, 3)).astype("float32")
+    found = []
+    for cell in ("gru", "lstm", "simple"):
+        keras.utils.set_random_seed(1)
+        layer = kg.GatedRNN(21, cell=cell, backprop=sys.argv[1], grad_clip_norm=0.1)
+        model = keras.Sequential([keras.Input((None, 3)), layer, keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(x, x[:, 0, :1], epochs=2, batch_size=4, shuffle=False, verbose=0)
+        found.append(model.predict(x, verbose=0).sum())
+    print(library.load().instructions().decode(), *found)
+"""
+
+
+@on_tensorflow
+@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(instructions, monkeypatch):
+    monkeypatch.setenv("KERAS_GATES_INSTRUCTIONS", instructions)
+    used, *found = run_python(CODE, "fused").split()[-4:]
+    levels = ["baseline", "avx2", "avx512"]
+    assert levels.index(used) <= levels.index(instructions)
+    if used != instructions:
+        pytest.skip(f"this processor has no {instructions}")
+    wanted = run_python(CODE, "autodiff").split()[-3:]
+    np.testing.assert_allclose(np.array(found, float), np.array(wanted, float), rtol=1e-5)
+
+
+def sizes(count):
+    return [(1 + i % 7, 1 + 13 * i % 50, 8 + 5 * i % 30) for i in range(count)]
+
+
+def a_call(batch, time, units):
+    rng = np.random.default_rng(units)
+    cell = kg.GRUCell(units)
+    cell.build((None, 3))
+    plan = plan_of(cell, trace(cell))
+    inputs = run.Inputs(
+        x=rng.normal(size=(batch, time, 3)),
+        states=[rng.normal(size=(batch, units))],
+        kernel=rng.normal(size=(3, 3 * units)),
+        recurrent=rng.normal(size=(units, 3 * units)) / units,
+        bias=np.zeros(3 * units),
+        recurrent_bias=np.zeros(3 * units),
+        weights={},
+    )
+    return plan, inputs
+
+
+def done(call):
+    hidden, last, memory = run.forward(*call, True, True)
+    found = run.backward(*call, memory, hidden, last)
+    return [hidden, *last, found.x, found.kernel, found.recurrent, found.bias]
+
+
+def test_calls_side_by_side_give_what_each_gives_alone(monkeypatch):
+    monkeypatch.setattr(run, "_WORTH_A_THREAD", 1)
+    calls = [a_call(*size) for size in sizes(40)]
+    wanted = [done(call) for call in calls]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            found = list(pool.map(done, calls))
+            for one, other in zip(found, wanted, strict=True):
+                for a, b in zip(one, other, strict=True):
+                    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_after_a_fork(monkeypatch):
+    monkeypatch.setattr(run, "_WORTH_A_THREAD", 1)
+    call = a_call(8, 20, 16)
+    wanted = done(call)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        same = all((a == b).all() for a, b in zip(done(call), wanted, strict=True))
+        os.write(writer, b"same" if same else b"not the same")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 20) == b"same"
+
+
+def test_memory_is_used_again_once_nobody_looks_at_it():
+    first = library.empty((100, 1000), "float32")
+    first[:] = 1
+    part = first[3:5]
+    at = first.ctypes.data
+    assert at % 64 == 0
+    del first
+    other = library.empty((100, 1000), "float32")
+    assert other.ctypes.data != at
+    assert (part == 1).all()
+    del part
+    assert library.empty((100, 1000), "float32").ctypes.data == at
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+    monkeypatch.setattr(library, "Job", library.Weight)
+    assert library.load.__wrapped__() is None
+
+
+def test_gradients_of_a_value_that_nothing_depends_on_are_zero(rng):
+    """A state that does not enter the next ones."""
+
+    class Forgetful(kg.GatedCell):
+        projected_blocks = ()
+
+        def update(self, x, u, states):
+            return (self.candidate(x.candidate),)
+
+    cell = Forgetful(UNITS)
+    cell.build((None, 3))
+    plan = plan_of(cell, trace(cell))
+    inputs = run.Inputs(
+        x=rng.normal(size=(4, 6, 3)),
+        states=[rng.normal(size=(4, UNITS))],
+        kernel=rng.normal(size=(3, UNITS)),
+        recurrent=rng.normal(size=(UNITS, UNITS)),
+        bias=None,
+        recurrent_bias=None,
+        weights={},
+    )
+    hidden, _, memory = run.forward(plan, inputs, True, True)
+    np.testing.assert_allclose(hidden, np.tanh(inputs.x @ inputs.kernel), 1e-12)
+    found = run.backward(plan, inputs, memory, np.ones_like(hidden), [None])
+    assert not found.states[0].any()
+    assert not found.recurrent.any()
+    slope = 1 - hidden**2
+    np.testing.assert_allclose(found.x, slope @ inputs.kernel.T, 1e-12)
+
+
+def test_the_derivative_of_clipping_by_norm_together():
+    d = [leaf("state", "a"), leaf("state", "b")]
+    rng = np.random.default_rng(0)
+    given = {n: rng.normal(size=(ROWS, UNITS)) for n in "ab"}
+    given["a"][1] *= 1e-3
+    given["b"][1] *= 1e-3
+    given["a"][2, 0] = np.inf
+    found = computed(clip_norm(d, 0.5), given)
+    both = np.concatenate(list(given.values()), 1)
+    lengths = np.linalg.norm(both, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        wanted = both * np.minimum(1, 0.5 / lengths)
+    wanted[2] = 0
+    wanted[2, 0] = 0.5
+    np.testing.assert_allclose(np.concatenate(found, 1), wanted, 1e-12)
