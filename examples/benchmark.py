@@ -4,8 +4,8 @@ Every figure is a ratio: both sides alternate in one process, and the medians ov
 compared, so that a machine that speeds up and slows down does so for both. A ratio above 1 means
 that GatedRNN is faster. PyTorch takes part where it is installed (`pip install torch`).
 
-GatedRNN has its default settings. The first training step, and a fit of 20 steps over 10 lengths, are
-measured in new processes.
+GatedRNN has its default settings. The first training step, and a fit of 20 steps over 10 lengths,
+are measured in new processes.
 
     python examples/benchmark.py            # all rows, about 25 minutes on two cores
     python examples/benchmark.py --quick    # the two small shapes, three rounds
