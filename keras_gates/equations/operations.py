@@ -516,6 +516,10 @@ _row(
     parameters=("bound",),
 )  # fmt: skip
 
+# Made of products and sums by who runs programs.
+_row("multiply_add", lambda a, b, c: a * b + c, keras={}, text="{0} * {1} + {2}", level=SUM)
+_row("subtract_product", lambda a, b, c: c - a * b, keras={}, text="{2} - {0} * {1}", level=SUM)
+
 # A function that is known by its values alone: of one number each.
 _row(
     "opaque", lambda x, function: function(x.ravel()).reshape(x.shape),

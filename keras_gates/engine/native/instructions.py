@@ -1,5 +1,6 @@
 """From values to instructions for the kernel: where each lies, and in what order."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -10,6 +11,7 @@ from keras_gates.equations import TABLE, apply
 from keras_gates.equations.operations import UNITS
 from keras_gates.equations.program import expanded
 from keras_gates.equations.values import number_of, ordered
+from keras_gates.equations.values import value as interned
 
 # Rows whose value is that of their argument.
 _SAME = ("broadcast", "stop_gradient", "cast")
@@ -63,6 +65,36 @@ def native(value):
     return done[id(value)]
 
 
+def _fused(targets, stops):
+    """The same targets, with products that are only added to something as one operation."""
+    order = ordered([value for value, _ in targets], stops)
+    uses = collections.Counter(id(a) for v in order for a in v.arguments)
+    uses.update(id(value) for value, _ in targets)
+    done: dict = {}
+
+    def is_single(v):
+        return v.operation == "multiply" and id(v) not in stops and uses[id(v)] == 1
+
+    def rewritten(v):
+        a, b = v.arguments
+        if v.operation == "add" and is_single(a):
+            return "multiply_add", (*a.arguments, b)
+        if v.operation == "add" and is_single(b):
+            return "multiply_add", (*b.arguments, a)
+        if v.operation == "subtract" and is_single(b):
+            return "subtract_product", (*b.arguments, a)
+        return v.operation, v.arguments
+
+    for v in order:
+        if id(v) in stops or not v.arguments:
+            done[id(v)] = v
+            continue
+        operation, arguments = rewritten(v) if len(v.arguments) == 2 else (v.operation, v.arguments)
+        arguments = tuple(done[id(a)] for a in arguments)
+        done[id(v)] = interned(operation, arguments, v.parameters, v.rows, v.wide)
+    return [(done[id(value)], place) for value, place in targets]
+
+
 def assemble(targets, given, blocks, units):
     """The `Code` that computes values.
 
@@ -82,6 +114,7 @@ class _Assembler:
         self.code, self.parts, self.locals = [], [], 0
         self.given = {id(value): place for value, place in given.items()}
         stops = set(self.given)
+        targets = _fused(targets, stops)
         order = [v for v in ordered([v for v, _ in targets], stops) if self._is_computed(v)]
         self.place = {}  # of values that lie in a tile, and not in scratch
         self.copies = []

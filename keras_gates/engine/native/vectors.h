@@ -67,13 +67,14 @@ template <class T> struct Format;
 template <> struct Format<float> {
   static constexpr float LOW = -104, HIGH = 88.73f, ROUND = 12582912, LN2 = 0.693359375f,
                          LN2_REST = -2.12194440e-4f, SMALLEST = 1.17549435e-38f;
-  static constexpr int BITS = 23, BIAS = 127;
+  static constexpr int BITS = 23, BIAS = 127, MAGNITUDE = 0x7fffffff;
 };
 template <> struct Format<double> {
   static constexpr double LOW = -746, HIGH = 709.79, ROUND = 6755399441055744,
                           LN2 = 0.693145751953125, LN2_REST = 1.42860682030941723212e-6,
                           SMALLEST = 2.2250738585072014e-308;
   static constexpr int BITS = 52, BIAS = 1023;
+  static constexpr int64_t MAGNITUDE = 0x7fffffffffffffff;
 };
 
 FAST Of<float>::V exponential_series(Of<float>::V r) {  // (exp(r) - 1 - r) / r^2, |r| < ln(2) / 2
@@ -134,8 +135,9 @@ template <class V> FAST V logarithm(V x) {
   const V normal = select(small, x * up, x);
   // The exponent for which what is left lies between the roots of 1/2 and 2.
   const auto root = bits(splat<T>(T(0.70710678118654752)));
-  const auto exponent = (bits(normal) - root) >> F::BITS;
-  const V m = (V)(bits(normal) - (exponent << F::BITS));
+  const auto size = bits(normal) & F::MAGNITUDE;
+  const auto exponent = (size - root) >> F::BITS;
+  const V m = (V)(size - (exponent << F::BITS));
   V e = (V)(exponent + bits(splat<T>(F::ROUND))) - F::ROUND;
   e = select(small, e - (F::BITS + 2), e);
   const V s = (m - 1) / (m + 1), s2 = s * s;
