@@ -45,7 +45,7 @@ CLIPS = [
 DIRECTIONS = [{}, {"go_backwards": True}, {"zero_output_for_mask": True}]
 
 
-@pytest.fixture(autouse=True, params=["autodiff"] if BACKEND == "torch" else ["autodiff", "fused"])
+@pytest.fixture(autouse=True, params=["autodiff", "fused"])
 def backprop(request, monkeypatch):
     """Every test here runs through the plain loop and through the engine."""
     monkeypatch.setitem(kg.GatedRNN.__init__.__kwdefaults__, "backprop", request.param)

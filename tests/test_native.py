@@ -117,10 +117,10 @@ def test_a_value_is_computed_once_and_its_register_used_again(rng):
     assert len(code.code) == 4  # the last sum and the product before it are one
     scratch = (code.places[:, 0] == library.PLACES.index("SCRATCH")).sum()
     assert scratch == 3
-    given = {n: numbers(rng, "float64", special=False) for n in "ab"}
+    given = {n: rng.normal(size=(ROWS, UNITS)) for n in "ab"}
     (found,) = computed([value], given)
     (wanted,) = evaluate([value], {("state", n): v for n, v in given.items()})
-    np.testing.assert_allclose(found, wanted, 1e-14)
+    np.testing.assert_allclose(found, wanted, 1e-11)
 
 
 def test_the_cheapest_values_are_kept():
