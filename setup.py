@@ -66,7 +66,7 @@ def compile_kernel(command, to, folder):
         _, error = process.communicate()
         if process.returncode:
             raise CompileError(error)
-    static = [] if sys.platform == "darwin" else ["-static-libstdc++", "-static-libgcc"]
+    static = ["-static-libstdc++", "-static-libgcc", "-s"] if sys.platform != "darwin" else []
     linked = [*command, "-shared", *jobs, "-o", to, "-pthread", *static]
     done = subprocess.run(linked, capture_output=True, text=True)
     if done.returncode:

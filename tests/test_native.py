@@ -64,7 +64,7 @@ def numbers(rng, dtype, special=True):
 @pytest.mark.parametrize("name", sorted(set(library.operations()) & set(TABLE)))
 def test_operations_equal_those_of_numpy(name, dtype, rng):
     row = TABLE[name]
-    parameters = {"alpha": 0.7, "slope": 0.2, "low": -0.7, "high": 0.8}
+    parameters = {"alpha": 0.7, "slope": 0.2, "low": -0.7, "high": 0.8, "bound": 0.9}
     parameters = {p: parameters[p] for p in row.parameters}
     for _ in range(20):
         given = {n: numbers(rng, dtype, special=not row.reduces) for n in "abc"}
@@ -297,6 +297,18 @@ def test_calls_side_by_side_give_what_each_gives_alone(monkeypatch):
             for one, other in zip(found, wanted, strict=True):
                 for a, b in zip(one, other, strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+def test_the_number_of_threads_can_be_set(monkeypatch):
+    threads = library.threads.__wrapped__
+    monkeypatch.setenv("KERAS_GATES_THREADS", "3")
+    assert threads() == 3
+    monkeypatch.delenv("KERAS_GATES_THREADS")
+    assert threads() >= 1
+    for wrong in ("0", "-1", "two"):
+        monkeypatch.setenv("KERAS_GATES_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"must be a positive integer. Received: '{wrong}'"):
+            threads()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -488,13 +488,6 @@ _row(
 )  # fmt: skip
 
 
-def _clip_norm(d, bound):
-    largest = np.max(np.abs(d), **_ROW_OF)
-    direction = d / np.where(largest > 0, largest, 1)
-    length = np.sqrt(np.sum(direction**2, **_ROW_OF))
-    return np.where(largest * length <= bound, d, direction * (bound / np.maximum(length, 1e-300)))
-
-
 def clip_norm(gradients, bound):
     """Gradients (rows, units), together scaled to an L2 norm of at most `bound` in every row, like
     `gradients.clip_by_norm`."""
@@ -512,7 +505,7 @@ def clip_norm(gradients, bound):
 
 
 _row(
-    "clip_norm", _clip_norm, expand=lambda y: clip_norm([y.arguments[0]], y["bound"])[0], keras={},
+    "clip_norm", expand=lambda y: clip_norm([y.arguments[0]], y["bound"])[0], keras={},
     parameters=("bound",),
 )  # fmt: skip
 

@@ -10,181 +10,10 @@
 //
 // Compiled once per instruction set, with VARIANT as its name. Nothing of the C++ library is used,
 // because the linker would keep one copy of it, for one instruction set.
-#include "kernel.h"
-#include "products.h"
-
-// One number at a time, by the mathematical library.
-#define BY_ONE(of) \
-  each(a, [](T x) { return sizeof(T) == 4 ? (T)__builtin_##of##f(x) : (T)__builtin_##of(x); })
+#include "interpret.h"
+#include "layout.h"
 
 namespace {
-
-enum Operation : int32_t {
-#define UNARY(name, value) OP_##name,
-#define BINARY(name, value) OP_##name,
-#define TERNARY(name, value) OP_##name,
-#define ROWS(name) OP_##name,
-#include "operations.inc"
-#undef UNARY
-#undef BINARY
-#undef TERNARY
-#undef ROWS
-};
-
-// Numbers of a strip: few enough for all registers of a program to stay in the first level cache.
-constexpr long STRIP = 512;
-// (row, step) pairs whose gradients are gathered before they are multiplied.
-constexpr long GATHERED = 128;
-// With fewer rows than this, some steps of the inputs are projected at once.
-constexpr long FEW = 8;
-
-// Memory, handed out in pieces; without any, what would be handed out is added up.
-struct Memory {
-  char* start;
-  int64_t used = 0;
-  template <class T> T* take(int64_t count) {
-    char* const at = start + used;
-    used += rounded_up(count * (int64_t)sizeof(T), 64);
-    return start ? (T*)at : nullptr;
-  }
-};
-
-template <class T> struct Layout {
-  const Job& job;
-  long batch, time, features, units, row, blocks, projected, tile, steps;
-
-  explicit Layout(const Job* j) : job(*j) {
-    batch = j->batch, time = j->time, features = j->features, units = j->units;
-    blocks = j->blocks, projected = j->projected;
-    row = rounded_up(units, LANES<T>);
-    tile = most(1, least((batch + j->shares - 1) / most(1, j->shares), j->tile));
-    steps = most(1, least(time, j->backward ? GATHERED / tile : tile < FEW ? 32 / tile : 1));
-  }
-  long strip() const { return most(1, least(tile, STRIP / row)); }
-  long first_row(long share) const { return batch * share / most(1, job.shares); }
-  // What the kept value `index` of all steps of a tile begins with, in numbers from its start.
-  long kept(long index, long rows) const {
-    const long with_last = least(index, job.kept_states);
-    return ((with_last * (time + 1)) + (index - with_last) * time) * rows * row;
-  }
-  long kept_per_row() const { return kept(job.kept_states + job.kept, 1); }
-  const T* of(const void* p) const { return (const T*)p; }
-};
-
-// What all shares use.
-template <class T> struct Shared {
-  T *kernel, *recurrent, *bias, *recurrent_bias;     // packed; biases by block, filled up
-  T *d_kernel, *d_recurrent, *d_bias, *d_recurrent_bias, *d_weights;   // of the first share
-  int64_t of_block_kernel, of_block_recurrent, of_share;
-  int64_t size;
-
-  Shared(const Layout<T>& l, char* start) {
-    Memory m{start};
-    const Job& j = l.job;
-    of_block_kernel = j.backward ? packed_size<T>(l.units, l.features) : packed_size<T>(l.features, l.row);
-    of_block_recurrent = packed_size<T>(l.units, l.row);
-    kernel = m.take<T>(l.blocks * of_block_kernel);
-    recurrent = m.take<T>(l.blocks * of_block_recurrent);
-    bias = m.take<T>(l.blocks * l.row);
-    recurrent_bias = m.take<T>(l.blocks * l.row);
-    of_share = 0;
-    d_kernel = d_recurrent = d_bias = d_recurrent_bias = d_weights = nullptr;
-    if (j.backward) {
-      const int64_t before = m.used;
-      d_kernel = m.take<T>(l.blocks * l.features * l.row);
-      d_recurrent = m.take<T>(l.blocks * l.units * l.row);
-      d_bias = m.take<T>(l.blocks * l.row);
-      d_recurrent_bias = m.take<T>(l.blocks * l.row);
-      d_weights = m.take<T>(j.weights * l.row);
-      of_share = (m.used - before) / sizeof(T);
-      m.take<T>(of_share * (j.shares - 1));
-    }
-    size = m.used;
-  }
-};
-
-template <class T> void pack_block(const Layout<T>& l, const void* matrix, long k, long rows, bool transposed, T* to) {
-  const T* const from = l.of(matrix) + k * l.units;
-  const long columns = l.blocks * l.units;
-  if (transposed) pack(from, l.units, rows, 1, columns, to);
-  else pack(from, rows, l.units, columns, 1, to);
-}
-
-template <class T> void prepare(const Job* j, char* memory) {
-  const Layout<T> l(j);
-  const Shared<T> s(l, memory);
-  for (long k = 0; k < l.blocks; k++) {
-    if (!j->backward || j->d_x) pack_block(l, j->kernel, k, l.features, j->backward, s.kernel + k * s.of_block_kernel);
-    pack_block(l, j->recurrent, k, l.units, j->backward, s.recurrent + k * s.of_block_recurrent);
-    for (long i = 0; i < l.row; i++) {
-      s.bias[k * l.row + i] = j->bias && i < l.units ? l.of(j->bias)[k * l.units + i] : T(0);
-      s.recurrent_bias[k * l.row + i] =
-          j->recurrent_bias && i < l.units ? l.of(j->recurrent_bias)[k * l.units + i] : T(0);
-    }
-  }
-}
-
-template <class T> T sum_over_units(const T* p, long step, long units) {
-  if (!step) return p[0] * units;
-  constexpr long L = LANES<T>;
-  typename Of<T>::V total{};
-  long i = 0;
-  for (; i + L <= units; i += L) total += load(p + i);
-  T found = added(total);
-  for (; i < units; i++) found += p[i];
-  return found;
-}
-template <class T> T max_over_units(const T* p, long step, long units) {
-  T found = p[0];
-  for (long i = 1; step && i < units; i++)
-    if (p[i] > found || p[i] != p[i]) found = p[i];  // a NaN stays: nothing is greater
-  return found;
-}
-
-// The program's instructions from `i` to `end`, on `count` numbers in whole rows of `row`.
-template <class T>
-void interpret(const Instruction* i, const Instruction* end, T* const* registers, const long* step,
-               long count, long row, long units) {
-  typedef typename Of<T>::V V;
-  constexpr long L = LANES<T>;
-  for (; i < end; i++) {
-    T* to = registers[i->to];
-    T* const stop = to + count;
-    const T *pa = registers[i->a], *pb = registers[i->b], *pc = registers[i->c];
-    const long sa = step[i->a], sb = step[i->b], sc = step[i->c];
-    switch (i->operation) {
-#define UNARY(name, value)                                \
-  case OP_##name:                                         \
-    for (; to < stop; to += L, pa += sa) {                \
-      const V a = load(pa);                               \
-      store(to, V(value));                                \
-    }                                                     \
-    break;
-#define BINARY(name, value)                               \
-  case OP_##name:                                         \
-    for (; to < stop; to += L, pa += sa, pb += sb) {      \
-      const V a = load(pa), b = load(pb);                 \
-      store(to, V(value));                                \
-    }                                                     \
-    break;
-#define TERNARY(name, value)                              \
-  case OP_##name:                                         \
-    for (; to < stop; to += L, pa += sa, pb += sb, pc += sc) { \
-      const V a = load(pa), b = load(pb), c = load(pc);   \
-      store(to, V(value));                                \
-    }                                                     \
-    break;
-#define ROWS(name)                                        \
-  case OP_##name:                                         \
-    for (; to < stop; to += row, pa += sa ? row : 0) {    \
-      const V all = splat(name##_over_units(pa, sa, units)); \
-      for (long c = 0; c < row; c += L) store(to + c, all); \
-    }                                                     \
-    break;
-#include "operations.inc"
-    }
-  }
-}
 
 // What one share needs for itself, and where its registers lie.
 template <class T> struct Share {
@@ -289,7 +118,8 @@ template <class T> struct Share {
           const bool moves = place != SCRATCH && place != CONSTANT && place != WEIGHT;
           now[i] = base[i] + (moves ? b * l.row : 0);
         }
-        interpret(job.code + p->a, job.code + p->b, now, step, least(strip, rows - b) * l.row, l.row, l.units);
+        interpret(job.code + p->a, job.code + p->b, now, step, least(strip, rows - b) * l.row, l.row,
+                  l.units);
       }
     }
   }
@@ -446,7 +276,8 @@ template <class T> struct Share {
       }
       for (long i = 0; i < job.weights; i++) clear_row(d_weight + i * l.tile * l.row, b);
     }
-    for (long i = 0; i < job.weights; i++) add_rows(d_weight + i * l.tile * l.row, rows, g_weights + i * l.row);
+    for (long i = 0; i < job.weights; i++)
+      add_rows(d_weight + i * l.tile * l.row, rows, g_weights + i * l.row);
     pull_state(slot, d_state_at(0, side ^ 1));
   }
   void clear_row(T* p, long b) const { memset(p + b * l.row, 0, l.row * sizeof(T)); }
@@ -459,11 +290,12 @@ template <class T> struct Share {
     for (long k = 0; k < l.projected; k++) {
       if (job.d_projected_of[k] < 0) continue;
       const T* const u = shared.recurrent + k * shared.of_block_recurrent;
+      const T* const d_k = d_projection(job.d_projected_of[k], slot);
       if (!job.recurrent_masks) {
-        product(d_projection(job.d_projected_of[k], slot), l.row, 1, rows, l.units, u, l.row, d, l.row, true);
+        product(d_k, l.row, 1, rows, l.units, u, l.row, d, l.row, true);
         continue;
       }
-      product(d_projection(job.d_projected_of[k], slot), l.row, 1, rows, l.units, u, l.row, product_of, l.row, false);
+      product(d_k, l.row, 1, rows, l.units, u, l.row, product_of, l.row, false);
       const T* const mask = l.of(job.recurrent_mask[copy_of(k, job.recurrent_masks)]);
       for (long b = 0; b < rows; b++)
         for (long c = 0; c < l.units; c++)
@@ -486,12 +318,14 @@ template <class T> struct Share {
     for (long k = 0; k < l.blocks; k++) {
       if (job.d_input_of[k] < 0) continue;
       const T* const d = d_projection(job.d_input_of[k], 0);
-      outer(input_copy(copy_of(k, job.input_masks)), F, F, count, d, l.row, l.row, g_kernel + k * F * l.row, l.row);
+      outer(input_copy(copy_of(k, job.input_masks)), F, F, count, d, l.row, l.row,
+            g_kernel + k * F * l.row, l.row);
       if (job.d_bias) add_rows(d, count, g_bias + k * l.row);
       if (job.d_x) pull_input(k, d, start, steps);
     }
     for (long k = 0; k < l.projected; k++)
-      if (job.d_projected_of[k] >= 0) gather_product(k, state_at(0, start), d_projection(job.d_projected_of[k], 0), steps);
+      if (job.d_projected_of[k] >= 0)
+        gather_product(k, state_at(0, start), d_projection(job.d_projected_of[k], 0), steps);
     for (long i = 0; i < job.products; i++)
       gather_product(job.product_block[i], of_product(factors, i, 0), of_product(d_products, i, 0), steps);
   }
@@ -501,8 +335,8 @@ template <class T> struct Share {
       outer(v, l.row, l.units, steps * rows, d, l.row, l.row, g, l.row);
     } else {
       for (long t = 0; t < steps; t++)
-        outer(with_dropout(v + t * rows * l.row, copy_of(k, job.recurrent_masks), masked), l.row, l.units, rows,
-              d + t * rows * l.row, l.row, l.row, g, l.row);
+        outer(with_dropout(v + t * rows * l.row, copy_of(k, job.recurrent_masks), masked), l.row, l.units,
+              rows, d + t * rows * l.row, l.row, l.row, g, l.row);
     }
     if (job.d_recurrent_bias) add_rows(d, steps * rows, g_recurrent_bias + k * l.row);
   }
@@ -534,30 +368,6 @@ template <class T> struct Share {
   long share = 0;
 };
 
-template <class T> void add_up(const Job* j, char* memory) {
-  const Layout<T> l(j);
-  const Shared<T> s(l, memory);
-  auto sum = [&](const T* of_first, long rows, long from_block, long to_row, void* to, long k, bool single) {
-    if (!to) return;
-    for (long r = 0; r < rows; r++)
-      for (long c = 0; c < (single ? 1 : l.units); c++) {
-        T total = 0;
-        for (long share = 0; share < j->shares; share++)
-          total += of_first[share * s.of_share + k * from_block + r * l.row + c];
-        ((T*)to)[r * to_row + (single ? 0 : k * l.units) + c] = total;
-      }
-  };
-  const long columns = l.blocks * l.units;
-  for (long k = 0; k < l.blocks; k++) {
-    sum(s.d_kernel, l.features, l.features * l.row, columns, j->d_kernel, k, false);
-    sum(s.d_recurrent, l.units, l.units * l.row, columns, j->d_recurrent, k, false);
-    sum(s.d_bias, 1, l.row, columns, j->d_bias, k, false);
-    sum(s.d_recurrent_bias, 1, l.row, columns, j->d_recurrent_bias, k, false);
-  }
-  for (long i = 0; i < j->weights; i++)
-    sum(s.d_weights + i * l.row, 1, 0, 0, j->weight[i].gradient, 0, j->weight[i].gradient_size == 1);
-}
-
 template <class T> int64_t size_of_share(const Job* j) {
   Share<T> share(j, nullptr, nullptr);
   return share.memory.used;
@@ -573,7 +383,9 @@ int64_t shared_size(const Job* j) {
   if (j->is_double) return Shared<double>(Layout<double>(j), nullptr).size;
   return Shared<float>(Layout<float>(j), nullptr).size;
 }
-int64_t share_size(const Job* j) { return j->is_double ? size_of_share<double>(j) : size_of_share<float>(j); }
+int64_t share_size(const Job* j) {
+  return j->is_double ? size_of_share<double>(j) : size_of_share<float>(j);
+}
 void prepare_any(const Job* j, char* s) { j->is_double ? prepare<double>(j, s) : prepare<float>(j, s); }
 void run_any(const Job* j, int i, char* s, char* own) {
   j->is_double ? run_share<double>(j, i, s, own) : run_share<float>(j, i, s, own);
@@ -585,4 +397,5 @@ void finish_any(const Job* j, char* s) {
 }  // namespace
 
 extern const Variant VARIANT;
-const Variant VARIANT = {{LANES<float>, LANES<double>}, shared_size, share_size, prepare_any, run_any, finish_any};
+const Variant VARIANT = {
+    {LANES<float>, LANES<double>}, shared_size, share_size, prepare_any, run_any, finish_any};

@@ -158,6 +158,7 @@ const char* const kNames =
 #define BINARY(name, value) #name " "
 #define TERNARY(name, value) #name " "
 #define ROWS(name) #name " "
+#define ROW(name) #name " "
 #include "operations.inc"
     ;
 

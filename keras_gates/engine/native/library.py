@@ -96,8 +96,11 @@ def lanes(dtype):
 def threads():
     """How many threads a call may use: the cores that this process may, or as many as
     `KERAS_GATES_THREADS` says."""
-    if "KERAS_GATES_THREADS" in os.environ:
-        return max(1, int(os.environ["KERAS_GATES_THREADS"]))
+    wanted = os.environ.get("KERAS_GATES_THREADS", "")
+    if wanted and not (wanted.isdigit() and int(wanted)):
+        raise ValueError(f"KERAS_GATES_THREADS must be a positive integer. Received: {wanted!r}")
+    if wanted:
+        return int(wanted)
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows

@@ -101,7 +101,8 @@ void product(const T* a, long row, long column, long rows, long k, const T* pack
   for (; j < n; j += N) {
     const T* const of_bias = bias ? bias + j : bias;
     if (n - j > L)
-      columns<T, 2>(a, row, column, rows, packed + j * k, N, k, c + j, c_row, least(N, n - j), add, of_bias);
+      columns<T, 2>(a, row, column, rows, packed + j * k, N, k, c + j, c_row, least(N, n - j), add,
+                    of_bias);
     else
       columns<T, 1>(a, row, column, rows, packed + j * k, N, k, c + j, c_row, n - j, add, of_bias);
   }
@@ -111,9 +112,10 @@ void product(const T* a, long row, long column, long rows, long k, const T* pack
 template <class T>
 void outer(const T* a, long a_row, long m, long k, const T* b, long b_row, long n, T* c, long c_row) {
   constexpr long N = PANEL<T>;
+  const T* const none = nullptr;
   for (long j = 0; j < n; j += N) {
-    if (n - j >= N) columns<T, 2>(a, 1, a_row, m, b + j, b_row, k, c + j, c_row, N, true, (const T*)nullptr);
-    else columns<T, 1>(a, 1, a_row, m, b + j, b_row, k, c + j, c_row, n - j, true, (const T*)nullptr);
+    if (n - j >= N) columns<T, 2>(a, 1, a_row, m, b + j, b_row, k, c + j, c_row, N, true, none);
+    else columns<T, 1>(a, 1, a_row, m, b + j, b_row, k, c + j, c_row, n - j, true, none);
   }
 }
 

@@ -1,0 +1,129 @@
+// How a job is cut into shares, tiles and strips, and the memory that all shares use together.
+#pragma once
+#include "kernel.h"
+#include "products.h"
+
+namespace {
+
+// Numbers of a strip: few enough for all registers of a program to stay in the first level cache.
+constexpr long STRIP = 512;
+// (row, step) pairs whose gradients are gathered before they are multiplied.
+constexpr long GATHERED = 128;
+// With fewer rows than this, some steps of the inputs are projected at once.
+constexpr long FEW = 8;
+
+// Memory, handed out in pieces; without any, what would be handed out is added up.
+struct Memory {
+  char* start;
+  int64_t used = 0;
+  template <class T> T* take(int64_t count) {
+    char* const at = start + used;
+    used += rounded_up(count * (int64_t)sizeof(T), 64);
+    return start ? (T*)at : nullptr;
+  }
+};
+
+template <class T> struct Layout {
+  const Job& job;
+  long batch, time, features, units, row, blocks, projected, tile, steps;
+
+  explicit Layout(const Job* j) : job(*j) {
+    batch = j->batch, time = j->time, features = j->features, units = j->units;
+    blocks = j->blocks, projected = j->projected;
+    row = rounded_up(units, LANES<T>);
+    tile = most(1, least((batch + j->shares - 1) / most(1, j->shares), j->tile));
+    steps = most(1, least(time, j->backward ? GATHERED / tile : tile < FEW ? 32 / tile : 1));
+  }
+  long strip() const { return most(1, least(tile, STRIP / row)); }
+  long first_row(long share) const { return batch * share / most(1, job.shares); }
+  // What the kept value `index` of all steps of a tile begins with, in numbers from its start.
+  long kept(long index, long rows) const {
+    const long with_last = least(index, job.kept_states);
+    return ((with_last * (time + 1)) + (index - with_last) * time) * rows * row;
+  }
+  long kept_per_row() const { return kept(job.kept_states + job.kept, 1); }
+  const T* of(const void* p) const { return (const T*)p; }
+};
+
+// What all shares use.
+template <class T> struct Shared {
+  T *kernel, *recurrent, *bias, *recurrent_bias;     // packed; biases by block, filled up
+  T *d_kernel, *d_recurrent, *d_bias, *d_recurrent_bias, *d_weights;   // of the first share
+  int64_t of_block_kernel, of_block_recurrent, of_share;
+  int64_t size;
+
+  Shared(const Layout<T>& l, char* start) {
+    Memory m{start};
+    const Job& j = l.job;
+    of_block_kernel = j.backward ? packed_size<T>(l.units, l.features) : packed_size<T>(l.features, l.row);
+    of_block_recurrent = packed_size<T>(l.units, l.row);
+    kernel = m.take<T>(l.blocks * of_block_kernel);
+    recurrent = m.take<T>(l.blocks * of_block_recurrent);
+    bias = m.take<T>(l.blocks * l.row);
+    recurrent_bias = m.take<T>(l.blocks * l.row);
+    of_share = 0;
+    d_kernel = d_recurrent = d_bias = d_recurrent_bias = d_weights = nullptr;
+    if (j.backward) {
+      const int64_t before = m.used;
+      d_kernel = m.take<T>(l.blocks * l.features * l.row);
+      d_recurrent = m.take<T>(l.blocks * l.units * l.row);
+      d_bias = m.take<T>(l.blocks * l.row);
+      d_recurrent_bias = m.take<T>(l.blocks * l.row);
+      d_weights = m.take<T>(j.weights * l.row);
+      of_share = (m.used - before) / sizeof(T);
+      m.take<T>(of_share * (j.shares - 1));
+    }
+    size = m.used;
+  }
+};
+
+template <class T>
+void pack_block(const Layout<T>& l, const void* matrix, long k, long rows, bool transposed, T* to) {
+  const T* const from = l.of(matrix) + k * l.units;
+  const long columns = l.blocks * l.units;
+  if (transposed) pack(from, l.units, rows, 1, columns, to);
+  else pack(from, rows, l.units, columns, 1, to);
+}
+
+template <class T> void prepare(const Job* j, char* memory) {
+  const Layout<T> l(j);
+  const Shared<T> s(l, memory);
+  for (long k = 0; k < l.blocks; k++) {
+    if (!j->backward || j->d_x)
+      pack_block(l, j->kernel, k, l.features, j->backward, s.kernel + k * s.of_block_kernel);
+    pack_block(l, j->recurrent, k, l.units, j->backward, s.recurrent + k * s.of_block_recurrent);
+    for (long i = 0; i < l.row; i++) {
+      s.bias[k * l.row + i] = j->bias && i < l.units ? l.of(j->bias)[k * l.units + i] : T(0);
+      s.recurrent_bias[k * l.row + i] =
+          j->recurrent_bias && i < l.units ? l.of(j->recurrent_bias)[k * l.units + i] : T(0);
+    }
+  }
+}
+
+// The gradients of the weights, of all shares, in their order.
+template <class T> void add_up(const Job* j, char* memory) {
+  const Layout<T> l(j);
+  const Shared<T> s(l, memory);
+  auto sum = [&](const T* of_first, long rows, long from_block, long to_row, void* to, long k,
+                 bool single) {
+    if (!to) return;
+    for (long r = 0; r < rows; r++)
+      for (long c = 0; c < (single ? 1 : l.units); c++) {
+        T total = 0;
+        for (long share = 0; share < j->shares; share++)
+          total += of_first[share * s.of_share + k * from_block + r * l.row + c];
+        ((T*)to)[r * to_row + (single ? 0 : k * l.units) + c] = total;
+      }
+  };
+  const long columns = l.blocks * l.units;
+  for (long k = 0; k < l.blocks; k++) {
+    sum(s.d_kernel, l.features, l.features * l.row, columns, j->d_kernel, k, false);
+    sum(s.d_recurrent, l.units, l.units * l.row, columns, j->d_recurrent, k, false);
+    sum(s.d_bias, 1, l.row, columns, j->d_bias, k, false);
+    sum(s.d_recurrent_bias, 1, l.row, columns, j->d_recurrent_bias, k, false);
+  }
+  for (long i = 0; i < j->weights; i++)
+    sum(s.d_weights + i * l.row, 1, 0, 0, j->weight[i].gradient, 0, j->weight[i].gradient_size == 1);
+}
+
+}  // namespace
