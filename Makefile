@@ -32,7 +32,7 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable . pytest pytest-xdist $(OLDEST)
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist worksteal tests/test_private.py \
 		tests/test_equations.py tests/test_contracts.py tests/test_layer.py tests/test_engine.py \
-		tests/test_saving.py tests/test_threads.py
+		tests/test_native.py tests/test_saving.py tests/test_threads.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
