@@ -262,7 +262,7 @@ class GatedRNN(keras.layers.RNN):
             )
         if sequences.shape[0] == 0:
             obstacle = obstacle or "there are no samples"
-        obstacle = obstacle or engine.why_not_fused_here(self, sequences, training)
+        obstacle = obstacle or engine.why_not_fused_here(self, sequences)
         self._obstacles["training" if training else "inference"] = obstacle
         if not obstacle:
             try:

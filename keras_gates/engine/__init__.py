@@ -44,7 +44,7 @@ def why_not_fusable(layer):
     return None
 
 
-def why_not_fused_here(layer, sequences, training):
+def why_not_fused_here(layer, sequences):
     """Why the layer does not take the fused path in what is being computed now, or None."""
     automatic = layer.backprop != "fused"
     if in_use():

@@ -94,13 +94,13 @@ template <class T> struct Share {
   // v, times the dropout mask `copy` of the states, if there is one.
   const T* with_dropout(const T* v, long copy, T* to) const {
     if (!job.recurrent_masks) return v;
-    multiply_rows(v, l.row, l.of(job.recurrent_mask[copy]), l.units, to);
+    multiply_rows(v, l.of(job.recurrent_mask[copy]), to);
     return to;
   }
-  void multiply_rows(const T* v, long v_row, const T* mask, long width, T* to) const {
+  void multiply_rows(const T* v, const T* mask, T* to) const {
     for (long b = 0; b < rows; b++)
-      for (long c = 0; c < width; c++)
-        to[b * l.row + c] = v[b * v_row + c] * mask[(first + b) * width + c];
+      for (long c = 0; c < l.units; c++)
+        to[b * l.row + c] = v[b * l.row + c] * mask[(first + b) * l.units + c];
   }
   long copy_of(long k, long masks) const { return masks > 1 ? k : 0; }
 
@@ -132,7 +132,7 @@ template <class T> struct Share {
     }
     product(v, l.row, 1, rows, l.units, u, l.row, to, l.row, false);
     if (job.recurrent_masks)
-      multiply_rows(to, l.row, l.of(job.recurrent_mask[copy_of(k, job.recurrent_masks)]), l.units, to);
+      multiply_rows(to, l.of(job.recurrent_mask[copy_of(k, job.recurrent_masks)]), to);
   }
 
   // ------------------------------------------------------------------ forward

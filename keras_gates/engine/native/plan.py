@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import functools
 
+import numpy as np
+
 from keras_gates.cells.step import projected_blocks
 from keras_gates.engine.native import cut
 from keras_gates.engine.native.instructions import Code, assemble, native
@@ -42,9 +44,9 @@ class Plan:
     forward: Code
     backward: Code
     kept: int
-    product_block: tuple
-    d_input_of: tuple
-    d_projected_of: tuple
+    product_block: np.ndarray
+    d_input_of: np.ndarray
+    d_projected_of: np.ndarray
     weights: tuple
 
 
@@ -86,7 +88,6 @@ def _plan(program, blocks, projected, penalties, bounds, units):
         if d is not None:
             gradients.setdefault(d, i)
     places = [("D_INPUT", k) for k in range(len(x))] + [("D_PROJECTED", k) for k in range(len(u))]
-    numbers = [*range(len(x)), *(len(x) + k for k in range(len(u)))]
     targets = [(d, places[i]) for d, i in gradients.items()]
     targets += [(constant(0) if d is None else d, ("D_NEW", s)) for s, d in enumerate(d_before)]
     for i, (_, value, d) in enumerate(products):
@@ -120,6 +121,8 @@ def _plan(program, blocks, projected, penalties, bounds, units):
             for value in leaves:
                 place = here.get(value) or next(p for v, p in here.items() if value in v.arguments)
                 registers.append(code.register.get(place, -1))
+        code.input_register = _numbers(code.input_register)
+        code.projected_register = _numbers(code.projected_register)
         codes.append(code)
     return Plan(
         blocks=len(x),
@@ -130,11 +133,15 @@ def _plan(program, blocks, projected, penalties, bounds, units):
         forward=codes[1],
         backward=backward,
         kept=len(kept),
-        product_block=tuple(blocks.index(block) for block, _, _ in products),
-        d_input_of=tuple(-1 if d is None else numbers[gradients[d]] for d in d_x),
-        d_projected_of=tuple(-1 if d is None else numbers[gradients[d]] for d in d_u),
+        product_block=_numbers(blocks.index(block) for block, _, _ in products),
+        d_input_of=_numbers(-1 if d is None else gradients[d] for d in d_x),
+        d_projected_of=_numbers(-1 if d is None else gradients[d] for d in d_u),
         weights=tuple(name for name, _ in learned),
     )
+
+
+def _numbers(values):
+    return np.array(list(values), "int32")
 
 
 def _split(values, *sizes):
