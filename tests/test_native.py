@@ -16,7 +16,7 @@ from keras_gates import activations
 from keras_gates.cells.program import trace
 from keras_gates.engine.native import cut, library, run
 from keras_gates.engine.native.instructions import assemble, native
-from keras_gates.engine.native.plan import Plan, plan_of
+from keras_gates.engine.native.plan import LEAN, LEAST, QUICK, Passes, Plan, plan_of
 from keras_gates.engine.recurrence import NotFusableError
 from keras_gates.equations import TABLE, apply, evaluate, leaf
 from keras_gates.equations.operations import clip_norm
@@ -39,7 +39,8 @@ def computed(values, given):
     code.input_register, code.projected_register = [-1], []
     (dtype,) = {array.dtype for array in given.values()}
     states = max(len(values), len(given))
-    plan = Plan(1, 0, states, 0, code, code, code, 0, (), (-1,), (), ())
+    passes = Passes(code, code, 0)
+    plan = Plan(1, 0, states, 0, code, lambda _: passes, (), (-1,), (), ())
     zeros = [np.zeros((ROWS, UNITS), dtype)] * (states - len(given))
     inputs = run.Inputs(
         x=np.zeros((ROWS, 1, 1), dtype),
@@ -138,18 +139,33 @@ def test_the_cheapest_values_are_kept():
 @pytest.mark.parametrize(
     ("arguments", "kept"),
     [
-        ({"cell": "simple"}, 0),  # 1 - h'^2
-        ({"cell": "gru"}, 4),  # z, r, n and the product that r multiplies
-        ({"cell": "gru", "candidate_activation": "relu"}, 4),
-        ({"cell": "gru", "reset_after": False}, 3),
-        ({"cell": "lstm"}, 5),  # the gates, g and tanh(c')
+        ({"cell": "simple"}, (0, 0, 0)),  # 1 - h'^2
+        # z, r, n and the product that r multiplies; n can be had from it again.
+        ({"cell": "gru"}, (4, 2, 0)),
+        ({"cell": "gru", "candidate_activation": "relu"}, (4, 2, 0)),
+        ({"cell": "gru", "reset_after": False}, (3, 3, 0)),
+        ({"cell": "lstm"}, (5, 4, 0)),  # the gates, g and tanh(c')
     ],
     ids=str,
 )
 def test_what_the_forward_pass_keeps(arguments, kept):
     cell = kg.GatedRNN(4, **arguments).cell
     cell.build((None, 3))
-    assert plan_of(cell, trace(cell)).kept == kept
+    passes = plan_of(cell, trace(cell)).passes
+    assert tuple(passes(prices).kept for prices in (QUICK, LEAN, LEAST)) == kept
+
+
+def test_long_sequences_keep_less(monkeypatch):
+    call = a_call(4, 30, 16)
+    wanted = done(call)
+    sizes = []
+    for limit in (10**6, 50000, 20000):  # bytes; 5, 3 and 1 values of 16384 each are kept
+        limits = [(prices, limit) for prices in (QUICK, LEAN, LEAST)]
+        monkeypatch.setattr(run, "_LIMITS", limits)
+        sizes.append(run.forward(*call, True, True)[2].nbytes)
+        for one, other in zip(done(call), wanted, strict=True):
+            np.testing.assert_allclose(one, other, 1e-12, 1e-12)
+    assert sizes[0] > 1.6 * sizes[1] > 1.6 * 2.8 * sizes[2]
 
 
 def test_all_activations_of_keras_and_the_package_run_in_the_kernel_or_say_why():
@@ -199,8 +215,9 @@ def outputs_and_gradients(layer, x, mask, states):
 
 @on_tensorflow
 @pytest.mark.parametrize("seed", range(40))
-def test_cells_shapes_masks_and_options_drawn_at_random(seed):
+def test_cells_shapes_masks_and_options_drawn_at_random(seed, monkeypatch):
     rng = np.random.default_rng(1000 + seed)
+    monkeypatch.setattr(run, "_LIMITS", [([QUICK, LEAN, LEAST][seed // 6 % 3], 0)])
 
     def maybe(**options):
         return {name: v for name, v in options.items() if rng.random() < 0.3}

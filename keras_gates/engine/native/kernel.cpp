@@ -124,7 +124,8 @@ template <class T> struct Share {
     }
   }
   void multiply(bool transposed, long k, const T* v, T* to) {
-    const T* const u = shared.recurrent + k * shared.of_block_recurrent;
+    const T* const u =
+        (transposed ? shared.recurrent_back : shared.recurrent) + k * shared.of_block_recurrent;
     if (!transposed) {
       v = with_dropout(v, copy_of(k, job.recurrent_masks), masked);
       product(v, l.row, 1, rows, l.units, u, l.row, to, l.row, false, shared.recurrent_bias + k * l.row);
@@ -265,6 +266,8 @@ template <class T> struct Share {
         case D_WEIGHT: base[i] = d_weight + r.index * l.tile * l.row; break;
       }
     }
+    project_inputs(t, 1);  // of what was not kept
+    project_state(t);
     run_parts();
     for (long b = 0; job.mask && b < rows; b++) {
       if (is_valid(first + b, t)) continue;
@@ -289,7 +292,7 @@ template <class T> struct Share {
   void pull_state(long slot, T* d) {
     for (long k = 0; k < l.projected; k++) {
       if (job.d_projected_of[k] < 0) continue;
-      const T* const u = shared.recurrent + k * shared.of_block_recurrent;
+      const T* const u = shared.recurrent_back + k * shared.of_block_recurrent;
       const T* const d_k = d_projection(job.d_projected_of[k], slot);
       if (!job.recurrent_masks) {
         product(d_k, l.row, 1, rows, l.units, u, l.row, d, l.row, true);
@@ -342,7 +345,7 @@ template <class T> struct Share {
   }
   void pull_input(long k, const T* d, long start, long steps) {
     const long F = l.features;
-    const T* const w = shared.kernel + k * shared.of_block_kernel;
+    const T* const w = shared.kernel_back + k * shared.of_block_kernel_back;
     T* const d_x = (T*)job.d_x + (first * l.time + start) * F;
     bool add = false;
     for (long before = 0; before < k; before++) add = add || job.d_input_of[before] >= 0;

@@ -38,7 +38,7 @@ struct Job {
   const Instruction* code;
   const Part* part;
   const double* constants;
-  const int32_t* input_register;      // that x W_k + b_k of each block goes to, or -1
+  const int32_t* input_register;      // that x W_k + b_k of each block is computed into, or -1
   const int32_t* projected_register;  // likewise h U_k + c_k; the same: it is added
   const int32_t* product_block;       // of each FACTOR
   // Which D_INPUT holds each block's gradient, or -1. From `blocks` on they are the D_PROJECTED.

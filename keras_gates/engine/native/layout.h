@@ -42,23 +42,34 @@ template <class T> struct Layout {
     return ((with_last * (time + 1)) + (index - with_last) * time) * rows * row;
   }
   long kept_per_row() const { return kept(job.kept_states + job.kept, 1); }
+  // Whether a step contains a product v U_k.
+  bool multiplies(long k) const {
+    bool found = k < projected && job.projected_register[k] >= 0;
+    for (const Part* p = job.part; p < job.part + job.parts; p++)
+      found = found || (p->kind == PRODUCT && p->a == k);
+    return found;
+  }
   const T* of(const void* p) const { return (const T*)p; }
 };
 
 // What all shares use.
 template <class T> struct Shared {
-  T *kernel, *recurrent, *bias, *recurrent_bias;     // packed; biases by block, filled up
+  // Packed, and transposed for the backward pass; biases by block, filled up.
+  T *kernel, *recurrent, *kernel_back, *recurrent_back, *bias, *recurrent_bias;
   T *d_kernel, *d_recurrent, *d_bias, *d_recurrent_bias, *d_weights;   // of the first share
-  int64_t of_block_kernel, of_block_recurrent, of_share;
+  int64_t of_block_kernel, of_block_recurrent, of_block_kernel_back, of_share;
   int64_t size;
 
   Shared(const Layout<T>& l, char* start) {
     Memory m{start};
     const Job& j = l.job;
-    of_block_kernel = j.backward ? packed_size<T>(l.units, l.features) : packed_size<T>(l.features, l.row);
+    of_block_kernel = packed_size<T>(l.features, l.row);
+    of_block_kernel_back = packed_size<T>(l.units, l.features);
     of_block_recurrent = packed_size<T>(l.units, l.row);
     kernel = m.take<T>(l.blocks * of_block_kernel);
     recurrent = m.take<T>(l.blocks * of_block_recurrent);
+    kernel_back = m.take<T>(j.backward ? l.blocks * of_block_kernel_back : 0);
+    recurrent_back = m.take<T>(j.backward ? l.blocks * of_block_recurrent : 0);
     bias = m.take<T>(l.blocks * l.row);
     recurrent_bias = m.take<T>(l.blocks * l.row);
     of_share = 0;
@@ -89,9 +100,14 @@ template <class T> void prepare(const Job* j, char* memory) {
   const Layout<T> l(j);
   const Shared<T> s(l, memory);
   for (long k = 0; k < l.blocks; k++) {
-    if (!j->backward || j->d_x)
-      pack_block(l, j->kernel, k, l.features, j->backward, s.kernel + k * s.of_block_kernel);
-    pack_block(l, j->recurrent, k, l.units, j->backward, s.recurrent + k * s.of_block_recurrent);
+    if (j->input_register[k] >= 0)
+      pack_block(l, j->kernel, k, l.features, false, s.kernel + k * s.of_block_kernel);
+    if (l.multiplies(k))
+      pack_block(l, j->recurrent, k, l.units, false, s.recurrent + k * s.of_block_recurrent);
+    if (j->backward && j->d_x)
+      pack_block(l, j->kernel, k, l.features, true, s.kernel_back + k * s.of_block_kernel_back);
+    if (j->backward)
+      pack_block(l, j->recurrent, k, l.units, true, s.recurrent_back + k * s.of_block_recurrent);
     for (long i = 0; i < l.row; i++) {
       s.bias[k * l.row + i] = j->bias && i < l.units ? l.of(j->bias)[k * l.units + i] : T(0);
       s.recurrent_bias[k * l.row + i] =

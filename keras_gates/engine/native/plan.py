@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,12 +15,36 @@ from keras_gates.equations import apply, constant, leaf, pulled
 from keras_gates.equations.operations import clip_norm, total
 from keras_gates.equations.values import ordered
 
-# What it costs to compute a value once more, where keeping it, written and read once, costs 1.
-_ARITHMETIC, _REDUCTION, _FUNCTION = 0.15, 0.4, 1.5
+
+class Prices(NamedTuple):
+    """What it costs to compute a value once more, where keeping it, written and read once, costs 1.
+
+    A product is one with a block of weights.
+    """
+
+    arithmetic: float
+    reduction: float
+    function: float
+    product: float
+
+
+# As fast as can be; with less memory; with as little as can be.
+QUICK = Prices(0.15, 0.4, 1.5, float("inf"))
+LEAN = Prices(0.01, 0.03, 0.05, 0.9)
+LEAST = Prices(0.001, 0.003, 0.005, 0.01)
 _OF_ARITHMETIC = """
 add subtract multiply negative abs sign where maximum minimum greater greater_equal less less_equal
 equal logical_and logical_or logical_not relu leaky_relu clip hard_sigmoid square
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Those of a training step: `forward` keeps `kept` values beside the states for `backward`."""
+
+    forward: Code
+    backward: Code
+    kept: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +54,11 @@ class Plan:
     Attributes:
         blocks, projected: how many.
         states: how many, with the sums of penalties, `sums` of them, at the end.
-        infer, forward: without and with what is kept for the backward pass.
-        backward: the derivative.
-        kept: how many values are kept beside the states.
+        infer: the equations alone.
+        passes: from `Prices` to the `Passes` of a training step.
         product_block: of each product `v U_k` in the equations, the number of k.
         d_input_of, d_projected_of: see `kernel.h`.
-        weights: names of the weights that gradients are computed for in `backward`.
+        weights: names of the weights that gradients are computed for.
     """
 
     blocks: int
@@ -41,9 +66,7 @@ class Plan:
     states: int
     sums: int
     infer: Code
-    forward: Code
-    backward: Code
-    kept: int
+    passes: Callable[[Prices], Passes]
     product_block: np.ndarray
     d_input_of: np.ndarray
     d_projected_of: np.ndarray
@@ -98,41 +121,40 @@ def _plan(program, blocks, projected, penalties, bounds, units):
     given = _places_of_inputs(outputs, [d for d, _ in targets], x, u)
     before = {value: ("STATE", i) for i, value in enumerate([*states, *sums])}
     after = {value: ("NEW", i) for i, value in enumerate(outputs[: len(states)])}
-    kept = _kept([d for d, _ in targets], outputs, given, [*states, *after], d_after)
-    at_hand = {value: ("KEPT", i) for i, value in enumerate(kept)}
-    backward = assemble(
-        targets,
-        {
-            **after,
-            **{s: before[s] for s in states},
-            **at_hand,
-            **{d: ("D_STATE", i) for i, d in enumerate(d_after)},
-        },
-        blocks,
-        units,
-    )
-    codes = []
-    for of_pass in ({}, at_hand):
+    d_places = {d: ("D_STATE", i) for i, d in enumerate(d_after)}
+
+    def code_of(targets, places, projected):
+        code = assemble(targets, places, blocks, units)
+        registers = {
+            of_block: code.register.get(place, -1)
+            for value, place in projected.items()
+            for of_block in (value, *value.arguments)
+        }
+        code.input_register = _numbers(registers.get(of_block, -1) for of_block in x)
+        code.projected_register = _numbers(registers.get(of_block, -1) for of_block in u)
+        return code
+
+    def forward(kept):
+        projected = {value: kept.get(value, place) for value, place in given.items()}
         wanted = [(value, ("NEW", i)) for i, value in enumerate(outputs)]
-        wanted += [(value, place) for value, place in of_pass.items() if value not in given]
-        here = {value: of_pass.get(value, place) for value, place in given.items()}
-        code = assemble(wanted, {**here, **before}, blocks, units)
-        for leaves, registers in ((x, code.input_register), (u, code.projected_register)):
-            for value in leaves:
-                place = here.get(value) or next(p for v, p in here.items() if value in v.arguments)
-                registers.append(code.register.get(place, -1))
-        code.input_register = _numbers(code.input_register)
-        code.projected_register = _numbers(code.projected_register)
-        codes.append(code)
+        wanted += [(value, place) for value, place in kept.items() if value not in given]
+        return code_of(wanted, {**projected, **before}, projected)
+
+    @functools.cache
+    def passes(prices):
+        kept = _kept([d for d, _ in targets], outputs, given, [*states, *after], d_after, prices)
+        kept = {value: ("KEPT", i) for i, value in enumerate(kept)}
+        again = {value: place for value, place in given.items() if value not in kept}
+        at_hand = {**again, **after, **{s: before[s] for s in states}, **kept, **d_places}
+        return Passes(forward(kept), code_of(targets, at_hand, again), len(kept))
+
     return Plan(
         blocks=len(x),
         projected=len(u),
         states=len(d_after),
         sums=len(sums),
-        infer=codes[0],
-        forward=codes[1],
-        backward=backward,
-        kept=len(kept),
+        infer=forward({}),
+        passes=passes,
         product_block=_numbers(blocks.index(block) for block, _, _ in products),
         d_input_of=_numbers(-1 if d is None else gradients[d] for d in d_x),
         d_projected_of=_numbers(-1 if d is None else gradients[d] for d in d_u),
@@ -181,7 +203,7 @@ def _places_of_inputs(outputs, gradients, x, u):
     return {value: ("LOCAL", 10**6 + i) for i, value in enumerate(found)}
 
 
-def _kept(wanted, outputs, given, free, d_after):
+def _kept(wanted, outputs, given, free, d_after, prices):
     """Values of the forward pass that the backward pass is computed from, as cheaply as can be."""
     stops = {id(value) for value in given}
     of_gradients = {id(d) for d in d_after}
@@ -199,13 +221,15 @@ def _kept(wanted, outputs, given, free, d_after):
         if any(value is v for v in free):
             return 0.0, never
         keep = 1.0 if id(value) in of_forward else never
-        if id(value) in stops or value.operation == "recurrent":
-            return keep, never
+        if id(value) in stops:  # one projection, or the sum of two
+            return keep, prices.product * max(1, len(value.arguments))
+        if value.operation == "recurrent":
+            return keep, prices.product
         if not value.arguments:  # a number or a weight
             return 0.0, never
         if value.operation in _OF_ARITHMETIC.split():
-            return keep, _ARITHMETIC
-        return keep, _REDUCTION if value.operation in ("sum", "max") else _FUNCTION
+            return keep, prices.arithmetic
+        return keep, prices.reduction if value.operation in ("sum", "max") else prices.function
 
     known = {value: costs(value) for value in ordered(required, stops)}
     found = cut.cheapest(known, required, stops)

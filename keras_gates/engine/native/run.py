@@ -7,11 +7,16 @@ import numpy as np
 
 from keras_gates.engine.native import library
 from keras_gates.engine.native.library import address, addresses
+from keras_gates.engine.native.plan import LEAN, LEAST, QUICK
 
 # Rows of a tile at most: so many share what is read of the weights, and stay in cache.
 _TILE = 32
 # Multiplications that are worth waking another thread for.
 _WORTH_A_THREAD = 2e6
+
+# Bytes kept for the backward pass that each choice of what to keep may reach; the last is used
+# where none suits.
+_LIMITS = ((QUICK, 2**27), (LEAN, 2**30), (LEAST, 0))
 
 
 @dataclasses.dataclass
@@ -46,13 +51,11 @@ def forward(plan, inputs, return_sequences, gradients):
     units, dtype = inputs.recurrent.shape[0], inputs.x.dtype
     sequences = library.empty((batch, time, units), dtype) if return_sequences else None
     last = [library.empty(state.shape, dtype) for state in inputs.states]
-    memory = None
+    memory = passes = None
     if gradients:
-        lanes = library.lanes(dtype)
-        row = -(-units // lanes) * lanes
-        steps = (plan.states - plan.sums) * (time + 1) + plan.kept * time
-        memory = library.empty((batch * row * steps,), dtype)
-    job = _Job(plan, plan.forward if gradients else plan.infer, inputs, gradients)
+        passes = _passes(plan, inputs)
+        memory = library.empty((_kept_numbers(plan, passes, inputs),), dtype)
+    job = _Job(plan, passes.forward if gradients else plan.infer, inputs, passes)
     job.point(sequences=sequences, memory=memory)
     job.point_to_all(last=last)
     job.run()
@@ -81,7 +84,9 @@ def backward(plan, inputs, memory, d_sequences, d_last, wants_d_x=True):
         recurrent_bias=like(inputs.recurrent_bias),
         weights={name: np.zeros_like(weight) for name, weight in inputs.weights.items()},
     )
-    job = _Job(plan, plan.backward, inputs, True, [found.weights[name] for name in plan.weights])
+    passes = _passes(plan, inputs)
+    d_weights = [found.weights[name] for name in plan.weights]
+    job = _Job(plan, passes.backward, inputs, passes, d_weights)
     job.fields.backward = True
     job.point(memory=memory, d_sequences=d_sequences, d_x=found.x, d_kernel=found.kernel)
     job.point(d_recurrent=found.recurrent, d_bias=found.bias)
@@ -94,7 +99,7 @@ def backward(plan, inputs, memory, d_sequences, d_last, wants_d_x=True):
 class _Job:
     """The fields of a `Job`, and what must live as long as it."""
 
-    def __init__(self, plan, code, inputs, gradients, d_weights=()):
+    def __init__(self, plan, code, inputs, passes, d_weights=()):
         self.alive = []
         batch, time, features = inputs.x.shape
         units, columns = inputs.recurrent.shape
@@ -110,8 +115,8 @@ class _Job:
             projected=plan.projected,
             states=plan.states,
             sums=plan.sums,
-            kept_states=(plan.states - plan.sums) if gradients else 0,
-            kept=plan.kept if gradients else 0,
+            kept_states=(plan.states - plan.sums) if passes else 0,
+            kept=passes.kept if passes else 0,
             registers=len(code.places),
             parts=len(code.part),
             products=len(plan.product_block),
@@ -171,6 +176,22 @@ class _Job:
 
     def run(self):
         library.run(self.fields)
+
+
+def _passes(plan, inputs):
+    """Those of the plan that suit the size of the inputs."""
+    for prices, limit in _LIMITS:
+        passes = plan.passes(prices)
+        if _kept_numbers(plan, passes, inputs) * inputs.x.itemsize <= limit:
+            break
+    return passes
+
+
+def _kept_numbers(plan, passes, inputs):
+    batch, time, _ = inputs.x.shape
+    lanes = library.lanes(inputs.x.dtype)
+    row = -(-inputs.recurrent.shape[0] // lanes) * lanes
+    return batch * row * ((plan.states - plan.sums) * (time + 1) + passes.kept * time)
 
 
 def _shares(batch, work):
