@@ -24,6 +24,7 @@ _FLAGS = """
 -O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -funroll-loops
 -Wall -Wno-psabi -Wno-unknown-warning-option -Wno-ignored-attributes
 """
+OTHERS = ["library", "call", "tensorflow"]
 FLAGS = _FLAGS.split()
 AVX2 = ["-mavx", "-mavx2", "-mfma", "-mbmi2"]
 AVX512 = [*AVX2, *["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw"]]
@@ -53,7 +54,8 @@ def compile_kernel(command, to, folder):
         os.path.join(folder, f"{name}.o"): ["kernel.cpp", f"-DVARIANT={name}", *flags]
         for name, flags in VARIANTS.items()
     }
-    jobs[os.path.join(folder, "library.o")] = ["library.cpp"]
+    for name in OTHERS:
+        jobs[os.path.join(folder, f"{name}.o")] = [f"{name}.cpp"]
     running = [
         subprocess.Popen(
             [*command, *FLAGS, *arguments, "-c", f"{FOLDER}/{source}", "-o", made],
@@ -95,7 +97,7 @@ setup(
     ext_modules=[
         Extension(
             "keras_gates.engine.native.kernel",
-            [f"{FOLDER}/kernel.cpp", f"{FOLDER}/library.cpp"],
+            [f"{FOLDER}/{name}.cpp" for name in ("kernel", *OTHERS)],
             optional=True,
         )
     ],

@@ -18,6 +18,7 @@ if BACKEND != "tensorflow":
 import tensorflow as tf
 
 from keras_gates.engine.native import library
+from keras_gates.engine.native.call import Call
 from keras_gates.engine.native.tensorflow import FusedEngine
 from keras_gates.engine.recurrence import Dropout
 
@@ -114,7 +115,7 @@ def test_activations_with_weights_get_their_gradients(rng):
 def test_any_number_of_threads_and_rows(threads, batch, time, rng, monkeypatch):
     """More threads than rows, too; and rows so few that steps are projected together."""
     monkeypatch.setattr("keras_gates.engine.native.library.threads", lambda: threads)
-    monkeypatch.setattr("keras_gates.engine.native.run._WORTH_A_THREAD", 1)
+    monkeypatch.setattr("keras_gates.engine.native.call._WORTH_A_THREAD", 1)
     arguments = {"cell": "lstm", "activation_l1": 0.1, "grad_clip_norm": 0.1}
     x = tf.constant(rng.normal(size=(batch, time, FEATURES)))
     mask = tf.constant(rng.random((batch, time)) > 0.3)
@@ -288,26 +289,25 @@ def test_fit_and_predict(options, rng):
 
 
 def test_predict_and_evaluate_keep_nothing_for_a_backward_pass(rng, monkeypatch):
-    asked = []
+    made = []
 
-    def forward(engine, *arguments):
-        asked.append(arguments[-1])
-        return original(engine, *arguments)
+    class Recorded(Call):
+        def __init__(self, plan, form, direction, *arguments):
+            made.append(direction)
+            super().__init__(plan, form, direction, *arguments)
 
-    original = FusedEngine.forward
-    monkeypatch.setattr(FusedEngine, "forward", forward)
+    monkeypatch.setattr("keras_gates.engine.native.engine.Call", Recorded)
     x, y = data(rng)
     losses = {}
     for backprop in ("fused", "autodiff"):
         found = model(backprop)
         found.compile(keras.optimizers.SGD(0.05), "mse")
-        history = found.fit(x, y, batch_size=16, validation_data=(x, y), epochs=2, verbose=0)
-        losses[backprop] = [*history.history["loss"], *history.history["val_loss"]]
+        losses[backprop] = found.fit(x, y, batch_size=16, epochs=2, verbose=0).history["loss"]
         if backprop == "fused":
-            # 2 epochs of 3 batches each to train and to validate, through 3 layers.
-            assert asked == ([True] * 9 + [False] * 9) * 2
+            assert sorted(made) == ["backward"] * 3 + ["forward"] * 3
+            found.evaluate(x, y, batch_size=16, verbose=0)
             found.predict(x, verbose=0)
-            assert not any(asked[36:])
+            assert made[6:] == ["infer"] * 3
     assert_same(losses["fused"], losses["autodiff"], 1e-5)
 
     # A gradient of what was traced outside every tape is there all the same.

@@ -14,7 +14,8 @@ from helpers import BACKEND, MGUCell, drawn_cell, run_python
 import keras_gates as kg
 from keras_gates import activations
 from keras_gates.cells.program import trace
-from keras_gates.engine.native import cut, library, run
+from keras_gates.engine.native import call, cut, library
+from keras_gates.engine.native.call import Call, Form
 from keras_gates.engine.native.instructions import assemble, native
 from keras_gates.engine.native.plan import LEAN, LEAST, QUICK, Passes, Plan, plan_of
 from keras_gates.engine.recurrence import NotFusableError
@@ -36,22 +37,16 @@ def computed(values, given):
     places = {leaf("state", name): ("STATE", i) for i, name in enumerate(given)}
     targets = [(native(value), ("NEW", i)) for i, value in enumerate(values)]
     code = assemble(targets, places, ("candidate",), UNITS)
-    code.input_register, code.projected_register = [-1], []
+    none, one = np.zeros(0, "int32"), np.array([-1], "int32")
+    code.input_register, code.projected_register = one, none
     (dtype,) = {array.dtype for array in given.values()}
     states = max(len(values), len(given))
     passes = Passes(code, code, 0)
-    plan = Plan(1, 0, states, 0, code, lambda _: passes, (), (-1,), (), ())
+    plan = Plan(1, 0, states, 0, code, lambda _: passes, none, one, none, ())
     zeros = [np.zeros((ROWS, UNITS), dtype)] * (states - len(given))
-    inputs = run.Inputs(
-        x=np.zeros((ROWS, 1, 1), dtype),
-        states=[*given.values(), *zeros],
-        kernel=np.zeros((1, UNITS), dtype),
-        recurrent=np.zeros((UNITS, UNITS), dtype),
-        bias=None,
-        recurrent_bias=None,
-        weights={},
-    )
-    return run.forward(plan, inputs, False, False)[1][: len(values)]
+    call = Call(plan, Form(UNITS, 1, str(dtype), True, 0, ()), "infer", (0, 0, 0), False)
+    x, kernel, recurrent = (np.zeros(s, dtype) for s in ((ROWS, 1, 1), (1, UNITS), (UNITS, UNITS)))
+    return call([x, *given.values(), *zeros, kernel, recurrent])[: len(values)]
 
 
 def numbers(rng, dtype, special=True):
@@ -156,14 +151,14 @@ def test_what_the_forward_pass_keeps(arguments, kept):
 
 
 def test_long_sequences_keep_less(monkeypatch):
-    call = a_call(4, 30, 16)
-    wanted = done(call)
+    wanted = done(a_call(4, 30, 16))
     sizes = []
     for limit in (10**6, 50000, 20000):  # bytes; 5, 3 and 1 values of 16384 each are kept
         limits = [(prices, limit) for prices in (QUICK, LEAN, LEAST)]
-        monkeypatch.setattr(run, "_LIMITS", limits)
-        sizes.append(run.forward(*call, True, True)[2].nbytes)
-        for one, other in zip(done(call), wanted, strict=True):
+        monkeypatch.setattr(call, "_LIMITS", limits)
+        limited = a_call(4, 30, 16)
+        sizes.append(limited.forward(limited.arrays)[-1].nbytes)
+        for one, other in zip(done(limited), wanted, strict=True):
             np.testing.assert_allclose(one, other, 1e-12, 1e-12)
     assert sizes[0] > 1.6 * sizes[1] > 1.6 * 2.8 * sizes[2]
 
@@ -217,7 +212,7 @@ def outputs_and_gradients(layer, x, mask, states):
 @pytest.mark.parametrize("seed", range(40))
 def test_cells_shapes_masks_and_options_drawn_at_random(seed, monkeypatch):
     rng = np.random.default_rng(1000 + seed)
-    monkeypatch.setattr(run, "_LIMITS", [([QUICK, LEAN, LEAST][seed // 6 % 3], 0)])
+    monkeypatch.setattr(call, "_LIMITS", [([QUICK, LEAN, LEAST][seed // 6 % 3], 0)])
 
     def maybe(**options):
         return {name: v for name, v in options.items() if rng.random() < 0.3}
@@ -281,31 +276,39 @@ def sizes(count):
     return [(1 + i % 7, 1 + 13 * i % 50, 8 + 5 * i % 30) for i in range(count)]
 
 
+class OneCall:
+    """Both passes of a cell at random arrays, and the loss that is the sum of squares by two."""
+
+    def __init__(self, cell, batch, time):
+        cell.build((None, 3))
+        columns = cell.units * len(cell.blocks)
+        biases = (1 + cell.two_biases) * cell.use_bias
+        form = Form(cell.units, 3, "float64", True, biases, ())
+        plan = plan_of(cell, trace(cell))
+        self.forward, self.backward = (
+            Call(plan, form, direction, (0, 0, 0), True) for direction in ("forward", "backward")
+        )
+        rng = np.random.default_rng(cell.units)
+        shapes = [(batch, time, 3), *[(batch, cell.units)] * len(cell.state_names)]
+        shapes += [(3, columns), (cell.units, columns), *[(biases, columns)] * (biases > 0)]
+        self.arrays = [rng.normal(size=shape) for shape in shapes]
+        self.arrays[1 + len(cell.state_names) + 1] /= cell.units
+
+    def done(self):
+        hidden, *last, memory = self.forward(self.arrays)
+        zeros = [np.zeros_like(state) for state in last]
+        return [hidden, *last, *self.backward([*self.arrays, memory, hidden, *zeros])]
+
+
 def a_call(batch, time, units):
-    rng = np.random.default_rng(units)
-    cell = kg.GRUCell(units)
-    cell.build((None, 3))
-    plan = plan_of(cell, trace(cell))
-    inputs = run.Inputs(
-        x=rng.normal(size=(batch, time, 3)),
-        states=[rng.normal(size=(batch, units))],
-        kernel=rng.normal(size=(3, 3 * units)),
-        recurrent=rng.normal(size=(units, 3 * units)) / units,
-        bias=np.zeros(3 * units),
-        recurrent_bias=np.zeros(3 * units),
-        weights={},
-    )
-    return plan, inputs
+    return OneCall(kg.GRUCell(units), batch, time)
 
 
-def done(call):
-    hidden, last, memory = run.forward(*call, True, True)
-    found = run.backward(*call, memory, hidden, last)
-    return [hidden, *last, found.x, found.kernel, found.recurrent, found.bias]
+done = OneCall.done
 
 
 def test_calls_side_by_side_give_what_each_gives_alone(monkeypatch):
-    monkeypatch.setattr(run, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(call, "_WORTH_A_THREAD", 1)
     calls = [a_call(*size) for size in sizes(40)]
     wanted = [done(call) for call in calls]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -331,13 +334,13 @@ def test_the_number_of_threads_can_be_set(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_after_a_fork(monkeypatch):
-    monkeypatch.setattr(run, "_WORTH_A_THREAD", 1)
-    call = a_call(8, 20, 16)
-    wanted = done(call)
+    monkeypatch.setattr(call, "_WORTH_A_THREAD", 1)
+    forked = a_call(8, 20, 16)
+    wanted = done(forked)
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        same = all((a == b).all() for a, b in zip(done(call), wanted, strict=True))
+        same = all((a == b).all() for a, b in zip(done(forked), wanted, strict=True))
         os.write(writer, b"same" if same else b"not the same")
         os._exit(0)
     os.waitpid(child, 0)
@@ -359,7 +362,7 @@ def test_memory_is_used_again_once_nobody_looks_at_it():
 
 
 def test_a_library_of_other_sources_is_not_used(monkeypatch):
-    monkeypatch.setattr(library, "Job", library.Weight)
+    monkeypatch.setattr(library, "CallFields", library.Weight)
     assert library.load.__wrapped__() is None
 
 
@@ -372,25 +375,13 @@ def test_gradients_of_a_value_that_nothing_depends_on_are_zero(rng):
         def update(self, x, u, states):
             return (self.candidate(x.candidate),)
 
-    cell = Forgetful(UNITS)
-    cell.build((None, 3))
-    plan = plan_of(cell, trace(cell))
-    inputs = run.Inputs(
-        x=rng.normal(size=(4, 6, 3)),
-        states=[rng.normal(size=(4, UNITS))],
-        kernel=rng.normal(size=(3, UNITS)),
-        recurrent=rng.normal(size=(UNITS, UNITS)),
-        bias=None,
-        recurrent_bias=None,
-        weights={},
-    )
-    hidden, _, memory = run.forward(plan, inputs, True, True)
-    np.testing.assert_allclose(hidden, np.tanh(inputs.x @ inputs.kernel), 1e-12)
-    found = run.backward(plan, inputs, memory, np.ones_like(hidden), [None])
-    assert not found.states[0].any()
-    assert not found.recurrent.any()
-    slope = 1 - hidden**2
-    np.testing.assert_allclose(found.x, slope @ inputs.kernel.T, 1e-12)
+    once = OneCall(Forgetful(UNITS, use_bias=False), 4, 6)
+    x, _, kernel, _ = once.arrays
+    hidden, _, d_x, d_state, _, d_recurrent = done(once)
+    np.testing.assert_allclose(hidden, np.tanh(x @ kernel), 1e-12)
+    assert not d_state.any()
+    assert not d_recurrent.any()
+    np.testing.assert_allclose(d_x, (hidden * (1 - hidden**2)) @ kernel.T, 1e-12)
 
 
 def test_the_derivative_of_clipping_by_norm_together():
@@ -410,24 +401,80 @@ def test_the_derivative_of_clipping_by_norm_together():
     np.testing.assert_allclose(np.concatenate(found, 1), wanted, 1e-12)
 
 
+@on_tensorflow
+def test_arrays_that_do_not_fit_are_refused_by_name(rng, monkeypatch):
+    once = OneCall(kg.LSTMCell(UNITS), 4, 6)
+    x, h, c, *weights = once.arrays
+    message = "initial state 1 does not fit sequences of batch 4 and 6 steps"
+    with pytest.raises(ValueError, match=message + r": it has the shape \(3, 19\)"):
+        once.forward([x, h, c[:3], *weights])
+    with pytest.raises(ValueError, match="6 arrays are needed. Received: 5"):
+        once.forward(once.arrays[:5])
+
+    import tensorflow as tf
+
+    def wrong(function, kind):
+        with pytest.raises(kind, match=message):
+            function(tf.constant(x), [tf.constant(h), tf.constant(c[:3])])
+
+    layer = kg.GatedRNN(UNITS, cell="lstm", dtype="float64")
+    shapes = [
+        tf.TensorSpec((None, None, 3), "float64"),
+        [tf.TensorSpec((None, UNITS), "float64")] * 2,
+    ]
+    graph = tf.function(lambda x, s: layer(x, initial_state=s), input_signature=shapes)
+    wrong(graph, tf.errors.InvalidArgumentError)
+    monkeypatch.setattr("keras_gates.engine.native.tensorflow.operation", lambda: None)
+    graph = tf.function(graph.python_function, input_signature=shapes)
+    wrong(graph, tf.errors.InvalidArgumentError)
+
+
+@on_tensorflow
+def test_the_operation_of_tensorflow():
+    import tensorflow as tf
+
+    once = OneCall(kg.GRUCell(UNITS), 3, 5)
+    number, dtypes = once.forward.number, ["float64"] * 3
+    found = library.operation()(once.arrays, call=number, results=dtypes)
+    for one, other in zip(found, once.forward(once.arrays), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(tf.errors.FailedPreconditionError, match="only in the process that made it"):
+        library.operation()(once.arrays, call=number + 10**6, results=dtypes)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="another number of inputs or results"):
+        library.operation()(once.arrays, call=number, results=dtypes[1:])
+
+
+@on_tensorflow
+def test_where_tensorflow_takes_no_operations(rng, monkeypatch):
+    """Arrays go through Python there."""
+    import tensorflow as tf
+
+    layer, other = pair(rng, "gru", return_sequences=True)
+    x, states = rng.normal(size=(4, 6, 3)), [rng.normal(size=(4, UNITS))]
+    wanted = outputs_and_gradients(other, x, None, states)
+    monkeypatch.setattr("keras_gates.engine.native.tensorflow.operation", lambda: None)
+    for run in (lambda f: f, tf.function):
+        found = run(lambda: outputs_and_gradients(layer, x, None, states))()
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, 1e-10, 1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("g++") or platform.machine() != "x86_64", reason="no g++ for x86-64 here"
 )
 def test_sanitizers_find_nothing(tmp_path):
     """Addresses out of bounds and undefined behaviour, over what is drawn at random here."""
-    shutil.copytree(library._PATH.parents[2], tmp_path / "keras_gates")
-    folder = tmp_path / "keras_gates" / "engine" / "native"
-    checks = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1", "-std=c++17"]
-    avx2 = ["-mavx2", "-mfma", "-mbmi2"]
-    avx512 = [*avx2, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw"]
-    for name, flags in {"baseline": [], "avx2": avx2, "avx512": avx512, "library": []}.items():
-        source = "library.cpp" if name == "library" else "kernel.cpp"
-        command = ["g++", *checks, *flags, "-fPIC", "-Wno-psabi", f"-DVARIANT={name}"]
-        subprocess.run([*command, "-c", source, "-o", f"{name}.o"], cwd=folder, check=True)
-    objects = [f"{name}.o" for name in ("baseline", "avx2", "avx512", "library")]
+    root, installed = tmp_path / "source", str(tmp_path / "installed")
+    root.mkdir()
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md"):
+        shutil.copy(library._PATH.parents[3] / name, root)
+    without = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(library._PATH.parents[2], root / "keras_gates", ignore=without)
     subprocess.run(
-        ["g++", *checks, "-shared", *objects, "-o", "kernel.so", "-pthread"], cwd=folder, check=True
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", installed, root],
+        env={**os.environ, "CXX": "g++ -fsanitize=address,undefined -fno-omit-frame-pointer"},
+        check=True,
     )
     libraries = [
         subprocess.check_output(["g++", f"-print-file-name={name}.so"], text=True).strip()
@@ -442,7 +489,7 @@ def test_sanitizers_find_nothing(tmp_path):
             "LD_PRELOAD": " ".join(libraries),
             "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
             "UBSAN_OPTIONS": "halt_on_error=1",
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": installed,
         },
         capture_output=True,
         text=True,

@@ -26,14 +26,15 @@ class Recurrence:
         cell: a built GatedCell.
 
     Attributes:
-        variables: the cell's weights: W, U, b and what activations and subclasses add.
+        variables: the cell's weights: W, U, b, then what activations and subclasses add.
         recurrent_kernel: the index of U among them.
         projected: names of the blocks that `project_state` gives.
     """
 
     def __init__(self, cell):
         self.cell = cell
-        self.variables = list(cell.weights)
+        self.variables = [cell.kernel, cell.recurrent_kernel, *([cell.bias] * cell.use_bias)]
+        self.variables += [w for w in cell.weights if all(w is not v for v in self.variables)]
         self.recurrent_kernel = [v is cell.recurrent_kernel for v in self.variables].index(True)
         self.projected = projected_blocks(cell)
 

@@ -382,6 +382,9 @@ template <class T> void run_share(const Job* j, int index, char* shared, char* o
   else share.forward();
 }
 
+int64_t kept_size(const Job* j) {
+  return j->batch * (j->is_double ? Layout<double>(j).kept_per_row() : Layout<float>(j).kept_per_row());
+}
 int64_t shared_size(const Job* j) {
   if (j->is_double) return Shared<double>(Layout<double>(j), nullptr).size;
   return Shared<float>(Layout<float>(j), nullptr).size;
@@ -401,4 +404,4 @@ void finish_any(const Job* j, char* s) {
 
 extern const Variant VARIANT;
 const Variant VARIANT = {
-    {LANES<float>, LANES<double>}, shared_size, share_size, prepare_any, run_any, finish_any};
+    {LANES<float>, LANES<double>}, kept_size, shared_size, share_size, prepare_any, run_any, finish_any};

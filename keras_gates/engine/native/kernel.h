@@ -24,8 +24,13 @@ struct Register { int32_t place, index; };
 enum Kind : int32_t { INSTRUCTIONS, PRODUCT, TRANSPOSED };
 struct Part { int32_t kind, a, b, c; };   // of a product: the block, v, the result
 
-// Entry i of this table is the i-th WEIGHT and, for something else, the i-th D_WEIGHT.
-struct Weight { const void* values; int64_t size; void* gradient; int64_t gradient_size; };
+// Entry i of this table is the i-th WEIGHT and, for something else, the i-th D_WEIGHT: where they
+// lie, and the number of the weight among those of the cell, or -1.
+struct Weight {
+  const void* values; int64_t size;
+  void* gradient; int64_t gradient_size;
+  int32_t source, gradient_of;
+};
 
 struct Job {
   int64_t batch, time, features, units;
@@ -62,6 +67,7 @@ struct Job {
 // The kernel for one instruction set.
 struct Variant {
   int32_t lanes[2];                                           // of float and double
+  int64_t (*kept_size)(const Job*);                           // numbers that are kept
   int64_t (*shared_size)(const Job*);                         // bytes that all shares use together
   int64_t (*share_size)(const Job*);                          // bytes of each
   void (*prepare)(const Job*, char* shared);

@@ -106,7 +106,7 @@ template <class T> void prepare(const Job* j, char* memory) {
       pack_block(l, j->recurrent, k, l.units, false, s.recurrent + k * s.of_block_recurrent);
     if (j->backward && j->d_x)
       pack_block(l, j->kernel, k, l.features, true, s.kernel_back + k * s.of_block_kernel_back);
-    if (j->backward)
+    if (j->backward && j->recurrent)
       pack_block(l, j->recurrent, k, l.units, true, s.recurrent_back + k * s.of_block_recurrent);
     for (long i = 0; i < l.row; i++) {
       s.bias[k * l.row + i] = j->bias && i < l.units ? l.of(j->bias)[k * l.units + i] : T(0);

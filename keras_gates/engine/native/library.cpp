@@ -1,5 +1,5 @@
 // What Python calls: a job, done in shares by a pool of threads.
-#include "kernel.h"
+#include "call.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -13,10 +13,8 @@
 #ifdef _WIN32
 #include <process.h>
 #define getpid _getpid
-#define API extern "C" __declspec(dllexport)
 #else
 #include <unistd.h>
-#define API extern "C" __attribute__((visibility("default")))
 #endif
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -172,12 +170,13 @@ API const char* instructions() {
   return name;
 }
 
-API int size_of_job() { return sizeof(Job); }
+API int size_of_call() { return sizeof(Call); }
 
-API int lanes(int is_double) { return variant().lanes[is_double]; }
+int64_t kept_by(const Job& job) { return variant().kept_size(&job); }
 
 // 0, or 1 if there is not enough memory.
-API int run(const Job* job, int threads) {
+int do_job(const Job& of, int threads) {
+  const Job* const job = &of;
   try {
     const Variant& v = variant();
     char* const shared = together().of(v.shared_size(job));

@@ -1,13 +1,13 @@
-"""The compiled kernel: loading it, and what a call of it takes. See `kernel.h`."""
+"""The compiled kernel: loading it, and what a call of it takes. See `kernel.h` and `call.h`."""
 
 import ctypes
 import functools
 import os
 import pathlib
-import threading
 import warnings
 import weakref
 
+import keras
 import numpy as np
 
 from keras_gates._keras.calls import stacklevel
@@ -21,11 +21,13 @@ KINDS = ["INSTRUCTIONS", "PRODUCT", "TRANSPOSED"]
 
 _PATH = pathlib.Path(__file__).with_name("kernel.so")
 _TYPES = {"int": ctypes.c_int32, "long": ctypes.c_int64, "at": ctypes.c_void_p}
+_TYPES["text"] = ctypes.c_char_p
 _WEIGHT = """
 at values
 long size
 at gradient
 long gradient_size
+int source gradient_of
 """
 _JOB = """
 long batch time features units
@@ -45,6 +47,25 @@ def _fields(text):
     return [(name, _TYPES[kind]) for kind, *names in lines for name in names]
 
 
+_INPUT = """
+long bytes
+int extent
+text name
+"""
+_CALL = """
+choices choice
+limits limit
+entries entries
+int choices threads
+long of_step of_thread
+int has_recurrent biases weights has_mask sequences gradients d_x inputs results
+at input like
+"""
+CHOICES = 3
+EXTENTS = ["FIXED", "BY_ROW", "BY_STEP", "AS_KEPT"]
+SEQUENCES, MEMORY = -1, -2
+
+
 class Weight(ctypes.Structure):
     _fields_ = _fields(_WEIGHT)
 
@@ -53,17 +74,50 @@ class Job(ctypes.Structure):
     _fields_ = _fields(_JOB)
 
 
+class Input(ctypes.Structure):
+    _fields_ = _fields(_INPUT)
+
+
+_TYPES |= {
+    "choices": Job * CHOICES,
+    "limits": ctypes.c_int64 * CHOICES,
+    "entries": ctypes.c_int32 * CHOICES,
+}
+
+
+class CallFields(ctypes.Structure):
+    _fields_ = _fields(_CALL)
+
+
 @functools.cache
 def load():
     """The library, or None where it was not built, or from other sources than these."""
     if not _PATH.exists():
         return None
+    if keras.backend.backend() == "tensorflow":
+        operation()  # TensorFlow learns of operations only of a library that it is first to load
     library = ctypes.CDLL(str(_PATH))
-    if library.size_of_job() != ctypes.sizeof(Job):
+    if library.size_of_call() != ctypes.sizeof(CallFields):
         return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.operations.restype = library.instructions.restype = ctypes.c_char_p
-    library.run.argtypes = [ctypes.POINTER(Job), ctypes.c_int]
+    library.run.argtypes = [pointer, number, number, pointer, pointer, pointer]
+    library.kept_numbers.argtypes, library.kept_numbers.restype = [pointer, number, number], number
+    library.take.argtypes, library.take.restype = [number], pointer
+    library.give.argtypes, library.give.restype = [pointer], None
+    library.add_call.argtypes, library.add_call.restype = [pointer], number
     return library
+
+
+@functools.cache
+def operation():
+    """The function of TensorFlow's operation that does calls, or None where there is none."""
+    import tensorflow as tf
+
+    try:
+        return getattr(tf.load_op_library(str(_PATH)), "keras_gates_call", None)
+    except (RuntimeError, tf.errors.OpError):
+        return None
 
 
 @functools.cache
@@ -87,12 +141,6 @@ def operations():
 
 
 @functools.cache
-def lanes(dtype):
-    """How many numbers a vector has."""
-    return load().lanes(int(np.dtype(dtype) == np.float64))
-
-
-@functools.cache
 def threads():
     """How many threads a call may use: the cores that this process may, or as many as
     `KERAS_GATES_THREADS` says."""
@@ -107,65 +155,31 @@ def threads():
         return os.cpu_count() or 1
 
 
-def run(job):
-    if load().run(ctypes.byref(job), threads()):
-        raise MemoryError("the kernel of a recurrent layer got no memory")
-
-
-# ---------------------------------------------------------------------- arrays
-
 # Arrays of more bytes than this come from memory that was used before: what is new has to be mapped
 # page by page, which takes as long as some layers.
 _SMALL = 2**15
-_ALIGNMENT = 64
-_free: dict[int, list] = {}
-_lock = threading.Lock()
 
 
 def empty(shape, dtype):
-    """An array that is aligned, so that backends take it as it is."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     if size < _SMALL:
-        return _aligned(size)[:size].view(dtype).reshape(shape)
-    rounded = 1 << (size - 1).bit_length() if size < 2**20 else -(-size // 2**18) * 2**18
-    with _lock:
-        found = _free.get(rounded)
-        memory = found.pop() if found else None
-    if memory is None:
-        memory = _aligned(rounded)
+        return np.empty(shape, dtype)
     # What views have as their base, and so keeps the memory out of use as long as any of them.
-    holder = _Holder(memory)
-    weakref.finalize(holder, _give_back, memory)
-    return np.asarray(holder)[:size].view(dtype).reshape(shape)
+    holder = _Holder(size)
+    return np.asarray(holder).view(dtype).reshape(shape)
 
 
 class _Holder:
-    def __init__(self, memory):
-        self.__array_interface__ = memory.__array_interface__
-
-
-# Of each size, so many are kept at most.
-_KEPT = 4
-
-
-def _give_back(memory):
-    with _lock:
-        found = _free.setdefault(memory.nbytes, [])
-        if len(found) < _KEPT:
-            found.append(memory)
-
-
-def _aligned(size):
-    memory = np.empty(size + _ALIGNMENT, "uint8")
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size]
-
-
-def address(array):
-    return None if array is None else array.ctypes.data
+    def __init__(self, size):
+        at = load().take(size)
+        if not at:
+            raise MemoryError(f"no memory for {size} bytes")
+        self.__array_interface__ = {
+            "version": 3, "shape": (size,), "typestr": "|u1", "data": (at, False)
+        }  # fmt: skip
+        weakref.finalize(self, load().give, at).atexit = False
 
 
 def addresses(arrays):
-    """An array of pointers; None is a null pointer."""
-    return (ctypes.c_void_p * max(1, len(arrays)))(*[address(a) for a in arrays])
+    return (ctypes.c_void_p * len(arrays))(*[array.ctypes.data for array in arrays])

@@ -1,10 +1,11 @@
-"""The kernel on TensorFlow: as arrays eagerly, as a Python function in a graph."""
+"""The kernel on TensorFlow, as an operation."""
 
 import tensorflow as tf
 
 from keras_gates._keras.calls import is_pulled_by_a_tape, is_watched
 from keras_gates.engine.native.again import pulled_again
 from keras_gates.engine.native.engine import NativeEngine
+from keras_gates.engine.native.library import operation
 
 
 class FusedEngine(NativeEngine):
@@ -24,21 +25,14 @@ class FusedEngine(NativeEngine):
         watched = is_watched(sequences)
 
         def forward(given, gradients):
-            def on_arrays(*arrays):
-                return self.forward(arrays, counts, return_sequences, gradients)
-
-            all_shapes = [*shapes, [None]] if gradients else shapes
-            return _called(on_arrays, [*given, *more], all_shapes, self.dtype)
+            call = self.call("forward" if gradients else "infer", counts, return_sequences)
+            return _done(call, [*given, *more], [*shapes, [None]] if gradients else shapes)
 
         def backward(given, memory, d_results, wants_d_x):
-            def on_arrays(memory, *arrays):
-                d, arrays = arrays[: len(shapes)], arrays[len(shapes) :]
-                found = self.backward(arrays, counts, memory, d, return_sequences, wants_d_x)
-                return found if wants_d_x else found[1:]
-
+            call = self.call("backward", counts, return_sequences, wants_d_x)
             wanted = given if wants_d_x else given[1:]
-            tensors = [memory, *d_results, *given, *more]
-            return _called(on_arrays, tensors, [w.shape for w in wanted], self.dtype)
+            tensors = [*given, *more, memory, *d_results]
+            return _done(call, tensors, [w.shape for w in wanted])
 
         @tf.custom_gradient
         def run(*given):
@@ -75,9 +69,16 @@ class FusedEngine(NativeEngine):
         return hidden, [tf.cast(r, state.dtype) for r, state in zip(results, states, strict=True)]
 
 
-def _called(function, tensors, shapes, dtype):
-    """What a function of arrays returns, as tensors."""
-    if tf.executing_eagerly():
-        return [tf.convert_to_tensor(a) for a in function(*[t.numpy() for t in tensors])]
-    found = tf.numpy_function(function, tensors, [tf.as_dtype(dtype)] * len(shapes))
-    return [tf.ensure_shape(tensor, shape) for tensor, shape in zip(found, shapes, strict=True)]
+def _done(call, tensors, shapes):
+    """What a `Call` returns, as tensors of these shapes."""
+    dtypes = [tf.as_dtype(call.form.dtype)] * len(shapes)
+    if operation() is not None:
+        found = operation()(tensors, call=call.number, results=dtypes)
+    elif tf.executing_eagerly():
+        return [tf.convert_to_tensor(a) for a in call([t.numpy() for t in tensors])]
+    else:
+        found = tf.numpy_function(lambda *arrays: call(arrays), tensors, dtypes)
+    if not tf.executing_eagerly():
+        for tensor, shape in zip(found, shapes, strict=True):
+            tensor.set_shape(shape)
+    return found

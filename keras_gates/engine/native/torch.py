@@ -33,18 +33,17 @@ class _Call:
         self.counts = (int(mask is not None), *map(len, dropout))
 
     def forward(self, values, gradients):
-        arrays = [*_arrays(values), *self.more]
-        found = self.engine.forward(arrays, self.counts, self.return_sequences, gradients)
+        direction = "forward" if gradients else "infer"
+        call = self.engine.call(direction, self.counts, self.return_sequences)
+        found = call([*_arrays(values), *self.more])
         if gradients:
             self.memory = found.pop()
         return [torch.from_numpy(array) for array in found]
 
     def backward(self, values, d_results, wants_d_x):
-        arrays = [*_arrays(values), *self.more]
-        found = self.engine.backward(
-            arrays, self.counts, self.memory, _arrays(d_results), self.return_sequences, wants_d_x
-        )
-        return [None if array is None else torch.from_numpy(array) for array in found]
+        call = self.engine.call("backward", self.counts, self.return_sequences, wants_d_x)
+        found = call([*_arrays(values), *self.more, self.memory, *_arrays(d_results)])
+        return [*[None] * (not wants_d_x), *map(torch.from_numpy, found)]
 
     def again(self, values, d_results):
         """The same as `backward`, step by step, so that it can be differentiated."""
