@@ -45,11 +45,15 @@ CLIPS = [
 DIRECTIONS = [{}, {"go_backwards": True}, {"zero_output_for_mask": True}]
 
 
-@pytest.fixture(autouse=True, params=["autodiff", "fused"])
+@pytest.fixture(autouse=True, params=["autodiff", "fused", *["scans"] * (BACKEND == "jax")])
 def backprop(request, monkeypatch):
-    """Every test here runs through the plain loop and through the engine."""
-    monkeypatch.setitem(kg.GatedRNN.__init__.__kwdefaults__, "backprop", request.param)
-    return request.param
+    """Every test here runs through the plain loop and through the engines."""
+    backprop = request.param
+    if backprop == "scans":  # those of accelerators
+        monkeypatch.setattr("keras_gates.engine._kernel_serves_jax", lambda: False)
+        backprop = "fused"
+    monkeypatch.setitem(kg.GatedRNN.__init__.__kwdefaults__, "backprop", backprop)
+    return backprop
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
@@ -328,8 +332,13 @@ def test_several_steps_of_a_turn_compute_the_same(cell, time, rng, monkeypatch):
     import jax
 
     x = rng.normal(size=(4, time, 3)).astype("float32")
-    layer = kg.GatedRNN(5, cell=cell, candidate_activation="softsign", backprop="fused")
-    layer.build(x.shape)
+
+    def new():
+        layer = kg.GatedRNN(5, cell=cell, candidate_activation="softsign", backprop="fused")
+        layer.build(x.shape)
+        return layer
+
+    layer = new()
     weights = [v.value for v in layer.trainable_variables]
     others = [v.value for v in layer.non_trainable_variables]
 
@@ -341,7 +350,42 @@ def test_several_steps_of_a_turn_compute_the_same(cell, time, rng, monkeypatch):
 
     each = compiled()(weights, x)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    layer = new()
     turns = compiled()
     assert "unroll=8" in str(jax.make_jaxpr(jax.grad(loss))(weights, x))
     for one, other in zip(jax.tree.leaves(each), jax.tree.leaves(turns(weights, x)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="transformations of JAX")
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_transformations_of_jax(cell, rng, backprop):
+    """Third derivatives, gradients of each sequence of a batch, and the same compiled."""
+    import jax
+
+    layers = [
+        kg.GatedRNN(5, cell=cell, return_sequences=True, backprop=b) for b in (backprop, "autodiff")
+    ]
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    found = []
+    for layer in layers:
+        layer.build(x.shape)
+        layer.set_weights(layers[0].get_weights())
+        others = [v.value for v in layer.non_trainable_variables]
+
+        def loss(weights, x, layer=layer, others=others):
+            return jax.numpy.sum(layer.stateless_call(weights, others, x)[0] ** 2)
+
+        def length(weights, x, f=loss):
+            return sum(jax.numpy.sum(g**2) for g in jax.tree.leaves(jax.grad(f)(weights, x)))
+
+        def of_length(weights, x, f=length):
+            return length(weights, x, f)
+
+        weights = [v.value for v in layer.trainable_variables]
+        each = jax.vmap(jax.grad(lambda w, x, f=loss: f(w, x[None])), (None, 0))
+        values = [jax.grad(length)(weights, x), jax.grad(of_length)(weights, x), each(weights, x)]
+        values += [jax.jit(jax.grad(length))(weights, x), jax.jit(each)(weights, x)]
+        found.append(jax.tree.leaves(values))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)

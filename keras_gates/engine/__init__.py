@@ -6,6 +6,7 @@ engine of the backend, which `make_engine` makes. Everything else goes through t
 engines for a while.
 """
 
+import contextlib
 import importlib
 
 import keras
@@ -15,6 +16,7 @@ from keras_gates.cells import GatedCell
 from keras_gates.engine.base import Engine, in_use, use, used
 from keras_gates.engine.native import library
 from keras_gates.engine.recurrence import NotFusableError
+from keras_gates.equations import NotTraceableError
 
 __all__ = [
     "BACKPROP",
@@ -50,14 +52,26 @@ def why_not_fused_here(layer, sequences):
     if in_use():
         return "an exported model consists of plain operations"
     if keras.backend.backend() == "jax":
-        import jax
-
-        if automatic and not isinstance(sequences, jax.core.Tracer):
-            return "outside jit and grad every call would be compiled"
-        return None
+        return _why_not_on_jax(automatic, sequences)
     if keras.backend.backend() == "torch":
         return library.why_not() or _why_not_on_torch(sequences)
     return library.why_not() or _why_not_on_tensorflow(automatic)
+
+
+def _why_not_on_jax(automatic, sequences):
+    import jax
+
+    if is_exporting():
+        return "an exported model consists of plain operations"
+    if automatic and not isinstance(sequences, jax.core.Tracer) and not _kernel_serves_jax():
+        return "outside jit and grad every call would be compiled"
+    return None
+
+
+def _kernel_serves_jax():
+    import jax
+
+    return library.load() is not None and jax.default_backend() == "cpu" and hasattr(jax, "ffi")
 
 
 def _why_not_on_torch(sequences):
@@ -86,6 +100,14 @@ def _why_not_on_tensorflow(automatic):
 def make_engine(cell):
     """The `Engine` of the present backend, for one built cell."""
     backend = keras.backend.backend()
-    native = "" if backend == "jax" else ".native"
-    module = importlib.import_module(f"keras_gates.engine{native}.{backend}")
-    return module.FusedEngine(cell)
+    if backend != "jax":
+        return _engine_of(f"native.{backend}", cell)
+    # On JAX there are scans for what the kernel cannot do.
+    if _kernel_serves_jax():
+        with contextlib.suppress(NotFusableError, NotTraceableError):
+            return _engine_of("native.jax", cell)
+    return _engine_of("jax", cell)
+
+
+def _engine_of(module, cell):
+    return importlib.import_module(f"keras_gates.engine.{module}").FusedEngine(cell)

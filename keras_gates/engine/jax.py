@@ -1,4 +1,4 @@
-"""Fused backpropagation through time on JAX.
+"""Fused backpropagation through time on JAX, for accelerators and for what the kernel cannot do.
 
 Nested scans: over chunks of some time steps, and in each over its steps. Forward, of all that is
 computed only the states are kept, and the projections of the states while they are small. Backward,
@@ -37,6 +37,11 @@ class FusedEngine(Engine):
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         """See `Engine`; JAX itself knows whether `gradients` are asked for."""
+        values = [jnp.asarray(v) for v in self.recurrence.values()]
+        return self.over(sequences, states, mask, dropout, return_sequences, values)
+
+    def over(self, sequences, states, mask, dropout, return_sequences, values):
+        """The same, as a function of the weights too."""
         batch, time = sequences.shape[:2]
         steps = _steps_of_a_chunk(time, batch * self.recurrence.cell.units)
         missing = -time % steps
@@ -47,7 +52,6 @@ class FusedEngine(Engine):
             valid = _chunks(mask[:, :, None], steps, missing)
         columns = len(self.recurrence.projected) * self.recurrence.cell.units
         keep = x.shape[0] * steps * batch * columns * x.dtype.itemsize <= _KEPT
-        values = [jnp.asarray(v) for v in self.recurrence.values()]
         hidden, last = self._fused(return_sequences, keep)(x, valid, dropout, states, values)
         if hidden is not None:
             hidden = jnp.swapaxes(hidden.reshape(-1, *hidden.shape[2:])[:time], 0, 1)

@@ -128,7 +128,7 @@ class Call:
         if len(arrays) != len(self._names):
             raise ValueError(f"{len(self._names)} arrays are needed. Received: {len(arrays)}")
         batch, time, _ = arrays[0].shape
-        found = [library.empty(self._shape(of, arrays), self.form.dtype) for of in self._like]
+        found = [library.empty(shape, self.form.dtype) for shape in self.shapes(arrays)]
         sizes = (ctypes.c_int64 * len(arrays))(*[array.nbytes for array in arrays])
         pointers, results = library.addresses(arrays), library.addresses(found)
         failed = library.load().run(self._at, batch, time, pointers, sizes, results)
@@ -142,13 +142,18 @@ class Call:
             )
         return found
 
-    def _shape(self, of, arrays):
+    def shapes(self, arrays):
+        """The shapes of the results."""
         batch, time, _ = arrays[0].shape
-        if of == library.SEQUENCES:
-            return batch, time, self.form.units
-        if of == library.MEMORY:
-            return (library.load().kept_numbers(self._at, batch, time),)
-        return arrays[of].shape
+
+        def shape(of):
+            if of == library.SEQUENCES:
+                return batch, time, self.form.units
+            if of == library.MEMORY:
+                return (library.load().kept_numbers(self._at, batch, time),)
+            return arrays[of].shape
+
+        return [shape(of) for of in self._like]
 
     def _table(self, code, plan):
         names = [name for name, _ in self.form.weights]

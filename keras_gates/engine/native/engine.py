@@ -24,7 +24,7 @@ class NativeEngine(Engine):
         _check_weights(cell)
         self.plan = plan_of(cell, trace(cell))
         self.recurrence = Recurrence(cell)
-        self.dtype = "float64" if cell.compute_dtype == "float64" else "float32"
+        self.dtype = self.dtype_of(cell)
         names = {id(weight): name for name, weight in weights_by_name(cell).items()}
         biases = 0 if not cell.use_bias else 2 if cell.two_biases else 1
         usual = 3 if cell.use_bias else 2
@@ -40,6 +40,11 @@ class NativeEngine(Engine):
         )
         # By the arguments of `Call`.
         self.call = functools.cache(functools.partial(Call, self.plan, self._form))
+
+    @staticmethod
+    def dtype_of(cell):
+        """The dtype that the kernel computes in."""
+        return "float64" if cell.compute_dtype == "float64" else "float32"
 
 
 def _check_weights(cell):

@@ -1,0 +1,97 @@
+"""The kernel on JAX, as a function of XLA, on a CPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keras_gates.engine import jax as scans
+from keras_gates.engine.native import library
+from keras_gates.engine.native.engine import NativeEngine
+from keras_gates.engine.recurrence import Dropout
+
+_NAME = "keras_gates_call"
+jax.ffi.register_ffi_target(_NAME, jax.ffi.pycapsule(library.load().call_by_xla), platform="cpu")
+
+
+class FusedEngine(NativeEngine):
+    """Runs one cell; see `NativeEngine`."""
+
+    def __init__(self, cell):
+        super().__init__(cell)
+        self._scans = scans.FusedEngine(cell)
+
+    @staticmethod
+    def dtype_of(cell):
+        x64 = jax.config.jax_enable_x64
+        return NativeEngine.dtype_of(cell) if x64 else "float32"
+
+    def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
+        """See `Engine`; JAX itself knows whether `gradients` are asked for."""
+        given = [sequences, *states, *self.recurrence.values()]
+        given = [jnp.asarray(value, self.dtype) for value in given]
+        masks = [] if mask is None else [jnp.asarray(mask, bool)]
+        masks += [jnp.asarray(m, self.dtype) for each in dropout for m in each]
+        counts = (int(mask is not None), *map(len, dropout))
+        *hidden, last = self._function(counts, return_sequences, len(states))(given, masks)
+        last = [r.astype(state.dtype) for r, state in zip(last, states, strict=True)]
+        return (hidden[0].astype(sequences.dtype) if hidden else None), last
+
+    def _function(self, counts, return_sequences, states):
+        """The results, of `given` and `masks`, with their derivatives."""
+
+        def done(direction, arrays):
+            call = self.call(direction, counts, return_sequences)
+            results = [jax.ShapeDtypeStruct(s, self.dtype) for s in call.shapes(arrays)]
+            do = jax.ffi.ffi_call(_NAME, results, vmap_method="sequential")
+            return do(*arrays, call=np.int64(call.number))
+
+        def ordered(results):
+            """([hidden states,] last states)"""
+            return [*results[: len(results) - states], list(results[len(results) - states :])]
+
+        def step_by_step(given, masks):
+            """The same, so that it can be differentiated twice."""
+            x, before, values = given[0], given[1 : 1 + states], given[1 + states :]
+            mask = masks[0] if counts[0] else None
+            dropout = masks[counts[0] :]
+            dropout = Dropout(dropout[: counts[1]], dropout[counts[1] :])
+            hidden, last = self._scans.over(x, before, mask, dropout, return_sequences, values)
+            return [*([hidden] if return_sequences else []), last]
+
+        @jax.custom_vjp
+        def run(given, masks):
+            return ordered(done("infer", [*given, *masks]))
+
+        @jax.custom_vjp
+        def run_and_keep(given, masks):
+            *results, memory = done("forward", [*given, *masks])
+            return ordered(results), memory
+
+        def forward(given, masks):
+            results, memory = run_and_keep(given, masks)
+            return results, (given, masks, memory)
+
+        def forward_and_keep(given, masks):
+            results, memory = run_and_keep(given, masks)
+            return (results, memory), (given, masks, memory)
+
+        @jax.custom_vjp
+        def pull(given, masks, memory, d_results):
+            *d_hidden, d_last = d_results
+            return done("backward", [*given, *masks, memory, *d_hidden, *d_last])
+
+        def pull_backward(residuals, v):
+            given, masks, memory, d_results = residuals
+
+            def again(given, d_results):
+                _, pulled = jax.vjp(lambda given: step_by_step(given, masks), given)
+                return pulled(d_results)[0]
+
+            d_given, d_d = jax.vjp(again, given, d_results)[1](v)
+            return d_given, None, jnp.zeros_like(memory), d_d
+
+        # Each is made of functions with derivatives, so that derivatives have some as well.
+        pull.defvjp(lambda *residuals: (pull(*residuals), residuals), pull_backward)
+        run_and_keep.defvjp(forward_and_keep, lambda residuals, d: (pull(*residuals, d[0]), None))
+        run.defvjp(forward, lambda residuals, d: (pull(*residuals, d), None))
+        return run
