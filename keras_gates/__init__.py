@@ -6,7 +6,25 @@ import typing
 from keras_gates import activations
 from keras_gates._version import __version__
 from keras_gates.activations import profile
-from keras_gates.cells import GatedCell, GRUCell, LSTMCell, SimpleRNNCell
+from keras_gates.cells import (
+    CELLS,
+    CIFGCell,
+    FastGRNNCell,
+    GatedCell,
+    GRUCell,
+    IndRNNCell,
+    JANETCell,
+    LiGRUCell,
+    LSTMCell,
+    MGUCell,
+    MinGRUCell,
+    MinLSTMCell,
+    NBRCCell,
+    PeepholeLSTMCell,
+    SimpleRNNCell,
+    STARCell,
+    UGRNNCell,
+)
 from keras_gates.layers import GatedRNN
 from keras_gates.verdicts import UnstableActivationsWarning, check_activations
 
@@ -17,12 +35,25 @@ if typing.TYPE_CHECKING:
     from keras_gates.diagnostics import GateMonitor, diagnose
 
 __all__ = [
+    "CELLS",
+    "CIFGCell",
+    "FastGRNNCell",
     "GRUCell",
     "GateMonitor",
     "GatedCell",
     "GatedRNN",
+    "IndRNNCell",
+    "JANETCell",
     "LSTMCell",
+    "LiGRUCell",
+    "MGUCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "NBRCCell",
+    "PeepholeLSTMCell",
+    "STARCell",
     "SimpleRNNCell",
+    "UGRNNCell",
     "UnstableActivationsWarning",
     "__version__",
     "activations",

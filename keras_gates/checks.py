@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from keras_gates.cells import GatedCell
+from keras_gates.cells.step import recurrent_blocks
 from keras_gates.gradients import clip_by_norm, clip_by_value
 from keras_gates.layers import GatedRNN
 
@@ -254,6 +255,8 @@ def dropout(cell_class, arguments):
     x = np.repeat(_sequences()[:, :1], TIME, axis=1)
     plain = _layer(cell_class, arguments, return_sequences=True)
     options = {"dropout": 0.4, "recurrent_dropout": 0.4, "seed": 1}
+    if not recurrent_blocks(cell_class):
+        del options["recurrent_dropout"]
     layer = _like(plain, cell_class, {**arguments, **options}, return_sequences=True)
     _same(layer(x, training=False), plain(x), "dropout outside training")
     assert np.abs(_array(layer(x, training=True)) - _array(plain(x))).max() > 1e-3

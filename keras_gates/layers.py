@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gates import activations, engine, regularizers, verdicts
 from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
-from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
+from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import trace
 from keras_gates.equations import NotTraceableError, equations
@@ -27,8 +27,9 @@ class GatedRNN(keras.layers.RNN):
 
     Args:
         units: positive integer, the size of the hidden state.
-        cell: "gru", "lstm", "simple", a subclass of `GatedCell`, or an instance of one (which
-            then carries `units` and all arguments of the cell itself).
+        cell: "gru", "lstm", "simple", the name of another cell (see `keras_gates.CELLS`), a
+            subclass of `GatedCell`, or an instance of one (which then carries `units` and all
+            arguments of the cell itself).
         return_sequences: whether to return the hidden state of every time step, or the last.
         return_state: whether to return the last states as well.
         go_backwards: whether to read the sequence in reverse, and return it reversed.
@@ -50,7 +51,7 @@ class GatedRNN(keras.layers.RNN):
             valid (sample, step) pairs.
         Further arguments of the cell: `use_bias`, the initializers, regularizers and constraints,
             `dropout`, `recurrent_dropout`, `seed`; `reset_after` (gru); `output_activation`,
-            `unit_forget_bias` (lstm). See `GatedCell`, `GRUCell`, `LSTMCell`, `SimpleRNNCell`.
+            `unit_forget_bias` (lstms); `beta` (janet). See `GatedCell`, and the class of each cell.
         activity_regularizer: Keras' own, with Keras' meaning.
         name, dtype, trainable: as in every Keras layer.
 
@@ -402,4 +403,4 @@ def _cell(units, cell, arguments, layer_arguments):
     return cell(units, **arguments, **layer_arguments)
 
 
-sign(GatedRNN.__init__, GRUCell.__init__, LSTMCell.__init__)
+sign(GatedRNN.__init__, *[cell.__init__ for cell in CELLS.values()])

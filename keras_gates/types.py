@@ -8,7 +8,10 @@ import keras
 # A name, a function of a tensor, a Keras layer, or the config of one.
 Activation = Union[str, Callable[[Any], Any], keras.layers.Layer, dict[str, Any]]  # noqa: UP007
 GateActivation = Activation | Mapping[str, Activation | None]
-CellName = Literal["gru", "lstm", "simple"]
+CellName = Literal[
+    "gru", "lstm", "simple", "cifg", "fast_grnn", "ind_rnn", "janet", "li_gru", "mgu", "min_gru",
+    "min_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
+]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
 Backprop = Literal["auto", "fused", "autodiff"]
 Format = Literal["saved_model", "onnx", "litert", "openvino"]
@@ -58,6 +61,7 @@ class BuiltInOptions(CellOptions, total=False):
 
     reset_after: bool
     unit_forget_bias: bool
+    beta: float
 
 
 class LayerArguments(BuiltInOptions, total=False):

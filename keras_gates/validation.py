@@ -28,6 +28,12 @@ def _finite_number(value):
     return is_number and math.isfinite(value)
 
 
+def finite_number(argument, value):
+    if not _finite_number(value):
+        raise ValueError(f"`{argument}` must be a finite number. Received: {argument}={value!r}")
+    return float(value)
+
+
 def positive_number(argument, value, none="no bound"):
     """`value` as a float; `none` is what None, which the caller lets pass, stands for."""
     if not _finite_number(value) or value <= 0:

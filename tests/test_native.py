@@ -44,7 +44,7 @@ def computed(values, given):
     passes = Passes(code, code, 0)
     plan = Plan(1, 0, states, 0, code, lambda _: passes, none, one, none, ())
     zeros = [np.zeros((ROWS, UNITS), dtype)] * (states - len(given))
-    call = Call(plan, Form(UNITS, 1, str(dtype), True, 0, ()), "infer", (0, 0, 0), False)
+    call = Call(plan, Form(UNITS, 1, str(dtype), 1, 0, ()), "infer", (0, 0, 0), False)
     x, kernel, recurrent = (np.zeros(s, dtype) for s in ((ROWS, 1, 1), (1, UNITS), (UNITS, UNITS)))
     return call([x, *given.values(), *zeros, kernel, recurrent])[: len(values)]
 
@@ -283,7 +283,7 @@ class OneCall:
         cell.build((None, 3))
         columns = cell.units * len(cell.blocks)
         biases = (1 + cell.two_biases) * cell.use_bias
-        form = Form(cell.units, 3, "float64", True, biases, ())
+        form = Form(cell.units, 3, "float64", len(cell.blocks), biases, ())
         plan = plan_of(cell, trace(cell))
         self.forward, self.backward = (
             Call(plan, form, direction, (0, 0, 0), True) for direction in ("forward", "backward")

@@ -1,14 +1,37 @@
 """The cells, and the names that `GatedRNN(cell=...)` knows them by."""
 
 from keras_gates.cells.base import GatedCell
+from keras_gates.cells.brc import NBRCCell
+from keras_gates.cells.cifg import CIFGCell
+from keras_gates.cells.fast import FastGRNNCell
 from keras_gates.cells.gru import GRUCell
+from keras_gates.cells.ind_rnn import IndRNNCell
+from keras_gates.cells.janet import JANETCell
+from keras_gates.cells.light import LiGRUCell
 from keras_gates.cells.lstm import LSTMCell
+from keras_gates.cells.mgu import MGUCell
+from keras_gates.cells.minimal import MinGRUCell, MinLSTMCell
+from keras_gates.cells.peephole import PeepholeLSTMCell
 from keras_gates.cells.simple import SimpleRNNCell
+from keras_gates.cells.star import STARCell
+from keras_gates.cells.ugrnn import UGRNNCell
 
 CELLS = {
     "gru": GRUCell,
     "lstm": LSTMCell,
     "simple": SimpleRNNCell,
+    "cifg": CIFGCell,
+    "fast_grnn": FastGRNNCell,
+    "ind_rnn": IndRNNCell,
+    "janet": JANETCell,
+    "li_gru": LiGRUCell,
+    "mgu": MGUCell,
+    "min_gru": MinGRUCell,
+    "min_lstm": MinLSTMCell,
+    "n_brc": NBRCCell,
+    "peephole_lstm": PeepholeLSTMCell,
+    "star": STARCell,
+    "ugrnn": UGRNNCell,
 }
 
-__all__ = ["CELLS", "GRUCell", "GatedCell", "LSTMCell", "SimpleRNNCell"]
+__all__ = ["CELLS", "GatedCell", *(cell.__name__ for cell in CELLS.values())]

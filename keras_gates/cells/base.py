@@ -16,6 +16,8 @@ from keras_gates.cells.step import (
     Step,
     entered,
     observed,
+    projected_blocks,
+    recurrent_blocks,
     running,
     step_of,
 )
@@ -57,6 +59,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         blocks: names of the blocks of columns of the kernel W, the recurrent kernel U and the
             bias b, in order. The block "candidate" is the proposed new content; every other
             one is a gate.
+        recurrent_blocks: the leading ones of these that U has columns for, where not all; with ()
+            there is no U.
+        gates: names of the gates, where they are not the blocks: of those that share a block.
         state_names: names of the states, the hidden state first. Each is (batch, units).
 
     Args:
@@ -98,15 +103,20 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     blocks: tuple[str, ...] = (CANDIDATE,)
     state_names: tuple[str, ...] = ("hidden",)
+    recurrent_blocks: tuple[str, ...] | None = None
     # The leading blocks whose recurrent product is taken of h itself. A cell that takes one of
     # something else (a GRU with reset_after=False: of r * h) leaves that block out here and calls
-    # `self.recurrent(block, value)` in its equations. None: all blocks.
+    # `self.recurrent(block, value)` in its equations. None: all that U has columns for.
     projected_blocks: tuple[str, ...] | None = None
+    gates: tuple[str, ...] | None = None
     # Whether U has a bias c of its own; the bias is then (2, columns) instead of (columns,).
     two_biases = False
-    # From a block or state to its symbol in equations, where it is not the usual one.
+    # From a block, state or weight to its symbol in equations, where it is not the usual one.
     symbols: typing.ClassVar[dict[str, str]] = {}
-    default_gate_activation = "sigmoid"
+    # The block whose bias starts at 1, whatever `bias_initializer` gives the others.
+    ones_in_bias: str | None = None
+    # A name, or a dict from gates to names.
+    default_gate_activation: typing.ClassVar[str | dict[str, str]] = "sigmoid"
     default_candidate_activation = "tanh"
 
     def __init__(
@@ -182,6 +192,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
         if self.recurrent_dropout:
             self.dropout_mask_count = len(self.blocks)
+            if not recurrent_blocks(self):
+                raise ValueError(
+                    f"{type(self).__name__} has no recurrent kernel, whose inputs "
+                    f"`recurrent_dropout` drops. Received: recurrent_dropout={recurrent_dropout!r}"
+                )
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -208,7 +223,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         """The gate `name`: its activation of the pre-activation."""
         if name not in self.gate_activations:
             raise ValueError(
-                f"{type(self).__name__} has no gate {name!r}; its blocks are {self.blocks}"
+                f"{type(self).__name__} has no gate {name!r}; its gates are {self.gate_names()}"
                 f"{close_matches(name, self.gate_activations)}"
             )
         return self.step.activate(name, self.gate_activations[name], preactivation)
@@ -326,11 +341,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"{type(self).__name__} takes inputs of shape (batch, features) with a known "
                 f"feature size at each time step. Received: input_shape={tuple(input_shape)}"
             )
-        if tuple(self.projected_blocks or ()) != self.blocks[: len(self.projected_blocks or ())]:
-            raise ValueError(
-                f"`projected_blocks` of {type(self).__name__} must be the first of its blocks, "
-                f"{self.blocks}. Received: {self.projected_blocks}"
-            )
+        recurrent = recurrent_blocks(self)
+        for name, found, of in (
+            ("recurrent_blocks", recurrent, self.blocks),
+            ("projected_blocks", projected_blocks(self), recurrent),
+        ):
+            if found != of[: len(found)]:
+                raise ValueError(
+                    f"`{name}` of {type(self).__name__} must be the first of its blocks, {of}. "
+                    f"Received: {found}"
+                )
         columns = self.units * len(self.blocks)
         self.kernel = self.add_weight(
             shape=(features, columns),
@@ -339,14 +359,15 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
         )
-        self.recurrent_kernel = self.add_weight(
-            shape=(self.units, columns),
-            name="recurrent_kernel",
-            initializer=self.recurrent_initializer,
-            regularizer=self.recurrent_regularizer,
-            constraint=self.recurrent_constraint,
-        )
-        self.bias = None
+        self.recurrent_kernel = self.bias = None
+        if recurrent:
+            self.recurrent_kernel = self.add_weight(
+                shape=(self.units, self.units * len(recurrent)),
+                name="recurrent_kernel",
+                initializer=self.recurrent_initializer,
+                regularizer=self.recurrent_regularizer,
+                constraint=self.recurrent_constraint,
+            )
         if self.use_bias:
             self.bias = self.add_weight(
                 shape=(2, columns) if self.two_biases else (columns,),
@@ -373,7 +394,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def initial_bias(self, shape, dtype=None):
         """The bias at the start."""
-        return self.bias_initializer(shape, dtype=dtype)
+        if self.ones_in_bias is None:
+            return self.bias_initializer(shape, dtype=dtype)
+        before = self.blocks.index(self.ones_in_bias) * self.units
+        after = shape[-1] - before - self.units
+        parts = [ops.ones((self.units,), dtype=dtype)]
+        if before:
+            parts.insert(0, self.bias_initializer((before,), dtype=dtype))
+        if after:
+            parts.append(self.bias_initializer((after,), dtype=dtype))
+        return ops.concatenate(parts)
 
     def get_config(self):
         per_gate = {
@@ -456,30 +486,38 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     def reset_recurrent_dropout_mask(self):
         RECURRENT_MASKS.reset(self)
 
+    @classmethod
+    def gate_names(cls):
+        """The names of the gates."""
+        return tuple(b for b in cls.blocks if b != CANDIDATE) if cls.gates is None else cls.gates
+
+    @classmethod
+    def default_gates(cls):
+        """From each gate to the name of its default activation."""
+        default = cls.default_gate_activation
+        return default if isinstance(default, dict) else dict.fromkeys(cls.gate_names(), default)
+
     def _activation_per_gate(self, gate_activation):
-        gates = [block for block in self.blocks if block != CANDIDATE]
+        gates, defaults = self.gate_names(), self.default_gates()
         if not gates and gate_activation is not None:
             raise ValueError(
                 f"{type(self).__name__} has no gates, so it takes no `gate_activation`; its "
                 f"nonlinearity is `candidate_activation`. Received: "
                 f"gate_activation={gate_activation!r}"
             )
-        given = gate_activation
+        given = self.default_gate_activation if gate_activation is None else gate_activation
         if not isinstance(given, dict) or activations.is_serialized(given):
-            shared = activations.get(
-                self.default_gate_activation if given is None else given, "gate_activation"
-            )
-            return dict.fromkeys(gates, shared)
+            return dict.fromkeys(gates, activations.get(given, "gate_activation"))
         unknown = [name for name in given if name not in gates]
         if unknown:
             raise ValueError(
                 f"`gate_activation` names a gate that {type(self).__name__} does not have: "
-                f"{unknown[0]!r}{close_matches(unknown[0], gates)} Its gates: {gates}. "
+                f"{unknown[0]!r}{close_matches(unknown[0], gates)} Its gates: {list(gates)}. "
                 f"Received: gate_activation={given!r}"
             )
         return {
             gate: activations.get(
-                self.default_gate_activation if given.get(gate) is None else given[gate],
+                defaults[gate] if given.get(gate) is None else given[gate],
                 f"gate_activation[{gate!r}]",
             )
             for gate in gates

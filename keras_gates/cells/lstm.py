@@ -4,7 +4,6 @@ import typing
 from typing import Unpack
 
 import keras
-from keras import ops
 
 from keras_gates import activations
 from keras_gates.cells.base import GatedCell
@@ -44,7 +43,7 @@ class LSTMCell(GatedCell):
     "Learning to forget", 2000; for unit_forget_bias Jozefowicz et al., 2015.
     """
 
-    blocks = ("input", "forget", "candidate", "output")
+    blocks: tuple[str, ...] = ("input", "forget", "candidate", "output")
     state_names = ("hidden", "cell")
     symbols: typing.ClassVar[dict[str, str]] = {"candidate": "g"}
 
@@ -73,17 +72,9 @@ class LSTMCell(GatedCell):
         c = self.clip_state(f * c + i * g)
         return o * self.output_activation(c), c
 
-    def initial_bias(self, shape, dtype=None):
-        if not self.unit_forget_bias:
-            return super().initial_bias(shape, dtype=dtype)
-        units = self.units
-        return ops.concatenate(
-            [
-                self.bias_initializer((units,), dtype=dtype),
-                ops.ones((units,), dtype=dtype),
-                self.bias_initializer((2 * units,), dtype=dtype),
-            ]
-        )
+    @property
+    def ones_in_bias(self):
+        return "forget" if self.unit_forget_bias else None
 
     def activations_in_use(self):
         return [*super().activations_in_use(), self.output_activation]

@@ -8,7 +8,7 @@ import keras
 from keras_gates._keras import graph
 from keras_gates.activations import name_of, values
 from keras_gates.activations.profiles import fresh
-from keras_gates.cells.step import named, projected_blocks, running
+from keras_gates.cells.step import named, projected_blocks, recurrent_blocks, running
 from keras_gates.equations.program import Program
 from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
 from keras_gates.equations.values import leaf
@@ -85,7 +85,7 @@ class _Tracing:
         return activated
 
     def recurrent(self, block, value):
-        one_of("block", block, self.cell.blocks)
+        one_of("block", block, recurrent_blocks(self.cell))
         return self.clip("preactivation", Symbolic("recurrent", block=block)(value))
 
     def clip(self, place, x):
@@ -191,8 +191,20 @@ def built_copy(cell, units=1):
         return value
 
     made = type(cell)(**{**{n: copied(v) for n, v in given.items()}, "units": units})
+    seed_initializers(made)
     made.build((None, 1))
     return made
+
+
+def seed_initializers(cell):
+    """Gives the cell's initializers fixed seeds, so that verdicts do not vary."""
+    for name in ("kernel_initializer", "recurrent_initializer", "bias_initializer"):
+        initializer = getattr(cell, name)
+        if isinstance(initializer, keras.initializers.Initializer):
+            config = initializer.get_config()
+            if "seed" in config:
+                initializer = type(initializer).from_config({**config, "seed": 1})
+                setattr(cell, name, initializer)
 
 
 def weights_by_name(cell):

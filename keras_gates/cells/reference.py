@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_gates.cells.program import trace, weights_by_name
-from keras_gates.cells.step import projected_blocks
+from keras_gates.cells.step import projected_blocks, recurrent_blocks
 from keras_gates.equations import evaluate
 
 
@@ -22,7 +22,8 @@ class Reference:
     def __init__(self, cell):
         self.cell, self.program = cell, trace(cell, opaque=True)
         self.weights = {name: array(weight) for name, weight in weights_by_name(cell).items()}
-        self.kernel, self.recurrent_kernel = array(cell.kernel), array(cell.recurrent_kernel)
+        self.kernel = array(cell.kernel)
+        self.recurrent_kernel = array(cell.recurrent_kernel) if recurrent_blocks(cell) else None
         columns = self.kernel.shape[1]
         bias = np.zeros(columns) if cell.bias is None else array(cell.bias)
         self.bias, self.recurrent_bias = bias if bias.ndim == 2 else (bias, np.zeros(columns))

@@ -41,9 +41,10 @@ class Step:
             return named((), ())
         kernel, bias = cell.recurrent_kernel, self.recurrent_bias
         columns = len(blocks) * cell.units
-        if len(blocks) < len(cell.blocks):
+        if len(blocks) < len(recurrent_blocks(cell)):
             kernel = kernel[:, :columns]
-            bias = None if bias is None else bias[:columns]
+        if bias is not None and len(blocks) < len(cell.blocks):
+            bias = bias[:columns]
         return self._project(hidden, self.recurrent_masks, kernel, bias, blocks)
 
     def pull_state(self, d_blocks, transposed):
@@ -62,7 +63,7 @@ class Step:
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` of one block k."""
         cell = self.cell
-        index = cell.blocks.index(one_of("block", block, cell.blocks))
+        index = cell.blocks.index(one_of("block", block, recurrent_blocks(cell)))
         columns = slice(index * cell.units, (index + 1) * cell.units)
         if self.recurrent_masks is not None:
             value = value * self.recurrent_masks[index]
@@ -175,9 +176,14 @@ class Masks:
 INPUT_MASKS, RECURRENT_MASKS = Masks(), Masks()
 
 
+def recurrent_blocks(cell):
+    """Names of the blocks that U has columns for: by default all."""
+    return tuple(cell.blocks if cell.recurrent_blocks is None else cell.recurrent_blocks)
+
+
 def projected_blocks(cell):
-    """Names of the blocks that `h U_k` is computed for: by default all."""
-    return tuple(cell.blocks if cell.projected_blocks is None else cell.projected_blocks)
+    """Names of the blocks that `h U_k` is computed for: by default those of U."""
+    return recurrent_blocks(cell) if cell.projected_blocks is None else tuple(cell.projected_blocks)
 
 
 def named(blocks, values):

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_gates import engine
 from keras_gates.cells.program import trace, weights_by_name
-from keras_gates.cells.step import projected_blocks
+from keras_gates.cells.step import projected_blocks, recurrent_blocks
 from keras_gates.equations import NotTraceableError, leaf, tensors
 from keras_gates.equations.values import ordered
 from keras_gates.layers import GatedRNN
@@ -150,9 +150,11 @@ class HoistedStep:
         added, count = len(self.sums), len(cell.blocks)
         of_input, of_state = cell.biases
         self.of_input = self._weights(cell.kernel, of_input, [added] + [1] * (count - added))
-        self.of_state = self._weights(
-            cell.recurrent_kernel, of_state, [projected] + [1] * (count - projected)
-        )
+        self.of_state = []
+        if recurrent := len(recurrent_blocks(cell)):
+            sizes = [projected] + [1] * (recurrent - projected)
+            bias = None if of_state is None else of_state[: recurrent * cell.units]
+            self.of_state = self._weights(cell.recurrent_kernel, bias, sizes)
         weights = weights_by_name(cell)
         self.given = {
             leaf: tf.convert_to_tensor(weights[name], cell.compute_dtype)
@@ -207,7 +209,7 @@ class HoistedStep:
         cell = self.cell
         index, projected = cell.blocks.index(block), len(projected_blocks(cell))
         if index >= projected:
-            return _product(value, *self.of_state[index - len(cell.blocks)])
+            return _product(value, *self.of_state[index - len(recurrent_blocks(cell))])
         kernel, bias = self.of_state[0]
         columns = slice(index * cell.units, (index + 1) * cell.units)
         return _product(value, kernel[:, columns], None if bias is None else bias[columns])

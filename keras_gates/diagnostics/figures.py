@@ -21,6 +21,7 @@ class GateFigures:
         mean, p5, p50, p95: mean and percentiles over samples, steps and units.
         saturated_low, saturated_high: share of the values within the margin of the lower and
             upper bound of the gate's activation; None where it has no such bound.
+        is_share: whether the cell's equations take it for a share, between 0 and 1.
     """
 
     mean: float
@@ -29,6 +30,7 @@ class GateFigures:
     p95: float
     saturated_low: float | None
     saturated_high: float | None
+    is_share: bool = True
 
 
 @dataclasses.dataclass
@@ -170,7 +172,12 @@ def of_trace(trace, margin):
             pairs=int(valid.sum()),
             nonfinite=sum(int((~np.isfinite(values[valid])).sum()) for values in everything),
             gates={
-                name: gate(values[valid], _bounds(cell.gate_activations[name]), margin)
+                name: gate(
+                    values[valid],
+                    _bounds(cell.gate_activations[name]),
+                    margin,
+                    _bounds(cell.default_gates()[name])[0] >= 0,
+                )
                 for name, values in trace.gates.items()
             },
             candidate=None if trace.candidate is None else candidate(trace.candidate[valid]),
@@ -183,10 +190,12 @@ def of_trace(trace, margin):
         )
 
 
-def gate(values, bounds, margin):
+def gate(values, bounds, margin, is_share=True):
     """`GateFigures` of values (pairs, units), given the bounds of the gate's activation."""
     low, high = _within_margin(values, bounds, margin)
-    return GateFigures(*_distribution(values), saturated_low=low, saturated_high=high)
+    return GateFigures(
+        *_distribution(values), saturated_low=low, saturated_high=high, is_share=is_share
+    )
 
 
 def candidate(values):

@@ -99,7 +99,7 @@ def gates(layer):
             "gates may do.",
         )
     for name, gate in layer.gates.items():
-        if gate.p5 < 0:
+        if gate.p5 < 0 and gate.is_share:
             yield (
                 "warning",
                 f"the {name} gate is negative: 5% of its values are below {gate.p5:.2g}",

@@ -75,7 +75,7 @@ class FusedEngine(Engine):
                 jnp.concatenate([first[None], after[:-1, -1]])
                 for first, after in zip(states, kept, strict=False)
             ]
-            transposed = values[self.recurrence.recurrent_kernel].T
+            transposed = values[1].T if self.recurrence.projected else None
             (d_states, d_values), d_x = jax.lax.scan(
                 functools.partial(self._backward, values, transposed, dropout),
                 (list(d_last), [jnp.zeros_like(v) for v in values]),

@@ -26,16 +26,18 @@ class Recurrence:
         cell: a built GatedCell.
 
     Attributes:
-        variables: the cell's weights: W, U, b, then what activations and subclasses add.
-        recurrent_kernel: the index of U among them.
+        variables: the cell's weights: W, U, b, as far as there are, then what activations and
+            subclasses add.
+        usual: how many of them are W, U and b.
         projected: names of the blocks that `project_state` gives.
     """
 
     def __init__(self, cell):
         self.cell = cell
-        self.variables = [cell.kernel, cell.recurrent_kernel, *([cell.bias] * cell.use_bias)]
+        usual = (cell.kernel, cell.recurrent_kernel, cell.bias)
+        self.variables = [weight for weight in usual if weight is not None]
+        self.usual = len(self.variables)
         self.variables += [w for w in cell.weights if all(w is not v for v in self.variables)]
-        self.recurrent_kernel = [v is cell.recurrent_kernel for v in self.variables].index(True)
         self.projected = projected_blocks(cell)
 
     def values(self):

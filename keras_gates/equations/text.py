@@ -3,7 +3,7 @@
 from keras_gates.equations.operations import CALL, PRODUCT, SUM, TABLE
 from keras_gates.equations.values import ordered
 
-# Of states and blocks; a cell's class attribute `symbols` has precedence.
+# Of states, blocks and weights; a cell's class attribute `symbols` has precedence.
 _SYMBOLS = {
     "hidden": "h", "cell": "c", "update": "z", "reset": "r", "input": "i", "forget": "f",
     "output": "o", "candidate": "n",
@@ -11,7 +11,7 @@ _SYMBOLS = {
 
 
 def symbol_of(name, symbols=None):
-    """The symbol of a block or a state."""
+    """The symbol of a block, a state or a weight."""
     return {**_SYMBOLS, **(symbols or {})}.get(name, name)
 
 
@@ -66,7 +66,7 @@ class _Writer:
         if kind in ("x", "u"):
             symbol = self.symbol(name)
             return f"{kind}_{{{symbol}}}" if self.latex else f"{kind}_{symbol}"
-        return str(name)
+        return self.symbol(name)
 
     def _constant(self, value, level):
         number = dict(value.parameters).get("number")

@@ -21,7 +21,8 @@ import keras_tuner
 from keras_gates import activations, verdicts
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import refuse_unknown
-from keras_gates.cells.base import CANDIDATE, CLIP_PLACES
+from keras_gates.cells.base import CLIP_PLACES
+from keras_gates.cells.step import recurrent_blocks
 from keras_gates.validation import close_matches
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
@@ -70,7 +71,8 @@ def activation_space(
 
     Args:
         hp: KerasTuner's `HyperParameters`.
-        cell: "gru", "lstm", "simple", a subclass of `GatedCell`, or a list of these to choose from.
+        cell: the name of a cell ("gru", "lstm", ...), a subclass of `GatedCell`, or a list of these
+            to choose from.
         gates, candidates: names of activations to choose from, or one name. A function of your own
             goes by the name it is registered under, "my_package>my_gate", and is shown as
             "my_package.my_gate".
@@ -166,7 +168,7 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
     Raises:
         ValueError: no pair may be drawn.
     """
-    gated = any(block != CANDIDATE for block in cell.blocks)
+    gated = bool(cell.gate_names())
     found = {
         (candidate, gate): judged(cell, gate, candidate, options)
         for candidate in candidates
@@ -194,7 +196,7 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
         return tuple(c for c in gates_of if condition(c, activations.profile(c)))
 
     # U has one block of columns per gate: it can be the identity where there is but one.
-    square = len(cell.blocks) == 1
+    square = len(cell.blocks) == len(recurrent_blocks(cell)) == 1
     return _Plan(
         candidates=tuple(gates_of),
         groups=tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values()),

@@ -137,8 +137,9 @@ def check_activations(
     """Whether a choice of activations will work in a cell, before any training.
 
     Args:
-        cell: "gru", "lstm", "simple", a subclass of `GatedCell`, or an instance of one, such as
-            `layer.cell`. An instance has its activations and options already; give none beside it.
+        cell: the name of a cell ("gru", "lstm", ...), a subclass of `GatedCell`, or an instance of
+            one, such as `layer.cell`. An instance has its activations and options already; give
+            none beside it.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
             `activation_l1`, `recurrent_initializer`, `reset_after`.
@@ -237,8 +238,8 @@ def judge(cell):
     carry, carriers, growth = probe.probed(cell, program)
     against = [
         *reasons.of_carry(cell, program, profiles, carry, carriers),
-        *reasons.of_gates(profiles),
-        *reasons.of_candidate(cell, candidate, carry, growth),
+        *reasons.of_gates(_chosen(cell, profiles)),
+        *reasons.of_candidate(cell, program, candidate, carry, growth),
     ]
     against.sort(key=lambda reason: -LEVELS.index(reason.level))
     level = against[0].level if against else "sound"
@@ -250,6 +251,12 @@ def judge(cell):
         growth=growth,
         equations=tuple(equations(program, cell.symbols)),
     )
+
+
+def _chosen(cell, profiles):
+    """Without the gates that have their cell's default: that is what its equations are made for."""
+    defaults = cell.default_gates()
+    return {name: p for name, p in profiles.items() if p.name != defaults[name]}
 
 
 def _traced(cell):

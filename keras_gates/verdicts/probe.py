@@ -2,10 +2,9 @@
 
 import itertools
 
-import keras
 import numpy as np
 
-from keras_gates.cells.program import weights_by_name
+from keras_gates.cells.program import seed_initializers, weights_by_name
 from keras_gates.cells.reference import Reference, array
 from keras_gates.cells.step import projected_blocks
 from keras_gates.equations import constant, depends_on, evaluate, leaf, pulled
@@ -158,8 +157,7 @@ def spectral_radius(cell, samples=4, steps=12):
 
     The states of N(0, 1) inputs, `units` features wide, after some steps; mean over the samples.
     """
-    for name in ("kernel_initializer", "recurrent_initializer", "bias_initializer"):
-        setattr(cell, name, _seeded(getattr(cell, name)))
+    seed_initializers(cell)
     cell.build((None, cell.units))
     rng, run = np.random.default_rng(0), Reference(cell)
     count = len(cell.state_names)
@@ -183,13 +181,3 @@ def spectral_radius(cell, samples=4, steps=12):
         jacobian = (found[:size] - found[size:]) / (2 * shift)
         radii.append(np.abs(np.linalg.eigvals(jacobian)).max())
     return float(np.mean(radii))
-
-
-def _seeded(initializer):
-    """The same initializer with a fixed seed, so that verdicts do not vary."""
-    if not isinstance(initializer, keras.initializers.Initializer):
-        return initializer
-    config = initializer.get_config()
-    if "seed" not in config:
-        return initializer
-    return type(initializer).from_config({**config, "seed": 1})

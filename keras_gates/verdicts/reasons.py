@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import equations
 from keras_gates.equations.text import symbol_of
+from keras_gates.equations.values import ordered
 
 LEVELS = ("sound", "caution", "unstable")
 # A factor of the state counts as above 1 from here on.
@@ -98,7 +100,7 @@ def of_gates(profiles):
             )
 
 
-def of_candidate(cell, p, carry, growth):
+def of_candidate(cell, program, p, carry, growth):
     """Against the candidate, whose profile is `p`."""
     carried = any(high > 0 for _, high in carry.values())
     carried_well = all(low >= 0 and high <= _ABOVE_ONE for low, high in carry.values())
@@ -110,14 +112,16 @@ def of_candidate(cell, p, carry, growth):
             "Take bounded activations: a candidate such as tanh or softsign, gates in [0, 1], or "
             "in an LSTM a bounded output_activation.",
         )
-    elif not p.bounded and p.far_slope > 0:
+    elif not p.bounded and p.far_slope > 0 and _sees_the_state(program):
         initializer = type(cell.recurrent_initializer).__name__
         helps = [
             *([] if cell.clips else [f"grad_clip_norm ({_PAPERS['clipping']})"]),
             *([] if cell.activation_l1 else [f"activation_l1 ({_PAPERS['relu']})"]),
             *(
                 []  # in a cell with gates Keras' Identity fills the first gate's block of U
-                if cell.gate_activations or initializer.startswith("Identity")
+                if cell.gate_activations
+                or not recurrent_blocks(cell)
+                or initializer.startswith("Identity")
                 else [f"recurrent_initializer='identity' ({_PAPERS['identity']})"]
             ),
         ]
@@ -158,6 +162,15 @@ def of_candidate(cell, p, carry, growth):
             "it fade by that factor at least",
             "A candidate of slope 1 at 0: tanh, softsign.",
         )
+
+
+def _sees_the_state(program):
+    """Whether the candidate is made of the states."""
+    values = ordered([value for name, value in program.named if name == "candidate"])
+    return any(
+        v.operation == "recurrent" or (v.operation == "input" and v["kind"] in ("u", "state"))
+        for v in values
+    )
 
 
 def _gates(names, profiles):

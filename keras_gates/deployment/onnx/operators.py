@@ -126,7 +126,8 @@ def _known(cell):
     except NotTraceableError:
         return None, {}
     for op_type, kind, options, found in _KNOWN:
-        if set(cell.blocks) != set(kind.blocks) or cell.state_names != kind.state_names:
+        parts = [(set(c.blocks), set(c.gate_names()), c.state_names) for c in (cell, kind)]
+        if parts[0] != parts[1]:
             continue
         if kind is LSTMCell and hasattr(cell, "output_activation"):
             options = {"output_activation": cell.output_activation}

@@ -56,7 +56,7 @@ int run(const Call* call, int64_t batch, int64_t time, const void* const* in, co
   job.x = *in++;
   job.initial = in, in += job.states;
   job.kernel = *in++;
-  if (c.has_recurrent) job.recurrent = *in++;
+  if (job.recurrent_blocks) job.recurrent = *in++;
   if (c.biases) job.bias = *in++;
   if (c.biases > 1) job.recurrent_bias = (const char*)job.bias + bias;
   const void* const* const weights = in;
@@ -76,7 +76,7 @@ int run(const Call* call, int64_t batch, int64_t time, const void* const* in, co
     if (c.d_x) job.d_x = *out++;
     job.d_initial = out, out += job.states;
     job.d_kernel = *out++;
-    if (c.has_recurrent) job.d_recurrent = *out++;
+    if (job.recurrent_blocks) job.d_recurrent = *out++;
     if (c.biases) job.d_bias = *out++;
     if (c.biases > 1) job.d_recurrent_bias = (char*)job.d_bias + bias;
     d_weights = out;

@@ -20,7 +20,7 @@ struct Call {
   // Inputs: x, states, kernel, [recurrent], [bias or both], weights, [mask], dropout masks; backward
   // then memory, [d_sequences], d_last. Results: [sequences], last states, [memory]; or [d_x],
   // d_initial, and the gradients of the weights in their order.
-  int32_t has_recurrent, biases, weights, has_mask, sequences, gradients, d_x;
+  int32_t biases, weights, has_mask, sequences, gradients, d_x;
   int32_t inputs, results;
   const Input* input;
   const int32_t* like;

@@ -25,7 +25,7 @@ class Form:
     Attributes:
         units, features: how many.
         dtype: "float32" or "float64".
-        has_recurrent: whether there is a recurrent kernel.
+        recurrent_blocks: how many blocks the recurrent kernel has; with 0 there is none.
         biases: 0, 1 or 2 biases per block.
         weights: pairs of the name and the size of each further weight of the equations.
     """
@@ -33,7 +33,7 @@ class Form:
     units: int
     features: int
     dtype: str
-    has_recurrent: bool
+    recurrent_blocks: int
     biases: int
     weights: tuple
 
@@ -67,7 +67,6 @@ class Call:
             threads=library.threads(),
             of_step=columns * (form.features + form.units),
             of_thread=int(_WORTH_A_THREAD),
-            has_recurrent=form.has_recurrent,
             biases=form.biases,
             weights=len(form.weights),
             has_mask=masks[0],
@@ -86,6 +85,7 @@ class Call:
             "is_double": form.dtype == "float64",
             "tile": _TILE,
             "blocks": plan.blocks,
+            "recurrent_blocks": form.recurrent_blocks,
             "projected": plan.projected,
             "states": plan.states,
             "sums": plan.sums,
@@ -200,7 +200,8 @@ def _inputs_and_results(plan, form, direction, masks, sequences, d_x):
     widths = [units] * wide + [size] * plan.sums
     states = [(width, by_row, f"initial state {s}") for s, width in enumerate(widths)]
     inputs = [(features, by_step, "x"), *states, (features * columns, fixed, "kernel")]
-    inputs += [(units * columns, fixed, "recurrent_kernel")] * form.has_recurrent
+    recurrent = form.units * units * form.recurrent_blocks
+    inputs += [(recurrent, fixed, "recurrent_kernel")] * (recurrent > 0)
     inputs += [(form.biases * columns * size, fixed, "bias")] * (form.biases > 0)
     inputs += [(count * size, fixed, name) for name, count in form.weights]
     gradients = list(range(0 if d_x else 1, len(inputs)))

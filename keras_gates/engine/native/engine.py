@@ -4,6 +4,7 @@ import functools
 import math
 
 from keras_gates.cells.program import trace, weights_by_name
+from keras_gates.cells.step import recurrent_blocks
 from keras_gates.engine.base import Engine
 from keras_gates.engine.native.call import Call, Form
 from keras_gates.engine.native.plan import plan_of
@@ -27,15 +28,15 @@ class NativeEngine(Engine):
         self.dtype = self.dtype_of(cell)
         names = {id(weight): name for name, weight in weights_by_name(cell).items()}
         biases = 0 if not cell.use_bias else 2 if cell.two_biases else 1
-        usual = 3 if cell.use_bias else 2
         self._form = Form(
             units=cell.units,
             features=cell.kernel.shape[0],
             dtype=self.dtype,
-            has_recurrent=True,
+            recurrent_blocks=len(recurrent_blocks(cell)),
             biases=biases,
             weights=tuple(
-                (names[id(w)], math.prod(w.shape)) for w in self.recurrence.variables[usual:]
+                (names[id(w)], math.prod(w.shape))
+                for w in self.recurrence.variables[self.recurrence.usual :]
             ),
         )
         # By the arguments of `Call`.
@@ -50,7 +51,9 @@ class NativeEngine(Engine):
 def _check_weights(cell):
     """Raises unless the weights are those that `GatedCell` makes."""
     columns = cell.units * len(cell.blocks)
-    wanted = {"recurrent_kernel": (cell.units, columns), "kernel": (cell.kernel.shape[0], columns)}
+    wanted = {"kernel": (cell.kernel.shape[0], columns)}
+    if recurrent := recurrent_blocks(cell):
+        wanted["recurrent_kernel"] = (cell.units, cell.units * len(recurrent))
     if cell.use_bias:
         wanted["bias"] = (2, columns) if cell.two_biases else (columns,)
     for name, shape in wanted.items():

@@ -35,7 +35,8 @@ struct Weight {
 struct Job {
   int64_t batch, time, features, units;
   int32_t backward, is_double, shares, tile;   // tile: rows of a tile at most
-  int32_t blocks, projected;                   // columns of U that h is multiplied with come first
+  // Of W; of U; and of those how many, from the first on, h itself is multiplied with.
+  int32_t blocks, recurrent_blocks, projected;
   int32_t states, sums;                        // the last `sums` states are single columns
   int32_t kept_states, kept;                   // the first so many states and further values
   int32_t registers, parts, products, weights;   // weights: how many D_WEIGHT

@@ -89,9 +89,10 @@ template <class T> struct Shared {
 };
 
 template <class T>
-void pack_block(const Layout<T>& l, const void* matrix, long k, long rows, bool transposed, T* to) {
+void pack_block(const Layout<T>& l, const void* matrix, long blocks, long k, long rows,
+                bool transposed, T* to) {
   const T* const from = l.of(matrix) + k * l.units;
-  const long columns = l.blocks * l.units;
+  const long columns = blocks * l.units;
   if (transposed) pack(from, l.units, rows, 1, columns, to);
   else pack(from, rows, l.units, columns, 1, to);
 }
@@ -101,13 +102,13 @@ template <class T> void prepare(const Job* j, char* memory) {
   const Shared<T> s(l, memory);
   for (long k = 0; k < l.blocks; k++) {
     if (j->input_register[k] >= 0)
-      pack_block(l, j->kernel, k, l.features, false, s.kernel + k * s.of_block_kernel);
+      pack_block(l, j->kernel, l.blocks, k, l.features, false, s.kernel + k * s.of_block_kernel);
     if (l.multiplies(k))
-      pack_block(l, j->recurrent, k, l.units, false, s.recurrent + k * s.of_block_recurrent);
+      pack_block(l, j->recurrent, j->recurrent_blocks, k, l.units, false, s.recurrent + k * s.of_block_recurrent);
     if (j->backward && j->d_x)
-      pack_block(l, j->kernel, k, l.features, true, s.kernel_back + k * s.of_block_kernel_back);
-    if (j->backward && j->recurrent)
-      pack_block(l, j->recurrent, k, l.units, true, s.recurrent_back + k * s.of_block_recurrent);
+      pack_block(l, j->kernel, l.blocks, k, l.features, true, s.kernel_back + k * s.of_block_kernel_back);
+    if (j->backward && k < j->recurrent_blocks)
+      pack_block(l, j->recurrent, j->recurrent_blocks, k, l.units, true, s.recurrent_back + k * s.of_block_recurrent);
     for (long i = 0; i < l.row; i++) {
       s.bias[k * l.row + i] = j->bias && i < l.units ? l.of(j->bias)[k * l.units + i] : T(0);
       s.recurrent_bias[k * l.row + i] =
@@ -134,7 +135,8 @@ template <class T> void add_up(const Job* j, char* memory) {
   const long columns = l.blocks * l.units;
   for (long k = 0; k < l.blocks; k++) {
     sum(s.d_kernel, l.features, l.features * l.row, columns, j->d_kernel, k, false);
-    sum(s.d_recurrent, l.units, l.units * l.row, columns, j->d_recurrent, k, false);
+    if (k < j->recurrent_blocks)
+      sum(s.d_recurrent, l.units, l.units * l.row, j->recurrent_blocks * l.units, j->d_recurrent, k, false);
     sum(s.d_bias, 1, l.row, columns, j->d_bias, k, false);
     sum(s.d_recurrent_bias, 1, l.row, columns, j->d_recurrent_bias, k, false);
   }

@@ -31,7 +31,8 @@ int source gradient_of
 """
 _JOB = """
 long batch time features units
-int backward is_double shares tile blocks projected states sums
+int backward is_double shares tile blocks recurrent_blocks projected
+int states sums
 int kept_states kept registers parts products weights
 at places code part constants input_register projected_register
 at product_block d_input_of d_projected_of
@@ -58,7 +59,7 @@ limits limit
 entries entries
 int choices threads
 long of_step of_thread
-int has_recurrent biases weights has_mask sequences gradients d_x inputs results
+int biases weights has_mask sequences gradients d_x inputs results
 at input like
 """
 CHOICES = 3

@@ -1,0 +1,315 @@
+"""The cells of the literature, against float64 NumPy as their papers write them."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, DTYPE, assert_close
+from keras import ops
+
+import keras_gates as kg
+from keras_gates import checks
+from keras_gates.cells import CELLS
+from keras_gates.cells.program import weights_by_name
+
+BATCH, TIME, FEATURES, UNITS = 4, 9, 3, 5
+tanh = np.tanh
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def split(a, count):
+    return np.split(a, count, axis=-1)
+
+
+def peephole_lstm(x, h, c, w):
+    """Gers, Schraudolph, Schmidhuber, 2002."""
+    i, f, g, o = split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 4)
+    i = sigmoid(i + w["input_peephole"] * c)
+    f = sigmoid(f + w["forget_peephole"] * c)
+    c = f * c + i * tanh(g)
+    return sigmoid(o + w["output_peephole"] * c) * tanh(c), c
+
+
+def cifg(x, h, c, w):
+    """Greff et al., 2017: i = 1 - f."""
+    f, g, o = split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 3)
+    i = 1 - sigmoid(f)
+    c = sigmoid(f) * c + i * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def janet(x, h, w):
+    """van der Westhuizen, Lasenby, 2018, equations 5 to 8, β = 1."""
+    s, g = split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 2)
+    return (sigmoid(s) * h + (1 - sigmoid(s - 1)) * tanh(g),)
+
+
+def mgu(x, h, w):
+    """Zhou et al., 2016, equations 10 to 12."""
+    (w_f, w_n), (u_f, u_n) = split(w["kernel"], 2), split(w["recurrent_kernel"], 2)
+    b_f, b_n = split(w["bias"], 2)
+    f = sigmoid(x @ w_f + h @ u_f + b_f)
+    return ((1 - f) * h + f * tanh(x @ w_n + (f * h) @ u_n + b_n),)
+
+
+def li_gru(x, h, w):
+    """Ravanelli et al., 2018, without normalization over the batch."""
+    z, n = split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 2)
+    return (sigmoid(z) * h + (1 - sigmoid(z)) * relu(n),)
+
+
+def ugrnn(x, h, w):
+    """Collins, Sohl-Dickstein, Sussillo, 2017."""
+    g, n = split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 2)
+    return (sigmoid(g) * h + (1 - sigmoid(g)) * tanh(n),)
+
+
+def ind_rnn(x, h, w):
+    """Li et al., 2018, equation 2."""
+    return (relu(x @ w["kernel"] + w["recurrent_vector"] * h + w["bias"]),)
+
+
+def min_gru(x, h, w):
+    """Feng et al., 2024, section 3.1."""
+    z, n = split(x @ w["kernel"] + w["bias"], 2)
+    return ((1 - sigmoid(z)) * h + sigmoid(z) * n,)
+
+
+def min_lstm(x, h, w):
+    """Feng et al., 2024, section 3.2."""
+    f, i, g = split(x @ w["kernel"] + w["bias"], 3)
+    f, i = sigmoid(f), sigmoid(i)
+    return (f / (f + i) * h + i / (f + i) * g,)
+
+
+def fast_grnn(x, h, w):
+    """Kusupati et al., 2018, equation 3, with the paper's two biases."""
+    p = x @ w["kernel"] + h @ w["recurrent_kernel"]
+    b_z, b_h = w["bias"] + w["gate_bias"], w["bias"]
+    z = sigmoid(p + b_z)
+    return ((sigmoid(w["zeta"]) * (1 - z) + sigmoid(w["nu"])) * tanh(p + b_h) + z * h,)
+
+
+def n_brc(x, h, w):
+    """Vecoven, Ernst, Drion, 2021, equations 7 to 9."""
+    x_a, x_c, x_n = split(x @ w["kernel"] + w["bias"], 3)
+    u_a, u_c = split(h @ w["recurrent_kernel"], 2)
+    a, c = 1 + tanh(x_a + u_a), sigmoid(x_c + u_c)
+    return (c * h + (1 - c) * tanh(x_n + a * h),)
+
+
+def star(x, h, w):
+    """Turkoglu et al., 2021, equations 6 to 8."""
+    x_k, x_n = split(x @ w["kernel"] + w["bias"], 2)
+    k = sigmoid(x_k + h @ w["recurrent_kernel"])
+    return (tanh((1 - k) * h + k * tanh(x_n)),)
+
+
+REFERENCES = {
+    function.__name__: function
+    for function in (
+        peephole_lstm, cifg, janet, mgu, li_gru, ugrnn, ind_rnn, min_gru, min_lstm, fast_grnn,
+        n_brc, star,
+    )
+}  # fmt: skip
+# Parameters per layer of n units and m features.
+PARAMETERS = {
+    "peephole_lstm": lambda n, m: 4 * (n * m + n * n + n) + 3 * n,
+    "cifg": lambda n, m: 3 * (n * m + n * n + n),
+    **dict.fromkeys(("janet", "mgu", "li_gru", "ugrnn"), lambda n, m: 2 * (n * m + n * n + n)),
+    "ind_rnn": lambda n, m: n * m + 2 * n,
+    "min_gru": lambda n, m: 2 * (n * m + n),
+    "min_lstm": lambda n, m: 3 * (n * m + n),
+    "fast_grnn": lambda n, m: n * m + n * n + 2 * n + 2,
+    "n_brc": lambda n, m: 3 * (n * m + n) + 2 * n * n,
+    "star": lambda n, m: 2 * (n * m + n) + n * n,
+}
+# Weights that do not start as those of all cells do.
+STARTS = {
+    "janet": {"bias": [1] * UNITS + [0] * UNITS},
+    "ugrnn": {"bias": [1] * UNITS + [0] * UNITS},
+    "cifg": {"bias": [1] * UNITS + [0] * 2 * UNITS},
+    "peephole_lstm": {"bias": [0] * UNITS + [1] * UNITS + [0] * 2 * UNITS},
+    "fast_grnn": {"bias": [1] * UNITS, "gate_bias": [0] * UNITS, "zeta": [1], "nu": [-4]},
+}
+
+
+def test_every_cell_has_a_reference():
+    assert set(REFERENCES) == set(PARAMETERS) == set(CELLS) - {"gru", "lstm", "simple"}
+
+
+def layer_of(name, rng=None, **arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kg.UnstableActivationsWarning)
+        layer = kg.GatedRNN(UNITS, cell=name, **arguments)
+    layer.build((None, None, FEATURES))
+    if rng is not None:
+        layer.set_weights([0.6 * rng.normal(size=w.shape) for w in layer.get_weights()])
+    return layer
+
+
+@pytest.mark.parametrize("backprop", ["auto", "autodiff"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_outputs_equal_the_paper(name, backprop, rng):
+    layer = layer_of(
+        name, rng, backprop=backprop, return_sequences=True, return_state=True, dtype=DTYPE
+    )
+    weights = {
+        n: np.asarray(ops.convert_to_numpy(w), "float64")
+        for n, w in weights_by_name(layer.cell).items()
+    }
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    states = [rng.normal(size=(BATCH, UNITS)) for _ in layer.cell.state_names]
+    outputs, *last = layer(ops.cast(x, DTYPE), initial_state=[ops.cast(s, DTYPE) for s in states])
+    expected = []
+    for t in range(TIME):
+        states = REFERENCES[name](x[:, t], *states, weights)
+        expected.append(states[0])
+    assert_close(outputs, np.stack(expected, 1))
+    for one, other in zip(last, states, strict=True):
+        assert_close(one, other)
+    if backprop == "auto" and BACKEND == "tensorflow":
+        assert layer._obstacles == {"inference": None}
+
+
+@pytest.mark.parametrize("check", checks.CHECKS)
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+def test_check(name, check):
+    checks.CHECKS[check](CELLS[name], {})
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_parameters_and_their_start_are_those_of_the_paper(name):
+    layer = layer_of(name)
+    assert layer.count_params() == PARAMETERS[name](UNITS, FEATURES)
+    weights = weights_by_name(layer.cell)
+    for weight, start in STARTS.get(name, {}).items():
+        np.testing.assert_array_equal(ops.convert_to_numpy(weights[weight]), start)
+
+
+def test_starts_that_are_drawn():
+    layer = kg.GatedRNN(2000, cell="ind_rnn")
+    layer.build((None, None, 1))
+    vector = ops.convert_to_numpy(layer.cell.recurrent_vector)
+    assert 0 <= vector.min() < 0.01
+    assert 0.99 < vector.max() <= 1
+    star = kg.GatedRNN(6, cell="star")
+    star.build((None, None, 20))
+    kernel = ops.convert_to_numpy(star.cell.kernel)
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(12), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_gradient_for_every_weight_and_a_file_that_loads(name, rng, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=kg.UnstableActivationsWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        model = keras.Sequential(
+            [
+                keras.Input((None, FEATURES)),
+                keras.layers.Masking(),
+                kg.GatedRNN(UNITS, cell=name, return_sequences=True),
+                keras.layers.Bidirectional(kg.GatedRNN(UNITS, cell=name, grad_clip_norm=1.0)),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile("adam", "mse")
+        before = model.get_weights()
+        x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+        x[1, 5:] = 0
+        model.fit(x, x[:, 0, :1], epochs=2, verbose=0)
+    for one, other, weight in zip(model.get_weights(), before, model.weights, strict=True):
+        assert (one != other).any(), weight.path
+    path = tmp_path / "model.keras"
+    model.save(path)
+    np.testing.assert_array_equal(keras.models.load_model(path).predict(x, verbose=0),
+                                  model.predict(x, verbose=0))  # fmt: skip
+
+
+def test_verdicts_of_the_papers_own_activations():
+    levels = {name: kg.check_activations(name).level for name in REFERENCES}
+    unbounded = ("li_gru", "ind_rnn")
+    assert levels == {n: "caution" if n in unbounded else "sound" for n in REFERENCES}
+    (reason,) = kg.check_activations("n_brc", gate_activation={"feedback": "relu"}).reasons
+    assert "the gate feedback (relu)" in reason.what
+
+
+def test_the_search_space_has_every_cell():
+    keras_tuner = pytest.importorskip("keras_tuner")
+    from keras_gates import tuning
+
+    hp = keras_tuner.HyperParameters()
+    tuning.activation_space(hp, cell=tuple(CELLS))
+    again = keras_tuner.HyperParameters()
+    tuning.space._judged.cache_clear()
+    tuning.activation_space(again, cell=tuple(CELLS))
+    assert again.get_config() == hp.get_config()
+    by_name = {p.name: p for p in hp.space}
+    assert by_name["cell"].values == list(CELLS)
+    for p in hp.space:  # a vector can be neither
+        if p.name.endswith("recurrent_initializer"):
+            assert "ind_rnn" not in str([p.name, *(c.values for c in p.conditions)])
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="diagnosis of TensorFlow's models")
+def test_a_feedback_below_zero_is_no_finding(rng):
+    model = keras.Sequential([keras.Input((None, FEATURES)), layer_of("n_brc", rng)])
+    diagnosis = kg.diagnose(model, rng.normal(size=(BATCH, TIME, FEATURES)))
+    assert diagnosis.layers[0].gates["feedback"].p5 < 0
+    assert not any("is negative" in str(f) for f in diagnosis.findings)
+
+
+def test_equations_in_the_symbols_of_the_papers():
+    text = kg.GatedRNN(3, cell="n_brc").explain()
+    assert "a = tanh(x_a + u_a)" in text
+    assert "n = tanh(x_n + (1 + a) * h)" in text
+    assert "f = sigmoid(x_f + u_f + p_f * c)" in layer_of("peephole_lstm").explain()
+
+
+def test_messages():
+    with pytest.raises(ValueError, match=r"MinGRUCell has no recurrent kernel, whose inputs"):
+        kg.GatedRNN(3, cell="min_gru", recurrent_dropout=0.1)
+    with pytest.raises(ValueError, match=r"`beta` must be a finite number. Received: beta='1'"):
+        kg.GatedRNN(3, cell="janet", beta="1")
+    with pytest.raises(TypeError, match=r"GRUCell.* takes no argument `beta`; it belongs to JANET"):
+        kg.GatedRNN(3, cell="gru", beta=1)
+    with pytest.raises(ValueError, match=r"must be one of 'gru', 'lstm', .*'ugrnn'.* mean 'mgu'"):
+        kg.GatedRNN(3, cell="mgru")
+
+    class Wrong(kg.GatedCell):
+        blocks = ("update", "candidate")
+        recurrent_blocks = ("candidate",)
+
+    with pytest.raises(ValueError, match=r"`recurrent_blocks` of Wrong must be the first of its"):
+        Wrong(3).build((None, 2))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports of TensorFlow")
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+@pytest.mark.parametrize("format", ["onnx", "litert", "openvino", "saved_model"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_exports(name, format, tmp_path):
+    """`export` itself compares what it has written with the model, in another process."""
+    if format == "saved_model" and name not in ("ind_rnn", "peephole_lstm", "n_brc"):
+        pytest.skip("one of each kind")
+    model = keras.Sequential(
+        [
+            keras.Input((None, FEATURES), name="x"),
+            keras.layers.Masking(),
+            kg.GatedRNN(UNITS, cell=name),
+            keras.layers.Dense(2),
+        ]
+    )
+    suffix = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml"}.get(format, "")
+    report = kg.export(model, tmp_path / f"model{suffix}", format=format)
+    assert report is not None
