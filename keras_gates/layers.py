@@ -403,4 +403,4 @@ def _cell(units, cell, arguments, layer_arguments):
     return cell(units, **arguments, **layer_arguments)
 
 
-sign(GatedRNN.__init__, *[cell.__init__ for cell in CELLS.values()])
+sign(GatedRNN.__init__, *CELLS.values())
