@@ -7,13 +7,14 @@ from keras_gates import activations
 from keras_gates._version import __version__
 from keras_gates.activations import profile
 from keras_gates.cells import (
-    CELLS,
     CIFGCell,
     FastGRNNCell,
     GatedCell,
     GRUCell,
     IndRNNCell,
     JANETCell,
+    LayerNormGRUCell,
+    LayerNormLSTMCell,
     LiGRUCell,
     LSTMCell,
     MGUCell,
@@ -35,7 +36,6 @@ if typing.TYPE_CHECKING:
     from keras_gates.diagnostics import GateMonitor, diagnose
 
 __all__ = [
-    "CELLS",
     "CIFGCell",
     "FastGRNNCell",
     "GRUCell",
@@ -45,6 +45,8 @@ __all__ = [
     "IndRNNCell",
     "JANETCell",
     "LSTMCell",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
     "LiGRUCell",
     "MGUCell",
     "MinGRUCell",

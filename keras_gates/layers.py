@@ -12,7 +12,7 @@ from keras_gates import activations, engine, regularizers, verdicts
 from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
-from keras_gates.cells.program import trace
+from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, LayerArguments
 from keras_gates.validation import close_matches, one_of
@@ -27,7 +27,7 @@ class GatedRNN(keras.layers.RNN):
 
     Args:
         units: positive integer, the size of the hidden state.
-        cell: "gru", "lstm", "simple", the name of another cell (see `keras_gates.CELLS`), a
+        cell: "gru", "lstm", "simple", the name of another cell (README, "More cells"), a
             subclass of `GatedCell`, or an instance of one (which then carries `units` and all
             arguments of the cell itself).
         return_sequences: whether to return the hidden state of every time step, or the last.
@@ -246,12 +246,15 @@ class GatedRNN(keras.layers.RNN):
 
     def _equations(self):
         try:
-            lines = equations(trace(self.cell), self.cell.symbols)
+            lines = equations(traced(self.cell)[1], self.cell.symbols)
         except NotTraceableError as reason:
             return [f"  its equations cannot be traced: {reason}"]
         bias = " + c_k" if self.cell.two_biases else ""
         return [
-            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}:",
+            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}:"
+            if not self.cell.layer_norm
+            else "  with x_k = x W_k and u_k = h U_k, and L(v) = v, normalized over units, times a "
+            "gain, plus a bias:",
             *[f"  {symbol} = {text}" for symbol, text in lines],
         ]
 

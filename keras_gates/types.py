@@ -9,7 +9,8 @@ import keras
 Activation = Union[str, Callable[[Any], Any], keras.layers.Layer, dict[str, Any]]  # noqa: UP007
 GateActivation = Activation | Mapping[str, Activation | None]
 CellName = Literal[
-    "gru", "lstm", "simple", "cifg", "fast_grnn", "ind_rnn", "janet", "li_gru", "mgu", "min_gru",
+    "gru", "lstm", "simple", "cifg", "fast_grnn", "ind_rnn", "janet", "layer_norm_gru",
+    "layer_norm_lstm", "li_gru", "mgu", "min_gru",
     "min_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
@@ -39,6 +40,7 @@ class CellOptions(TypedDict, total=False):
     grad_clip_value: float | None
     grad_clip_norm: float | None
     grad_clip_at: ClipPlace
+    layer_norm: bool
     activation_l1: float
     candidate_l1: float
     seed: int | None

@@ -11,6 +11,7 @@ from keras_gates.cells.light import LiGRUCell
 from keras_gates.cells.lstm import LSTMCell
 from keras_gates.cells.mgu import MGUCell
 from keras_gates.cells.minimal import MinGRUCell, MinLSTMCell
+from keras_gates.cells.normalized import LayerNormGRUCell, LayerNormLSTMCell
 from keras_gates.cells.peephole import PeepholeLSTMCell
 from keras_gates.cells.simple import SimpleRNNCell
 from keras_gates.cells.star import STARCell
@@ -24,6 +25,8 @@ CELLS = {
     "fast_grnn": FastGRNNCell,
     "ind_rnn": IndRNNCell,
     "janet": JANETCell,
+    "layer_norm_gru": LayerNormGRUCell,
+    "layer_norm_lstm": LayerNormLSTMCell,
     "li_gru": LiGRUCell,
     "mgu": MGUCell,
     "min_gru": MinGRUCell,

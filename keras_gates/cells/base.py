@@ -10,11 +10,13 @@ from keras_gates import activations, regularizers
 from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments
+from keras_gates.cells.normalization import normalized
 from keras_gates.cells.step import (
     INPUT_MASKS,
     RECURRENT_MASKS,
     Step,
     entered,
+    named,
     observed,
     projected_blocks,
     recurrent_blocks,
@@ -29,6 +31,7 @@ from keras_gates.validation import (
     one_of,
     positive_integer,
     positive_number,
+    true_or_false,
 )
 
 CLIP_PLACES = typing.get_args(ClipPlace)
@@ -84,6 +87,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         grad_clip_at: "state" (above), or "preactivation": the same operation on the gradients of
             the stacked projections `x W + b` and `h U`, where LSTM and simple RNN add the two
             before any activation, so that both see the gradient at the pre-activation.
+        layer_norm: whether `x W` and `h U` are normalized over units before the biases are added,
+            each with a gain per unit (in an LSTM the cell state as well, before its activation).
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
             `GatedRNN`: strength * mean over valid steps of sum over units of |h|.
         candidate_l1: the same on the candidate's activation.
@@ -96,7 +101,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             `LossScaleOptimizer`: gradients are multiplied by a changing scale there, and the bound
             would silently mean another.
 
-    Source of clipping inside BPTT: Graves, "Generating sequences with recurrent neural networks",
+    Source of layer normalization: Ba, Kiros, Hinton, "Layer normalization", 2016; of clipping
+    inside BPTT: Graves, "Generating sequences with recurrent neural networks",
     2013; of per-sample norms: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
     neural networks", 2013.
     """
@@ -118,6 +124,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     # A name, or a dict from gates to names.
     default_gate_activation: typing.ClassVar[str | dict[str, str]] = "sigmoid"
     default_candidate_activation = "tanh"
+    # With `layer_norm`: the blocks that are normalized together (None: all of them), and the
+    # states that the equations normalize.
+    norm_groups: tuple[tuple[str, ...], ...] | None = None
+    normalized_states: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -140,6 +150,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         grad_clip_value: float | None = None,
         grad_clip_norm: float | None = None,
         grad_clip_at: ClipPlace = "state",
+        layer_norm: bool = False,
         activation_l1: float = 0.0,
         candidate_l1: float = 0.0,
         seed: int | None = None,
@@ -200,6 +211,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+        self.layer_norm = true_or_false("layer_norm", layer_norm)
+        self.norm_weights: dict = {}
         self._set_clipping(grad_clip_value, grad_clip_norm, grad_clip_at)
         self.activation_l1 = nonnegative_number("activation_l1", activation_l1)
         self.candidate_l1 = nonnegative_number("candidate_l1", candidate_l1)
@@ -234,7 +247,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` for a block k that is not among `projected_blocks`."""
-        return self.step.recurrent(block, value)
+        product = self.step.recurrent(block, value)
+        return (
+            self._normalized("recurrent", {block: product})[block] if self.layer_norm else product
+        )
+
+    def normalize(self, name, state):
+        """With `layer_norm`, one of `normalized_states` normalized; else the state as it is."""
+        return self._normalized("state", {name: state})[name] if self.layer_norm else state
 
     def clip_state(self, state):
         """`state`, with its gradient clipped. `call` does this to the hidden state; a cell with a
@@ -282,6 +302,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def advance(self, x, u, states):
         """The list of the new states: the equations, and the clipped gradient of the hidden one."""
+        if self.layer_norm:
+            x = named(x._fields, self._normalized("kernel", x._asdict()).values())
+            u = named(u._fields, self._normalized("recurrent", u._asdict()).values())
         new_states = self.update(x, u, tuple(states))
         if not isinstance(new_states, (tuple, list)) or len(new_states) != len(self.state_names):
             raise ValueError(
@@ -368,7 +391,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 regularizer=self.recurrent_regularizer,
                 constraint=self.recurrent_constraint,
             )
-        if self.use_bias:
+        if self.layer_norm:
+            self._add_norm_weights(recurrent)
+        elif self.use_bias:
             self.bias = self.add_weight(
                 shape=(2, columns) if self.two_biases else (columns,),
                 name="bias",
@@ -384,7 +409,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     @property
     def biases(self):
         """b and c of `x W + b` and `h U + c`, each with all blocks, or None."""
-        if self.use_bias and self.two_biases:
+        if self.bias is not None and self.two_biases:
             return self.bias[0], self.bias[1]
         return self.bias, None
 
@@ -434,6 +459,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "grad_clip_value": self.grad_clip_value,
             "grad_clip_norm": self.grad_clip_norm,
             "grad_clip_at": self.grad_clip_at,
+            "layer_norm": self.layer_norm,
             "activation_l1": self.activation_l1,
             "candidate_l1": self.candidate_l1,
             "seed": self.seed,
@@ -522,6 +548,45 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             )
             for gate in gates
         }
+
+    # ------------------------------------------------------------------ layer normalization
+
+    def _add_norm_weights(self, recurrent):
+        """A gain for all that is normalized, and the biases, which are added after it."""
+
+        def add(name, initializer, **arguments):
+            self.norm_weights[name] = self.add_weight(
+                (self.units,), initializer, name=name, **arguments
+            )
+
+        for which, blocks in (("kernel", self.blocks), ("recurrent", recurrent)):
+            for block in blocks:
+                add(f"{which}_gain_{block}", "ones")
+                if self.use_bias and (which == "kernel" or self.two_biases):
+                    add(
+                        f"{which}_bias_{block}",
+                        "ones" if block == self.ones_in_bias else self.bias_initializer,
+                        regularizer=self.bias_regularizer,
+                        constraint=self.bias_constraint,
+                    )
+        for name in self.normalized_states:
+            add(f"state_gain_{name}", "ones")
+            add(f"state_bias_{name}", "zeros")
+
+    def _normalized(self, which, values):
+        """From each name to its value, normalized, with its gain and bias."""
+        groups = (tuple(values),) if which == "state" else self.norm_groups or (self.blocks,)
+        found = {}
+        for group in groups:
+            names = [name for name in group if name in values]
+            if names:
+                found.update(zip(names, normalized([values[n] for n in names]), strict=True))
+        for name, value in found.items():
+            found[name] = value * self.norm_weights[f"{which}_gain_{name}"]
+            bias = self.norm_weights.get(f"{which}_bias_{name}")
+            found[name] = found[name] if bias is None else found[name] + bias
+            self.step.note_normalized(found[name], values[name])
+        return {name: found[name] for name in values}
 
     def _set_clipping(self, value, norm, place):
         if value is not None and norm is not None:

@@ -38,6 +38,7 @@ class GRUCell(GatedCell):
     """
 
     blocks = ("update", "reset", "candidate")
+    norm_groups = (("update", "reset"), ("candidate",))
 
     def __init__(
         self, units: int, *, reset_after: bool = True, **kwargs: Unpack[CellArguments]

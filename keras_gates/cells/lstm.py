@@ -45,6 +45,7 @@ class LSTMCell(GatedCell):
 
     blocks: tuple[str, ...] = ("input", "forget", "candidate", "output")
     state_names = ("hidden", "cell")
+    normalized_states = ("cell",)
     symbols: typing.ClassVar[dict[str, str]] = {"candidate": "g"}
 
     def __init__(
@@ -70,7 +71,7 @@ class LSTMCell(GatedCell):
         g = self.candidate(x.candidate + u.candidate)
         o = self.gate("output", x.output + u.output)
         c = self.clip_state(f * c + i * g)
-        return o * self.output_activation(c), c
+        return o * self.output_activation(self.normalize("cell", c)), c
 
     @property
     def ones_in_bias(self):

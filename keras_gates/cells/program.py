@@ -2,6 +2,7 @@
 
 import functools
 import types
+import warnings
 
 import keras
 
@@ -51,7 +52,7 @@ class _Tracing:
     def __init__(self, cell, scope, opaque):
         self.cell, self.leaves, self.activated = cell, {}, {}
         self.opaque = set(map(id, cell.activations_in_use())) if opaque else ()
-        self.weights, self.copies, self.tensors = {}, {}, []
+        self.weights, self.copies, self.tensors, self.normalized = {}, {}, [], []
         for name, variable in weights_by_name(cell).items():
             shape = tuple(variable.shape)
             tensor = self._tensor(
@@ -76,13 +77,17 @@ class _Tracing:
             for name, tensor in zip(cell.state_names, new, strict=True)
         )
         activated = ((name, read(tensor, self.leaves)) for name, tensor in self.activated.items())
-        return Program(outputs, tuple(activated))
+        normalized = [[read(tensor, self.leaves) for tensor in pair] for pair in self.normalized]
+        return Program(outputs, tuple(activated), tuple(map(tuple, normalized)))
 
     # ------------------------------------------------------------------ what a Step does
 
     def activate(self, name, activation, preactivation):
         self.activated[name] = activated = activation(preactivation)
         return activated
+
+    def note_normalized(self, after, before):
+        self.normalized.append((after, before))
 
     def recurrent(self, block, value):
         one_of("block", block, recurrent_blocks(self.cell))
@@ -175,6 +180,24 @@ def _or_opaque(function, activation):
             return Symbolic("opaque", function=_Opaque(activation))(x)
 
     return on_symbols
+
+
+def traced(cell):
+    """A cell and its program: of one that needs weights and is not built yet, those of a copy."""
+    try:
+        return cell, trace(cell, opaque=True)
+    except NotTraceableError:
+        if cell.built:
+            raise
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copy = built_copy(cell)
+    except Exception as error:
+        raise NotTraceableError(
+            f"it is not built, and building a copy raised {type(error).__name__}: {error}"
+        ) from error
+    return copy, trace(copy, opaque=True)
 
 
 def built_copy(cell, units=1):

@@ -77,6 +77,9 @@ class Step:
         self.activated[name] = activated = activation(preactivation)
         return activated
 
+    def note_normalized(self, after, before):
+        """For what traces equations: these are long, and are shown as `L(before)`."""
+
     def clip(self, place, x):
         """`x`, with its gradient clipped if this is the place where the cell clips."""
         if place != self.cell.grad_clip_at or not self.may_clip:

@@ -21,10 +21,12 @@ class Program:
             and h U_k + c_k per block k (kinds "x" and "u"), and the weights that the equations
             themselves use (kind "weight", by their position among `cell.weights`).
         named: from the name of a gate, or "candidate", to its value, in the order computed.
+        normalized: pairs of a value after and before layer normalization.
     """
 
     outputs: tuple[tuple[str, Value], ...]
     named: tuple[tuple[str, Value], ...] = ()
+    normalized: tuple[tuple[Value, Value], ...] = ()
 
     @property
     def forward(self):

@@ -22,10 +22,12 @@ class _Writer:
         symbols: from names of states and blocks to symbols, beside `_SYMBOLS`.
         latex: whether to write LaTeX.
         names: from the id of a value to the symbol that stands for it.
+        normalized: pairs of a value after and before layer normalization, which is written `L`.
     """
 
-    def __init__(self, symbols=None, latex=False, names=None):
+    def __init__(self, symbols=None, latex=False, names=None, normalized=()):
         self.symbols, self.latex = symbols, latex
+        self.normalized = {id(after): before for after, before in normalized}
         self.names = {} if names is None else names
 
     def symbol(self, name):
@@ -38,6 +40,8 @@ class _Writer:
         """The expression of a value, in brackets if it binds less than `level`."""
         if id(value) in self.names:
             return self.names[id(value)]
+        if id(value) in self.normalized:
+            return f"L({self(self.normalized[id(value)])})"
         if value.operation == "input":
             return self._leaf(value)
         if value.operation == "constant":
@@ -83,7 +87,7 @@ def equations(program, symbols=None, latex=False):
     x W_k + b_k and u_k for h U_k + c_k.
     """
     names, lines = {}, []
-    writer = _Writer(symbols, latex, names)
+    writer = _Writer(symbols, latex, names, program.normalized)
     entries = {id(v): (writer.symbol(n), v) for n, v in reversed(program.named)}
     for name, v in program.outputs:
         entries.setdefault(id(v), (f"{writer.symbol(name)}'", v))

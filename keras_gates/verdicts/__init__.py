@@ -21,7 +21,7 @@ from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
 from keras_gates.cells.arguments import sign
-from keras_gates.cells.program import built_copy, trace
+from keras_gates.cells.program import traced
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
@@ -230,7 +230,7 @@ def judge(cell):
             reason = Reason("unstable", str(error), "Take an activation that always has a value.")
         return _unknown(found, cell, reason)
     try:
-        cell, program = _traced(cell)
+        cell, program = traced(cell)
     except NotTraceableError as error:
         return _unknown(
             found, cell, Reason("caution", f"its equations cannot be traced: {error}", _UNKNOWN)
@@ -257,24 +257,6 @@ def _chosen(cell, profiles):
     """Without the gates that have their cell's default: that is what its equations are made for."""
     defaults = cell.default_gates()
     return {name: p for name, p in profiles.items() if p.name != defaults[name]}
-
-
-def _traced(cell):
-    """A cell and its program: of one that needs weights and is not built yet, those of a copy."""
-    try:
-        return cell, trace(cell, opaque=True)
-    except NotTraceableError:
-        if cell.built:
-            raise
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            copy = built_copy(cell)
-    except Exception as error:
-        raise NotTraceableError(
-            f"it is not built, and building a copy raised {type(error).__name__}: {error}"
-        ) from error
-    return copy, trace(copy, opaque=True)
 
 
 def _unknown(found, cell, reason):

@@ -27,7 +27,7 @@ class NativeEngine(Engine):
         self.recurrence = Recurrence(cell)
         self.dtype = self.dtype_of(cell)
         names = {id(weight): name for name, weight in weights_by_name(cell).items()}
-        biases = 0 if not cell.use_bias else 2 if cell.two_biases else 1
+        biases = 0 if cell.bias is None else 2 if cell.two_biases else 1
         self._form = Form(
             units=cell.units,
             features=cell.kernel.shape[0],
@@ -54,7 +54,7 @@ def _check_weights(cell):
     wanted = {"kernel": (cell.kernel.shape[0], columns)}
     if recurrent := recurrent_blocks(cell):
         wanted["recurrent_kernel"] = (cell.units, cell.units * len(recurrent))
-    if cell.use_bias:
+    if cell.bias is not None:
         wanted["bias"] = (2, columns) if cell.two_biases else (columns,)
     for name, shape in wanted.items():
         if tuple(getattr(cell, name).shape) != shape:
