@@ -48,11 +48,11 @@ LENGTH = 10  # of the sequences of the adding problem
 # ---------------------------------------------------------------------- tasks
 
 
-def adding(rng, count):
+def adding(rng, count, length=LENGTH):
     """Two numbers among many are marked; the target is their sum. Always saying 1 errs by 1/6."""
-    values = rng.random((count, LENGTH))
+    values = rng.random((count, length))
     marks = np.zeros_like(values)
-    half = LENGTH // 2
+    half = length // 2
     for row in range(count):
         marks[row, rng.integers(half)] = marks[row, half + rng.integers(half)] = 1
     x = np.stack([values, marks], axis=2).astype("float32")

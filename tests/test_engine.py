@@ -201,10 +201,15 @@ def test_explain_shows_the_equations_or_why_not():
         "  h' = o * relu(c')",
     ]
     layer = kg.GatedRNN(4, candidate_activation=keras.layers.PReLU())
-    assert "its equations cannot be traced: AttributeError" in layer.explain()
-    assert "(the cell is not built yet)" in layer.explain()
+    assert "  n = PReLU(x_n + r * u_n)" in layer.explain()
     layer.build((None, None, 3))
     assert "  n = relu(x_n + r * u_n) + -alpha * relu(-(x_n + r * u_n))" in layer.explain()
+
+    class Untraceable(kg.SimpleRNNCell):
+        def update(self, x, u, states):
+            return (float(x.candidate) * u.candidate,)
+
+    assert "its equations cannot be traced: " in kg.GatedRNN(4, cell=Untraceable).explain()
 
 
 def test_cells_that_share_a_plan_keep_their_own_weights(rng):

@@ -89,6 +89,24 @@ def test_verdicts_trains_pairs_and_goes_on_where_it_stopped(tmp_path):
     assert "pairs called sound, that do not diverge: 2 of 2, 100%" in outputs[0]
 
 
+@pytest.mark.slow
+def test_gallery_trains_times_and_draws(tmp_path):
+    command = [sys.executable, EXAMPLES / "gallery.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    lines = done.stdout.splitlines()
+    assert "6 of 6 trained" in lines[0]
+    assert lines[1].split()[:2] == ["cell", "parameters"]
+    # 3 (n m + n^2 + 2 n), 2 (n m + n), n m + 2 n of 32 units and one feature
+    assert [line.split()[:2] for line in lines[2:5]] == [
+        ["gru", "3360"], ["min_gru", "128"], ["ind_rnn", "96"],
+    ]  # fmt: skip
+    assert lines[2].split()[2] == "1.00"
+    table = (tmp_path / "gallery.csv").read_text().splitlines()
+    assert len(table) == 1 + 6
+    assert all(0 <= float(line.split(",")[3]) for line in table[1:])
+    assert (tmp_path / "gallery.png").stat().st_size > 10_000
+
+
 def test_diagnostics_prints_and_draws(tmp_path, capsys):
     example = load("diagnostics")
     found = example.main(["--epochs", "1", "--samples", "300", "--out", str(tmp_path)])

@@ -2,11 +2,11 @@
 
 import keras
 
-from keras_gates.cells.base import GatedCell
+from keras_gates.cells.ugrnn import UGRNNCell
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
-class LiGRUCell(GatedCell):
+class LiGRUCell(UGRNNCell):
     """Light gated recurrent unit, without a reset gate, one time step.
 
         z  = σ(x W_z + h U_z + b_z)
@@ -33,11 +33,5 @@ class LiGRUCell(GatedCell):
     recognition", 2018.
     """
 
-    blocks = ("update", "candidate")
+    ones_in_bias = None
     default_candidate_activation = "relu"
-
-    def update(self, x, u, states):
-        (h,) = states
-        z = self.gate("update", x.update + u.update)
-        n = self.candidate(x.candidate + u.candidate)
-        return (z * h + (1 - z) * n,)
