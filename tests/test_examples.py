@@ -103,7 +103,7 @@ def test_gallery_trains_times_and_draws(tmp_path):
     assert lines[2].split()[2] == "1.00"
     table = (tmp_path / "gallery.csv").read_text().splitlines()
     assert len(table) == 1 + 6
-    assert all(0 <= float(line.split(",")[3]) for line in table[1:])
+    assert all(float(line.split(",")[3]) >= 0 for line in table[1:])
     assert (tmp_path / "gallery.png").stat().st_size > 10_000
 
 
