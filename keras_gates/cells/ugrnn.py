@@ -31,7 +31,7 @@ class UGRNNCell(GatedCell):
     """
 
     blocks = ("update", "candidate")
-    ones_in_bias = "update"
+    ones_in_bias: str | None = "update"
 
     def update(self, x, u, states):
         (h,) = states
