@@ -122,3 +122,23 @@ def test_tfsm_layer_loads_it(tmp_path, rng):
     x = rng.normal(size=(2, 5, 3)).astype("float32")
     layer = keras.layers.TFSMLayer(path, call_endpoint="serve")
     np.testing.assert_allclose(layer(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [("onnx", "ONNX"), ("openvino", "OpenVINO"), ("litert", "LiteRT")]
+)
+def test_text_is_refused_where_files_are_of_numbers(format, name, tmp_path):
+    words = keras.layers.TextVectorization(max_tokens=20, name="words")
+    words.adapt(["a b c", "b c d"])
+    model = keras.Sequential(
+        [
+            keras.Input((1,), dtype="string", name="text"),
+            words,
+            keras.layers.Embedding(20, 4, mask_zero=True),
+            kg.GatedRNN(3),
+        ]
+    )
+    message = f"the input 'text' is text, and {name} files are of numbers. Leave 'words' outside"
+    with pytest.raises(kg.deployment.NotExportableError, match=message):
+        kg.export(model, tmp_path / "model", format=format)
+    assert not list(tmp_path.iterdir())

@@ -93,14 +93,12 @@ def export(
     path = _target(path, chosen, format)
     _check_weights(model)
     spec = ModelSpec(model)
+    chosen.check(spec, **{"streaming": True} if streaming else {}, **options)
     spec.data(sample)
     if tolerance is None and not options.get("quantize"):
         tolerance = default_tolerance(spec)
     if streaming:
-        chosen.check(spec, streaming=True, **options)
         options["stream"] = Stream(spec)
-    else:
-        chosen.check(spec, **options)
     with atomic_write(path) as beside:
         written = chosen.write(spec, beside, **options)
         size = _size(chosen, beside)

@@ -108,6 +108,22 @@ def refuse_missing(files, extra, *packages):
         ) from error
 
 
+def refuse_text(spec, files):
+    """Raises NotExportableError for a model that reads text."""
+    for one in spec.inputs:
+        if one.dtype == "string":
+            reads = [x.name for x in spec.layers if isinstance(x, _READ_TEXT)] or ["what reads it"]
+            raise NotExportableError(
+                f"the input {one.name!r} is text, and {files} files are of numbers. Leave "
+                f"{reads[0]!r} outside: begin the model that you export with its output, such as "
+                "keras.Input((None,), dtype='int64'), and give that model the same layers. "
+                "format='saved_model' holds the whole."
+            )
+
+
+_READ_TEXT = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.Hashing)
+
+
 def refuse_other_precisions(spec, why, allowed=("float32", "float64")):
     """Raises NotExportableError for the first layer that computes in another dtype."""
     for layer in spec.layers:

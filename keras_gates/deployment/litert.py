@@ -29,6 +29,7 @@ from keras_gates.deployment.format import (
     refuse_missing,
     refuse_other_backends,
     refuse_other_precisions,
+    refuse_text,
 )
 from keras_gates.validation import one_of, positive_integer
 
@@ -44,6 +45,7 @@ class LiteRT(Format):
     def check(self, spec, *, streaming=False, batch_size=None, quantize=None):
         refuse_other_backends("LiteRT")
         refuse_missing("LiteRT", "litert", "ai_edge_litert")
+        refuse_text(spec, "LiteRT")
         if quantize is not None:
             one_of("quantize", quantize, _QUANTIZATIONS)
         _batch_size(spec, batch_size)

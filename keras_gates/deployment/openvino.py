@@ -29,6 +29,7 @@ from keras_gates.deployment.format import (
     refuse_missing,
     refuse_other_backends,
     refuse_other_precisions,
+    refuse_text,
 )
 from keras_gates.deployment.onnx import NOT_A_NUMBER, ONNX, to_onnx
 
@@ -52,6 +53,7 @@ class OpenVINO(Format):
     def check(self, spec):
         refuse_other_backends("OpenVINO")
         refuse_missing("OpenVINO", "openvino", "openvino", "onnx", "tf2onnx")
+        refuse_text(spec, "OpenVINO")
         for layer in spec.stateful:
             raise NotExportableError(
                 f"{layer.name!r} is stateful, and an OpenVINO file remembers nothing between "

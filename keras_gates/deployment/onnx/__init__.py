@@ -26,6 +26,7 @@ from keras_gates.deployment.format import (
     refuse_missing,
     refuse_other_backends,
     refuse_other_precisions,
+    refuse_text,
 )
 from keras_gates.deployment.names import functional
 
@@ -52,6 +53,7 @@ class ONNX(Format):
     def check(self, spec):
         refuse_other_backends("ONNX")
         refuse_missing("ONNX", "onnx", "onnx", "tf2onnx")
+        refuse_text(spec, "ONNX")
         refuse_other_precisions(spec, "for which ONNX Runtime lacks operators on CPUs")
         for layer in spec.stateful:
             raise NotExportableError(
