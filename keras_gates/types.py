@@ -14,6 +14,7 @@ CellName = Literal[
     "min_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
+Initialization = Literal["uniform_gates"]
 Backprop = Literal["auto", "fused", "autodiff"]
 Format = Literal["saved_model", "onnx", "litert", "openvino"]
 
@@ -40,6 +41,7 @@ class CellOptions(TypedDict, total=False):
     grad_clip_value: float | None
     grad_clip_norm: float | None
     grad_clip_at: ClipPlace
+    initialization: Initialization | None
     layer_norm: bool
     activation_l1: float
     candidate_l1: float

@@ -1,15 +1,18 @@
 """What all cells share: arguments, weights, the time step around their equations, config."""
 
+import functools
 import typing
 from typing import Any, Unpack
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_gates import activations, regularizers
 from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments
+from keras_gates.cells.initialization import UniformGates
 from keras_gates.cells.normalization import normalized
 from keras_gates.cells.step import (
     INPUT_MASKS,
@@ -23,7 +26,13 @@ from keras_gates.cells.step import (
     running,
     step_of,
 )
-from keras_gates.types import Activation, ClipPlace, GateActivation, NoArguments
+from keras_gates.types import (
+    Activation,
+    ClipPlace,
+    GateActivation,
+    Initialization,
+    NoArguments,
+)
 from keras_gates.validation import (
     close_matches,
     fraction,
@@ -35,6 +44,7 @@ from keras_gates.validation import (
 )
 
 CLIP_PLACES = typing.get_args(ClipPlace)
+INITIALIZATIONS = typing.get_args(Initialization)
 CANDIDATE = "candidate"
 
 
@@ -87,6 +97,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         grad_clip_at: "state" (above), or "preactivation": the same operation on the gradients of
             the stacked projections `x W + b` and `h U`, where LSTM and simple RNN add the two
             before any activation, so that both see the gradient at the pre-activation.
+        initialization: None, or "uniform_gates": the gates' biases start so that their values are
+            spread over (0, 1), which makes units remember for different times, and the recurrent
+            weights of the candidate a little larger. What the cell's equations make of that, see
+            `keras_gates.cells.initialization`.
         layer_norm: whether `x W` and `h U` are normalized over units before the biases are added,
             each with a gain per unit (in an LSTM the cell state as well, before its activation).
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
@@ -150,6 +164,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         grad_clip_value: float | None = None,
         grad_clip_norm: float | None = None,
         grad_clip_at: ClipPlace = "state",
+        initialization: Initialization | None = None,
         layer_norm: bool = False,
         activation_l1: float = 0.0,
         candidate_l1: float = 0.0,
@@ -211,6 +226,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+        if initialization is not None:
+            one_of("initialization", initialization, INITIALIZATIONS)
+        self.initialization = initialization
         self.layer_norm = true_or_false("layer_norm", layer_norm)
         self.norm_weights: dict = {}
         self._set_clipping(grad_clip_value, grad_clip_norm, grad_clip_at)
@@ -383,21 +401,22 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             constraint=self.kernel_constraint,
         )
         self.recurrent_kernel = self.bias = None
+        uniform = self._uniform_gates()
         if recurrent:
             self.recurrent_kernel = self.add_weight(
                 shape=(self.units, self.units * len(recurrent)),
                 name="recurrent_kernel",
-                initializer=self.recurrent_initializer,
+                initializer=functools.partial(self._initial_recurrent_kernel, uniform),
                 regularizer=self.recurrent_regularizer,
                 constraint=self.recurrent_constraint,
             )
         if self.layer_norm:
-            self._add_norm_weights(recurrent)
+            self._add_norm_weights(recurrent, uniform)
         elif self.use_bias:
             self.bias = self.add_weight(
                 shape=(2, columns) if self.two_biases else (columns,),
                 name="bias",
-                initializer=self.initial_bias,
+                initializer=functools.partial(self._initial_bias, uniform),
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
@@ -417,18 +436,62 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         """All activations of the cell."""
         return [*self.gate_activations.values(), self.candidate_activation]
 
-    def initial_bias(self, shape, dtype=None):
-        """The bias at the start."""
-        if self.ones_in_bias is None:
+    def _uniform_gates(self):
+        if self.initialization is None:
+            return None
+        name, given = type(self).__name__, f"Received: initialization={self.initialization!r}"
+        if not self.use_bias:
+            raise ValueError(
+                f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. "
+                f"{given}"
+            )
+        found = UniformGates(self)
+        if not found.ways:
+            raise ValueError(
+                f"`initialization` spreads the gates that carry the state on, and none of the "
+                f"gates of {name} has a bias of its own and an activation that rises from 0 to 1. "
+                f"{given}"
+            )
+        return found
+
+    def _initial_recurrent_kernel(self, uniform, shape, dtype=None):
+        kernel = self.recurrent_initializer(shape, dtype=dtype)
+        if uniform is None:
+            return kernel
+        gains = [uniform.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]
+        return kernel * ops.cast(np.repeat(gains, self.units), kernel.dtype)
+
+    def _initial_bias(self, uniform, shape, dtype=None):
+        if uniform is None and self.ones_in_bias is None:
             return self.bias_initializer(shape, dtype=dtype)
-        before = self.blocks.index(self.ones_in_bias) * self.units
-        after = shape[-1] - before - self.units
-        parts = [ops.ones((self.units,), dtype=dtype)]
-        if before:
-            parts.insert(0, self.bias_initializer((before,), dtype=dtype))
-        if after:
-            parts.append(self.bias_initializer((after,), dtype=dtype))
-        return ops.concatenate(parts)
+        # What is drawn for neighbours is drawn at once.
+        parts, drawn = [], 0
+        for block in (*self.blocks, None):
+            of_block = None if block is None else self._fixed_bias_of(block, uniform)
+            if of_block is None and block is not None:
+                drawn += self.units
+                continue
+            if drawn:
+                parts.append(self.bias_initializer((drawn,), dtype=dtype))
+                drawn = 0
+            if of_block is not None:
+                parts.append(ops.cast(of_block, dtype))
+        bias = ops.concatenate(parts)
+        if len(shape) == 1:
+            return bias
+        return ops.stack([bias, self.bias_initializer(bias.shape, dtype=dtype)])
+
+    def _initial_bias_of(self, block, uniform, shape, dtype=None):
+        fixed = self._fixed_bias_of(block, uniform)
+        if fixed is None:
+            return self.bias_initializer(shape, dtype=dtype)
+        return ops.cast(fixed, dtype)
+
+    def _fixed_bias_of(self, block, uniform):
+        """Where a block's bias starts, if not as `bias_initializer` says."""
+        if uniform is not None and block in uniform.ways:
+            return uniform.bias(block)
+        return np.ones(self.units) if block == self.ones_in_bias else None
 
     def get_config(self):
         per_gate = {
@@ -459,6 +522,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "grad_clip_value": self.grad_clip_value,
             "grad_clip_norm": self.grad_clip_norm,
             "grad_clip_at": self.grad_clip_at,
+            "initialization": self.initialization,
             "layer_norm": self.layer_norm,
             "activation_l1": self.activation_l1,
             "candidate_l1": self.candidate_l1,
@@ -551,7 +615,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     # ------------------------------------------------------------------ layer normalization
 
-    def _add_norm_weights(self, recurrent):
+    def _add_norm_weights(self, recurrent, uniform):
         """A gain for all that is normalized, and the biases, which are added after it."""
 
         def add(name, initializer, **arguments):
@@ -563,9 +627,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             for block in blocks:
                 add(f"{which}_gain_{block}", "ones")
                 if self.use_bias and (which == "kernel" or self.two_biases):
+                    of_block = functools.partial(self._initial_bias_of, block, uniform)
                     add(
                         f"{which}_bias_{block}",
-                        "ones" if block == self.ones_in_bias else self.bias_initializer,
+                        of_block if which == "kernel" else self.bias_initializer,
                         regularizer=self.bias_regularizer,
                         constraint=self.bias_constraint,
                     )

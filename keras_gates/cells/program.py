@@ -200,8 +200,9 @@ def traced(cell):
     return copy, trace(copy, opaque=True)
 
 
-def built_copy(cell, units=1):
-    """A new cell of the same arguments, built; of layers as activations copies, if not built."""
+def built_copy(cell, units=1, **others):
+    """A new cell of the same arguments but for `others`, built; of layers as activations copies, if
+    not built."""
     given = {name: getattr(cell, name) for name in cell.options() if hasattr(cell, name)}
     given["gate_activation"] = cell.gate_activations or None
     copies = {}
@@ -213,7 +214,8 @@ def built_copy(cell, units=1):
             return copies.setdefault(id(value), fresh(value))
         return value
 
-    made = type(cell)(**{**{n: copied(v) for n, v in given.items()}, "units": units})
+    given = {**{n: copied(v) for n, v in given.items()}, **others, "units": units}
+    made = type(cell)(**given)
     seed_initializers(made)
     made.build((None, 1))
     return made

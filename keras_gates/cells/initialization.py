@@ -1,0 +1,152 @@
+"""Uniform gates: where a cell starts, from its equations.
+
+Gates of sigmoid start near 1/2, so that every unit forgets within a few steps. Spread over
+(0, 1), they remember from a step to as many as there are units, from the first step of training on.
+"""
+
+import numpy as np
+
+from keras_gates import activations
+from keras_gates.activations.profiles import values
+from keras_gates.cells.program import built_copy, trace
+from keras_gates.cells.step import recurrent_blocks
+from keras_gates.equations import constant, evaluate, leaf, pulled
+from keras_gates.equations.program import forward as forward_of
+
+_CANDIDATE = "candidate"
+_GRID = np.linspace(-32, 32, 2**14 + 1)
+_SHIFT = 1e-4
+
+
+class UniformGates:
+    """What uniform gates are in one cell.
+
+    Let a state be carried on by the factor `F` of its equation on the direct way, such as z in
+    `h' = z * h + (1 - z) * n`. The gates that `F` rises with start at values v spread evenly over
+    (1 / units, 1 - 1 / units), those that it falls with, and those that what is added is
+    multiplied by, such as i in `c' = f * c + i * g`, at 1 - v, through the inverse of their own
+    activation. Then, at the origin, the recurrent gain g* of the candidate's block is that at
+    which the states neither grow nor shrink, and the block is multiplied by sqrt(g*).
+
+    Args:
+        cell: a GatedCell, maybe not built.
+
+    Attributes:
+        ways: from the name of a gate to +1 or -1: v or 1 - v.
+        gain: sqrt(g*); 1 without a recurrent product of the candidate, or without a g*.
+
+    Sources: Gu, Gulcehre, Paine, Hoffman, Pascanu, "Improving the gating mechanism of recurrent
+    neural networks", 2020, for the gates.
+    """
+
+    def __init__(self, cell):
+        self._cell = cell
+        self._copy = built_copy(cell, layer_norm=False, initialization=None)
+        self._program = trace(self._copy, opaque=True)
+        self._forward = self._program.forward
+        self.ways: dict = {}
+        self.ways = self._ways()
+        self.gain = 1.0
+        if _CANDIDATE in recurrent_blocks(cell) and not cell.layer_norm:
+            self.gain = self._gain()
+
+    def bias(self, gate):
+        """The bias of each unit."""
+        units = self._cell.units
+        v = 1 / units + (1 - 2 / units) * (np.arange(units) + 0.5) / units
+        return _inverse(self._cell.gate_activations[gate], v if self.ways[gate] > 0 else 1 - v)
+
+    def _ways(self):
+        """A gate counts if it is a share, has a bias of its own, and its activation an inverse."""
+        cell, found = self._copy, {}
+        named = {name: forward_of(value) for name, value in self._program.named}
+        for state, after in zip(cell.state_names, self._forward, strict=True):
+            stops = [leaf("state", state), *named.values()]
+            (direct, *of_named), _ = pulled(
+                [after], [leaf("gradient", "one")], stops, products=False
+            )
+            if direct is None:
+                continue
+            added = dict(zip(named, of_named, strict=True)).get(_CANDIDATE)
+            for gate, value in named.items():
+                if gate not in cell.blocks or gate == _CANDIDATE or gate in found:
+                    continue
+                rises = self._slope(direct, value)
+                if not rises and added is not None and self._slope(added, value):
+                    rises = -1.0
+                if rises and _is_share(cell, gate):
+                    found[gate] = float(np.sign(rises))
+        return found
+
+    def _slope(self, of, value):
+        """d of / d value at the origin."""
+        (slope,), _ = pulled([of], [constant(1.0)], [value], products=False)
+        if slope is None:
+            return 0.0
+        return float(self._evaluate([slope], self._origin())[0])
+
+    def _gain(self):
+        """sqrt(g*), by bisection; 1 where there is none."""
+        if self._growth(0.0) >= 1 or self._growth(100.0) < 1:
+            return 1.0
+        low, high = 0.0, 100.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._growth(middle) < 1 else (low, middle)
+        return float(np.sqrt(high))
+
+    def _growth(self, gain):
+        """The spectral radius of d states' / d states at the origin, for one unit."""
+        origin = self._origin()
+        states = [("state", name) for name in self._copy.state_names]
+
+        def after(given):
+            hidden = given[states[0]]
+            given = {**given, ("u", _CANDIDATE): gain * hidden}
+            return np.array(
+                self._evaluate(
+                    self._forward, given, lambda block, v: gain * v * (block == _CANDIDATE)
+                )
+            )
+
+        before = after(origin)
+        columns = [(after({**origin, state: _SHIFT}) - before) / _SHIFT for state in states]
+        return float(np.abs(np.linalg.eigvals(np.stack(columns, axis=1))).max())
+
+    def _origin(self):
+        """States and inputs of 0, gates at 1/2 where they will be on average, as leaves."""
+        cell = self._copy
+        given = {leaf_: 0.0 for leaf_ in self._program.leaves if leaf_[0] != "weight"}
+        given |= {("state", name): 0.0 for name in cell.state_names}
+        for block in cell.blocks:
+            bias = float(block == cell.ones_in_bias)
+            if block in self.ways:
+                bias = float(_inverse(cell.gate_activations[block], np.array([0.5]))[0])
+            given["x", block] = bias
+        return given
+
+    def _evaluate(self, wanted, given, recurrent=lambda _, v: 0 * v):
+        weights = {("weight", n): 0.0 for kind, n in self._program.leaves if kind == "weight"}
+        given = {**weights, **given, ("gradient", "one"): 1.0}
+        arrays = {key: np.full((1, 1), value) for key, value in given.items()}
+        found = evaluate(wanted, arrays, recurrent, lambda _, d: 0 * d, units=1)
+        return [float(np.ravel(value)[0]) for value in found]
+
+
+def _is_share(cell, gate):
+    """Whether the cell takes a gate for a share, and its activation runs from 0 to 1 and rises."""
+    default = activations.get(cell.default_gates()[gate], "gate_activation")
+    try:
+        default, y = (values(f, _GRID) for f in (default, cell.gate_activations[gate]))
+    except ValueError:  # it mixes units
+        return False
+    rises = (np.diff(y) > -1e-9).all() and abs(y[0]) < 0.05 and abs(y[-1] - 1) < 0.05
+    return bool(rises and default.min() >= 0 and default.max() <= 1)
+
+
+def _inverse(activation, v):
+    """Inputs at which a rising activation has the values `v`."""
+    y = values(activation, _GRID)
+    rising = np.flatnonzero(np.diff(y) > 1e-12)
+    part = slice(rising[0], rising[-1] + 2)
+    return np.interp(v, y[part], _GRID[part])
