@@ -140,13 +140,13 @@ def _is_share(cell, gate):
         default, y = (values(f, _GRID) for f in (default, cell.gate_activations[gate]))
     except ValueError:  # it mixes units
         return False
-    rises = (np.diff(y) > -1e-9).all() and abs(y[0]) < 0.05 and abs(y[-1] - 1) < 0.05
+    rises = (np.diff(y) > -1e-6).all() and abs(y[0]) < 0.05 and abs(y[-1] - 1) < 0.05
     return bool(rises and default.min() >= 0 and default.max() <= 1)
 
 
 def _inverse(activation, v):
     """Inputs at which a rising activation has the values `v`."""
-    y = values(activation, _GRID)
-    rising = np.flatnonzero(np.diff(y) > 1e-12)
+    y = np.maximum.accumulate(values(activation, _GRID))  # up to rounding it rises
+    rising = np.flatnonzero(np.diff(y) > 0)
     part = slice(rising[0], rising[-1] + 2)
     return np.interp(v, y[part], _GRID[part])
