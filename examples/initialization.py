@@ -74,12 +74,15 @@ def train(task, layer, start, seed, epochs):
 
 
 def differences(rows, task, layer):
-    """(Scores with Keras' start, with uniform gates), each by seed; errors as logarithms."""
-    found = []
+    """Scores with Keras' start and with uniform gates, each by seed, errors as logarithms; and how
+    many of each diverged. Their pairs are left out."""
+    scores = []
     for start in STARTS:
-        scores = {r[5]: r[6] for r in rows if r[:5] == (task, *layer, start or "keras")}
-        found.append(np.array([scores[seed] for seed in sorted(scores)]))
-    return found if task == "digits" else [np.log(scores) for scores in found]
+        of = {r[5]: r[6] for r in rows if r[:5] == (task, *layer, start or "keras")}
+        scores.append([of[seed] for seed in sorted(of)])
+    scores = np.array(scores) if task == "digits" else np.log(scores)
+    finite = np.isfinite(scores)
+    return *scores[:, finite.all(axis=0)], (~finite).sum(axis=1)
 
 
 def interval(values):
@@ -100,16 +103,17 @@ def report(rows, layers, tasks):
             print("\nadding, error: Keras' start, and the error of uniform gates over it")
         means = []
         for layer in layers:
-            before, after = differences(rows, task, layer)
+            before, after, diverged = differences(rows, task, layer)
             mean, half = interval(after - before)
             means.append(mean)
             name = f"{layer[0]} {layer[1]} + {layer[2]}"
+            also = f"   diverged: {diverged[0]} and {diverged[1]}" if diverged.any() else ""
             if task == "digits":
-                print(f"  {name:<26}{before.mean():.3f}   {mean:+.3f} ± {half:.3f}")
+                print(f"  {name:<26}{before.mean():.3f}   {mean:+.3f} ± {half:.3f}{also}")
             else:
                 low, high = np.exp([mean - half, mean + half])
                 shown = f"x {np.exp(mean):.2f} ({low:.2f} to {high:.2f})"
-                print(f"  {name:<26}{np.exp(before.mean()):.4f}   {shown}")
+                print(f"  {name:<26}{np.exp(before.mean()):.4f}   {shown}{also}")
         overall = np.mean(means)
         print(
             "  mean of all"
@@ -129,7 +133,7 @@ def draw(rows, layers, tasks, path):
     )
     for axis, task in zip(axes[:, 0], tasks, strict=True):
         for place, layer in enumerate(layers):
-            before, after = differences(rows, task, layer)
+            before, after, _ = differences(rows, task, layer)
             if task == "adding":
                 before, after = np.exp(before), np.exp(after)
             for pair in zip(before, after, strict=True):
