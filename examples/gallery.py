@@ -5,7 +5,7 @@ handwritten digits pixel by pixel (64 steps), and the adding problem (Hochreiter
 1997) over 100 steps, with several seeds, Adam at 0.01 and gradients clipped to a norm of 1. Prints
 a table of parameters, time per training step, accuracy and error, and draws them.
 
-    python examples/gallery.py            # about 10 minutes on two cores
+    python examples/gallery.py            # about 5 minutes on two cores
     python examples/gallery.py --quick    # three cells, one seed, one epoch
 """
 
