@@ -10,9 +10,7 @@ a table of parameters, time per training step, accuracy and error, and draws the
 """
 
 import argparse
-import concurrent.futures
 import csv
-import multiprocessing
 import os
 import pathlib
 import time
@@ -23,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from verdicts import adding, digits, one_thread
+from verdicts import adding, digits, processes
 
 import keras_gates as kg
 from keras_gates.cells import CELLS
@@ -33,17 +31,18 @@ TASKS = {"digits": "accuracy on digits", "adding": "error on adding"}
 FIELDS = ["cell", "task", "seed", "score"]
 
 
-def load(task):
+def load(task, length=LENGTH):
     if task == "digits":
         return digits()
     rng = np.random.default_rng(0)
-    return adding(rng, 2000, LENGTH), adding(rng, 500, LENGTH)
+    return adding(rng, 2000, length), adding(rng, 500, length)
 
 
-def make(cell, task):
+def make(cell, task, **arguments):
+    """A compiled model of one layer, whose metric is the accuracy or the mean squared error."""
     warnings.simplefilter("ignore", kg.UnstableActivationsWarning)
     features, outputs = (1, 10) if task == "digits" else (2, 1)
-    layer = kg.GatedRNN(UNITS, cell=cell, grad_clip_norm=1.0)
+    layer = kg.GatedRNN(UNITS, cell=cell, **arguments)
     model = keras.Sequential([keras.Input((None, features)), layer, keras.layers.Dense(outputs)])
     loss, metrics = "mse", ["mse"]
     if task == "digits":
@@ -53,11 +52,21 @@ def make(cell, task):
     return model
 
 
+def train_all(function, jobs):
+    """What `function(*job)` gives for each job, in their order."""
+    found = []
+    with processes() as pool:
+        for count, row in enumerate(pool.map(function, *zip(*jobs, strict=True)), 1):
+            found.append(row)
+            print(f"\r{count} of {len(jobs)} trained", end="", flush=True)
+    return found
+
+
 def train(cell, task, seed, epochs):
     """A row: the score on the test part."""
     keras.utils.set_random_seed(seed)
     (x, y), test = load(task)
-    model = make(cell, task)
+    model = make(cell, task, grad_clip_norm=1.0)
     model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
     return cell, task, seed, model.evaluate(*test, verbose=0)[1]
 
@@ -66,7 +75,9 @@ def times(cells, rounds=9):
     """From each cell to the time of its training step over that of a GRU; both alternate."""
     (x, y), _ = load("digits")
     x, y = x[:BATCH], y[:BATCH]
-    models = {cell: make(cell, "digits") for cell in dict.fromkeys(["gru", *cells])}
+    models = {
+        cell: make(cell, "digits", grad_clip_norm=1.0) for cell in dict.fromkeys(["gru", *cells])
+    }
     for model in models.values():
         model.train_on_batch(x, y)
     taken = {cell: [] for cell in models}
@@ -138,16 +149,7 @@ def main(argv=None):
     if arguments.quick:
         cells, seeds, epochs = ["gru", "min_gru", "ind_rnn"], 1, 1
     jobs = [(c, t, s, epochs) for c in cells for t in TASKS for s in range(seeds)]
-    rows = []
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        os.cpu_count(), mp_context=context, initializer=one_thread
-    ) as pool:
-        futures = [pool.submit(train, *job) for job in jobs]
-        for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            rows.append(future.result())
-            print(f"\r{count} of {len(jobs)} trained", end="", flush=True)
-    rows.sort(key=lambda r: (cells.index(r[0]), list(TASKS).index(r[1]), r[2]))
+    rows = train_all(train, jobs)
     path = arguments.out / "gallery.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *rows])

@@ -10,21 +10,16 @@ writes every training and a picture.
 """
 
 import argparse
-import concurrent.futures
 import csv
-import multiprocessing
 import os
 import pathlib
-import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from verdicts import adding, digits, one_thread
-
-import keras_gates as kg
+from gallery import EPOCHS, load, make, train_all
 
 LAYERS = [
     (cell, gate, candidate)
@@ -36,37 +31,17 @@ LAYERS = [
 TASKS = ["digits", "adding"]
 STARTS = [None, "uniform_gates"]
 FIELDS = ["task", "cell", "gate", "candidate", "start", "seed", "score"]
-UNITS, RATE, EPOCHS, LENGTH = 32, 0.01, 10, 150
-
-
-def load(task):
-    if task == "digits":
-        return digits()
-    rng = np.random.default_rng(0)
-    return adding(rng, 2000, LENGTH), adding(rng, 500, LENGTH)
+LENGTH = 150
 
 
 def train(task, layer, start, seed, epochs):
     """A row: the accuracy or the mean squared error on the test part."""
-    warnings.simplefilter("ignore", kg.UnstableActivationsWarning)
     keras.utils.set_random_seed(seed)
-    (x, y), test = load(task)
+    (x, y), test = load(task, LENGTH)
     cell, gate, candidate = layer
-    model = keras.Sequential(
-        [
-            keras.Input((None, x.shape[-1])),
-            kg.GatedRNN(
-                UNITS, cell, gate_activation=gate, candidate_activation=candidate,
-                initialization=start,
-            ),
-            keras.layers.Dense(10 if task == "digits" else 1),
-        ]
-    )  # fmt: skip
-    loss, metrics = "mse", ["mse"]
-    if task == "digits":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        metrics = ["accuracy"]
-    model.compile(keras.optimizers.Adam(RATE), loss, metrics=metrics)
+    model = make(
+        cell, task, gate_activation=gate, candidate_activation=candidate, initialization=start
+    )
     # The order of the samples does not depend on what was drawn for the start.
     keras.utils.set_random_seed(1000 + seed)
     model.fit(x, y, batch_size=32 if task == "digits" else 50, epochs=epochs, verbose=0)
@@ -174,14 +149,7 @@ def main(argv=None):
         (task, layer, start, seed, epochs)
         for task in tasks for layer in layers for seed in range(seeds) for start in STARTS
     ]  # fmt: skip
-    rows = []
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        os.cpu_count(), mp_context=context, initializer=one_thread
-    ) as pool:
-        for count, row in enumerate(pool.map(train, *zip(*jobs, strict=True)), 1):
-            rows.append(row)
-            print(f"\r{count} of {len(jobs)} trained", end="", flush=True)
+    rows = train_all(train, jobs)
     path = arguments.out / "initialization.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *rows])

@@ -153,6 +153,14 @@ def one_thread():
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def processes(workers=None):
+    """A pool of processes with one thread each."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(
+        workers or os.cpu_count(), mp_context=context, initializer=one_thread
+    )
+
+
 def pairs():
     for cell in CELLS:
         for gate in [None] if cell == "simple" else GATES:
@@ -262,10 +270,7 @@ def main(argv=None):
         with path.open("w", newline="") as file:
             csv.writer(file).writerow(FIELDS)
     started = time.time()
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        arguments.workers, mp_context=context, initializer=one_thread
-    ) as pool:
+    with processes(arguments.workers) as pool:
         futures = [pool.submit(train, *job, seeds) for job in jobs]
         for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
             with path.open("a", newline="") as file:

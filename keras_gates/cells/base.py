@@ -1,6 +1,7 @@
 """What all cells share: arguments, weights, the time step around their equations, config."""
 
 import functools
+import itertools
 import typing
 from typing import Any, Unpack
 
@@ -416,7 +417,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             self.bias = self.add_weight(
                 shape=(2, columns) if self.two_biases else (columns,),
                 name="bias",
-                initializer=functools.partial(self._initial_bias, uniform),
+                initializer=functools.partial(self._initial_bias, self.blocks, uniform),
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
@@ -461,31 +462,22 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         gains = [uniform.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]
         return kernel * ops.cast(np.repeat(gains, self.units), kernel.dtype)
 
-    def _initial_bias(self, uniform, shape, dtype=None):
-        if uniform is None and self.ones_in_bias is None:
+    def _initial_bias(self, blocks, uniform, shape, dtype=None):
+        fixed = {block: self._fixed_bias_of(block, uniform) for block in blocks}
+        if all(value is None for value in fixed.values()):
             return self.bias_initializer(shape, dtype=dtype)
+        parts = []
         # What is drawn for neighbours is drawn at once.
-        parts, drawn = [], 0
-        for block in (*self.blocks, None):
-            of_block = None if block is None else self._fixed_bias_of(block, uniform)
-            if of_block is None and block is not None:
-                drawn += self.units
-                continue
-            if drawn:
-                parts.append(self.bias_initializer((drawn,), dtype=dtype))
-                drawn = 0
-            if of_block is not None:
-                parts.append(ops.cast(of_block, dtype))
+        for is_drawn, some in itertools.groupby(blocks, lambda block: fixed[block] is None):
+            some = list(some)
+            if is_drawn:
+                parts.append(self.bias_initializer((len(some) * self.units,), dtype=dtype))
+            else:
+                parts += [ops.cast(fixed[block], dtype) for block in some]
         bias = ops.concatenate(parts)
         if len(shape) == 1:
             return bias
         return ops.stack([bias, self.bias_initializer(bias.shape, dtype=dtype)])
-
-    def _initial_bias_of(self, block, uniform, shape, dtype=None):
-        fixed = self._fixed_bias_of(block, uniform)
-        if fixed is None:
-            return self.bias_initializer(shape, dtype=dtype)
-        return ops.cast(fixed, dtype)
 
     def _fixed_bias_of(self, block, uniform):
         """Where a block's bias starts, if not as `bias_initializer` says."""
@@ -627,7 +619,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             for block in blocks:
                 add(f"{which}_gain_{block}", "ones")
                 if self.use_bias and (which == "kernel" or self.two_biases):
-                    of_block = functools.partial(self._initial_bias_of, block, uniform)
+                    of_block = functools.partial(self._initial_bias, (block,), uniform)
                     add(
                         f"{which}_bias_{block}",
                         of_block if which == "kernel" else self.bias_initializer,

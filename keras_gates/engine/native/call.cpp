@@ -92,6 +92,14 @@ int run(const Call* call, int64_t batch, int64_t time, const void* const* in, co
   return do_job(job, c.threads) ? -1 : 0;
 }
 
+std::string failure(const Call* call, int failed, int64_t batch, int64_t time,
+                    const int64_t* bytes) {
+  if (failed < 0) return "no memory is left for a recurrent layer";
+  return std::string("recurrent layer: ") + call->input[failed - 1].name +
+         " does not fit sequences of batch " + std::to_string(batch) + " and " +
+         std::to_string(time) + " steps: it has " + std::to_string(bytes[failed - 1]) + " bytes";
+}
+
 // ---------------------------------------------------------------------- memory
 
 namespace {

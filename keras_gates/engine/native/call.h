@@ -1,5 +1,7 @@
 // One way of calling a recurrence: all that does not depend on the arrays.
 #pragma once
+#include <string>
+
 #include "kernel.h"
 
 // Bytes of an array: `bytes`, for each row, and for each row and step; or what is kept.
@@ -43,5 +45,10 @@ API void give(void*);
 // Makes a call known, and finds it, by a number that no other process has.
 API int64_t add_call(const Call*);
 const Call* call_of(int64_t number);
+constexpr const char* OF_ANOTHER_PROCESS =
+    "this graph runs only in the process that made it: export models with keras_gates.export or "
+    "model.export";
+// What a result of `run` that is not 0 means.
+std::string failure(const Call*, int failed, int64_t batch, int64_t time, const int64_t* bytes);
 // Bytes from which on arrays are worth `take`.
 constexpr int64_t LARGE = 1 << 15;

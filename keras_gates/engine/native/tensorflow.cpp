@@ -126,12 +126,9 @@ void compute(const Call& call, Context* context, Tensors& t) {
     results.push_back(tf.TensorData(t.all.back()));
   }
   const int failed = run(&call, batch, time, inputs.data(), bytes.data(), results.data());
-  if (failed < 0)
-    tf.SetStatus(t.status, RESOURCE_EXHAUSTED, "no memory is left for a recurrent layer");
-  if (failed > 0)
-    wrong(std::string(call.input[failed - 1].name) + " does not fit sequences of batch " +
-          std::to_string(batch) + " and " + std::to_string(time) + " steps: it has " +
-          std::to_string(bytes[failed - 1]) + " bytes");
+  if (failed)
+    tf.SetStatus(t.status, failed < 0 ? RESOURCE_EXHAUSTED : INVALID_ARGUMENT,
+                 failure(&call, failed, batch, time, bytes.data()).c_str());
 }
 
 void* create(Construction* construction) {
@@ -140,9 +137,7 @@ void* create(Construction* construction) {
   tf.OpKernelConstruction_GetAttrInt64(construction, "call", &number, t.status);
   const Call* const call = t.fails() ? nullptr : call_of(number);
   if (!call)
-    tf.SetStatus(t.status, FAILED_PRECONDITION,
-                 "this graph runs only in the process that made it: export models with "
-                 "keras_gates.export or model.export");
+    tf.SetStatus(t.status, FAILED_PRECONDITION, OF_ANOTHER_PROCESS);
   if (t.fails()) tf.OpKernelConstruction_Failure(construction, t.status);
   return (void*)call;
 }

@@ -57,9 +57,7 @@ API void* call_by_xla(Frame* frame) {
   if (given.count == 1 && given.types[0] == SCALAR && ((Scalar*)given.values[0])->type == INT64)
     call = call_of(*(int64_t*)((Scalar*)given.values[0])->value);
   if (!call)
-    return error(frame, FAILED_PRECONDITION,
-                 "this function runs only in the process that made it: export models with "
-                 "keras_gates.export or model.export");
+    return error(frame, FAILED_PRECONDITION, OF_ANOTHER_PROCESS);
   const Buffers &in = frame->arguments, &out = frame->results;
   if (in.count != call->inputs || out.count != call->results || in.buffers[0]->rank != 3)
     return error(frame, INVALID_ARGUMENT, "recurrent layer: another number of arrays is needed");
@@ -76,11 +74,8 @@ API void* call_by_xla(Frame* frame) {
   for (int i = 0; i < out.count; i++) results.push_back(out.buffers[i]->data);
   const int64_t batch = in.buffers[0]->dims[0], time = in.buffers[0]->dims[1];
   const int failed = run(call, batch, time, inputs.data(), bytes.data(), results.data());
-  if (failed < 0)
-    return error(frame, RESOURCE_EXHAUSTED, "no memory is left for a recurrent layer");
-  if (failed > 0)
-    return error(frame, INVALID_ARGUMENT,
-                 std::string("recurrent layer: ") + call->input[failed - 1].name +
-                     " does not fit the sequences");
+  if (failed)
+    return error(frame, failed < 0 ? RESOURCE_EXHAUSTED : INVALID_ARGUMENT,
+                 failure(call, failed, batch, time, bytes.data()));
   return nullptr;
 }
