@@ -87,7 +87,9 @@ def test_the_table_names_every_argument():
 
 def test_commands_and_files_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for command in set(re.findall(r"make ([a-z-]+)", README)):
+    commands = set(re.findall(r"(?:`|^|=\w+ )make ([a-z-]+)", README, re.MULTILINE))
+    assert {"demo", "test", "bench"} <= commands
+    for command in commands:
         assert f"\n{command}:" in makefile, command
     for path in re.findall(r"\]\(([\w/.]+)\)", README):
         assert (ROOT / path).exists(), path
