@@ -35,8 +35,7 @@ def trace():
     layer.set_weights([2 * rng.normal(size=w.shape) for w in layer.get_weights()])
     x = rng.normal(size=(7, 9, 3)).astype("float32")
     x[:3, 6:] = 0
-    (found,) = diagnostics.traces(model, x, rng.normal(size=(7, 9, 1)))
-    return found
+    return diagnostics.traces(model, x, rng.normal(size=(7, 9, 1)))[0]
 
 
 def test_activation_and_slope():
@@ -88,12 +87,56 @@ def test_states(trace):
     np.testing.assert_allclose(axes.lines[0].get_ydata(), trace.states["hidden"][4][:, moving[0]])
 
 
+def test_every_plot_takes_what_traces_returns(trace, recwarn):
+    rng = np.random.default_rng(3)
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            keras.layers.Masking(),
+            kg.GatedRNN(3, return_sequences=True, name="below"),
+            kg.GatedRNN(4, cell="lstm", gate_activation="hard_sigmoid", name="above"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    x[:, 4:] = 0  # steps that no sample has
+    found = diagnostics.traces(model, x, np.zeros((4, 1)))
+    below, above = diagnostics.plot_gate(found, "candidate")
+    assert (below.get_title()[:5], above.get_title()[:5]) == ("below", "above")
+    np.testing.assert_allclose(
+        above.lines[0].get_ydata()[:4],
+        np.median(found[1].activated["candidate"], axis=(0, 2))[:4],
+        atol=1e-6,
+    )
+    given = plt.subplots(2, 1)[1]
+    assert list(diagnostics.plot_saturation(found, "candidate", given)) == list(given)
+    for panel, of in zip(diagnostics.plot_states(found, units=3), found, strict=True):
+        assert panel.get_title() == f"{of.name}: sample 0"
+        assert len(panel.get_legend().get_texts()) == 3
+    axes = diagnostics.plot_gradient_norms(found)
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["below", "above"]
+    assert diagnostics.plot_gradient_norms([trace]).lines[0].get_label() == trace.name
+    assert diagnostics.plot_gate([trace], "update").get_title().startswith(trace.name)
+    for line in axes.lines:
+        assert np.isnan(line.get_ydata()[4:]).all()
+    for axes in map(plt.figure, plt.get_fignums()):
+        axes.canvas.draw()
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+    with pytest.raises(ValueError, match="`axes` must have one for each trace, below, above. Rec"):
+        diagnostics.plot_gate(found, "candidate", plt.subplots()[1])
+    with pytest.raises(ValueError, match="`trace` must hold at least one"):
+        diagnostics.plot_states([])
+
+
 def test_verdicts():
     outcomes = {("relu", "tanh"): "3d"}
     axes = diagnostics.plot_verdicts("gru", ["sigmoid", "relu"], ["tanh"], outcomes=outcomes)
     assert [t.get_text() for t in axes.texts] == ["S\n", "U\n3d"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sigmoid", "relu"]
     assert len({p.get_facecolor() for p in axes.patches}) == 2
+    legend = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert legend == ["S: sound", "C: caution", "U: unstable"]
     simple = diagnostics.plot_verdicts("simple", None, ["tanh", "relu"])
     assert [t.get_text() for t in simple.texts] == ["S", "C"]
 
@@ -125,8 +168,10 @@ def test_bad_input(trace, monkeypatch):
         diagnostics.plot_gate(keras.Sequential(), "update")
     with pytest.raises(ValueError, match="`state` must be 'hidden'"):
         diagnostics.plot_states(trace, state="cell")
-    with pytest.raises(ValueError, match="`traces` must be a dict"):
-        diagnostics.plot_gradient_norms(trace)
+    with pytest.raises(ValueError, match="`traces` must be a trace, a list of them.*Rec"):
+        diagnostics.plot_gradient_norms("update")
+    with pytest.raises(ValueError, match="`sample` must be the index of one of the 7 samples"):
+        diagnostics.plot_states(trace, sample=7)
     model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4, candidate_activation="relu")])
     (without,) = diagnostics.traces(model, np.zeros((2, 3, 3)))
     with pytest.raises(ValueError, match="'a' has none: give `y`"):

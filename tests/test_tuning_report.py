@@ -659,8 +659,10 @@ def test_heat_map_of_one_of_several_cells(plt, tmp_path):
     assert "simple" in axes.get_title()
     assert axes.images[0].get_cmap().name == "cividis_r"  # brighter is better
     plot_scores(found, cell="lstm").figure.canvas.draw()
-    with pytest.raises(ValueError, match="`cell` must be one of .*'simple'.*Received: cell=None"):
-        plot_scores(found)
+    each = plot_scores(found)
+    assert [panel.get_title().partition(":")[0] for panel in each] == ["simple", "gru", "lstm"]
+    with pytest.raises(ValueError, match="`axes` must have one for each cell, simple, gru, lstm"):
+        plot_scores(found, given)
     with pytest.raises(ValueError, match="did you mean 'simple'"):
         plot_scores(found, cell="simpel")
 

@@ -105,8 +105,8 @@ def traces(model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32) -
     Example:
 
     >>> model = keras.Sequential([keras.Input((None, 3)), keras_gates.GatedRNN(8)])
-    >>> (found,) = keras_gates.diagnostics.traces(model, numpy.zeros((4, 6, 3)))
-    >>> found.activated["update"].shape
+    >>> found = keras_gates.diagnostics.traces(model, numpy.zeros((4, 6, 3)))
+    >>> found[0].activated["update"].shape
     (4, 6, 8)
     """
     _, runs = _started(model, x, y, batch_size, lyapunov=False)

@@ -1,12 +1,17 @@
 """Pictures of activations, verdicts and of what a model computes. Each takes and returns `axes`.
 
+What shows a trace takes the list that `traces` returns as well: an axes for each of its layers.
 The colours are those of Okabe and Ito, and line styles and letters say the same, so that the
 pictures can be read in print and by the colour-blind. Time runs in the order in which a layer
 reads; where that is backwards, the axis says so. matplotlib is needed:
 `pip install "keras_gates[plots]"`.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import typing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +20,7 @@ from keras_gates import activations, verdicts
 from keras_gates.cells import GatedCell
 from keras_gates.diagnostics.trace import Trace
 from keras_gates.types import Activation, CellName
-from keras_gates.validation import close_matches, one_of
+from keras_gates.validation import close_matches, one_of, positive_integer
 from keras_gates.verdicts import LEVELS
 
 BLUE, _ORANGE, _GREEN, RED, _PURPLE, _BLACK = (
@@ -23,6 +28,28 @@ BLUE, _ORANGE, _GREEN, RED, _PURPLE, _BLACK = (
 )  # fmt: skip
 _STYLES = [(BLUE, "-"), (RED, "--"), (_GREEN, "-."), (_ORANGE, ":"), (_PURPLE, "-"), (_BLACK, "--")]
 _LEVEL_COLORS = dict(zip(LEVELS, ("#009E73", "#F0E442", "#D55E00"), strict=True))
+
+_Plot = typing.TypeVar("_Plot", bound=Callable)
+
+
+def _each(plot: _Plot) -> _Plot:
+    """`plot`, which shows one trace on one axes, for a list of them on as many axes too."""
+    signature = inspect.signature(plot)
+
+    @functools.wraps(plot)
+    def plotted(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        traces, axes = given.pop("trace"), given.pop("axes", None)
+        if not isinstance(traces, (list, tuple)):
+            return plot(traces, axes=axes, **given)
+        if len(traces) == 1 and not isinstance(axes, (list, tuple, np.ndarray)):
+            return plot(traces[0], axes=axes, **given)
+        axes = panels(axes, "trace", [_checked(trace).name for trace in traces])
+        for trace, panel in zip(traces, axes, strict=True):
+            plot(trace, axes=panel, **given)
+        return axes
+
+    return typing.cast(_Plot, plotted)
 
 
 def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 4.0) -> Any:
@@ -53,11 +80,12 @@ def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 
     return axes
 
 
-def plot_gate(trace: Trace, gate: str, axes: Any = None) -> Any:
+@_each
+def plot_gate(trace: Trace | Sequence[Trace], gate: str, axes: Any = None) -> Any:
     """The distribution of a gate's values over time: median, and bands of 50 % and 90 %.
 
     Args:
-        trace: one of `keras_gates.diagnostics.traces`.
+        trace: what `keras_gates.diagnostics.traces` returns, or one of it.
         gate: the name of a gate, or "candidate".
         axes: of matplotlib; new ones by default.
 
@@ -66,9 +94,12 @@ def plot_gate(trace: Trace, gate: str, axes: Any = None) -> Any:
 
     Source: the reports of Kaldi's nnet3 show percentiles of gates likewise.
     """
+    trace = _checked(trace)
     values = _valid(trace, _activated(trace, gate))
     axes = axes_or_new(axes)
-    low, lower, middle, upper, high = np.nanpercentile(values, [5, 25, 50, 75, 95], axis=(0, 2))
+    low, lower, middle, upper, high = _quietly(
+        np.nanpercentile, values, [5, 25, 50, 75, 95], axis=(0, 2)
+    )
     t = np.arange(len(middle))
     axes.fill_between(t, low, high, color=BLUE, alpha=0.2, lw=0, label="90 % of the values")
     axes.fill_between(t, lower, upper, color=BLUE, alpha=0.4, lw=0, label="50 %")
@@ -79,11 +110,14 @@ def plot_gate(trace: Trace, gate: str, axes: Any = None) -> Any:
     return axes
 
 
-def plot_saturation(trace: Trace, gate: str, axes: Any = None, *, margin: float = 0.05) -> Any:
+@_each
+def plot_saturation(
+    trace: Trace | Sequence[Trace], gate: str, axes: Any = None, *, margin: float = 0.05
+) -> Any:
     """How often each unit of a gate is saturated at each time step: units x time.
 
     Args:
-        trace: one of `keras_gates.diagnostics.traces`.
+        trace: what `keras_gates.diagnostics.traces` returns, or one of it.
         gate: the name of a gate, or "candidate"; its activation must be bounded.
         axes: of matplotlib; new ones by default.
         margin: a value is saturated within this share of the range from a bound.
@@ -91,6 +125,7 @@ def plot_saturation(trace: Trace, gate: str, axes: Any = None, *, margin: float 
     Returns:
         The axes.
     """
+    trace = _checked(trace)
     values = _valid(trace, _activated(trace, gate))
     found = activations.profile(_activation(trace.cell, gate))
     if not found.bounded:
@@ -102,9 +137,8 @@ def plot_saturation(trace: Trace, gate: str, axes: Any = None, *, margin: float 
     span = margin * (found.upper - found.lower)
     saturated = (values <= found.lower + span) | (values >= found.upper - span)
     saturated = np.where(np.isnan(values), np.nan, saturated)
-    with np.errstate(all="ignore"):
-        share = np.nanmean(saturated, axis=0).T
-    order = np.argsort(np.nanmean(share, axis=1))
+    share = _quietly(np.nanmean, saturated, axis=0).T
+    order = np.argsort(_quietly(np.nanmean, share, axis=1))
     image = axes.imshow(
         share[order], aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1,
         interpolation="nearest",
@@ -118,12 +152,14 @@ def plot_saturation(trace: Trace, gate: str, axes: Any = None, *, margin: float 
     return axes
 
 
-def plot_gradient_norms(traces: Trace | Sequence[Trace], axes: Any = None) -> Any:
+def plot_gradient_norms(
+    traces: Trace | Sequence[Trace] | Mapping[str, Trace], axes: Any = None
+) -> Any:
     """The norm of dL/dh_t over time, mean over the samples.
 
     Args:
-        traces: from a label to a trace made with targets `y`, such as those of one layer with and
-            without clipping.
+        traces: what `keras_gates.diagnostics.traces` returns of targets `y`, or one of it; or from
+            labels to such traces, such as of one layer with and without clipping.
         axes: of matplotlib; new ones by default.
 
     Returns:
@@ -132,19 +168,23 @@ def plot_gradient_norms(traces: Trace | Sequence[Trace], axes: Any = None) -> An
     Source: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks",
     2013.
     """
-    if not isinstance(traces, dict):
+    if isinstance(traces, Trace):
+        traces = [traces]
+    if isinstance(traces, (list, tuple)):
+        traces = {_checked(trace).name: trace for trace in traces}
+    if not isinstance(traces, Mapping) or not traces:
         raise ValueError(
-            f"`traces` must be a dict from labels to traces. Received: {type(traces).__name__}"
+            "`traces` must be a trace, a list of them as `keras_gates.diagnostics.traces` returns, "
+            f"or a dict from labels to traces. Received: {traces!r:.80}"
         )
     axes = axes_or_new(axes)
     for (label, trace), (color, style) in zip(traces.items(), _styles(len(traces)), strict=True):
-        _check(trace)
-        if trace.gradient is None:
+        if _checked(trace).gradient is None:
             raise ValueError(
                 f"`traces` must hold gradients, and {label!r} has none: give `y` to `traces`."
             )
         norms = np.linalg.norm(_valid(trace, trace.gradient), axis=2)
-        axes.plot(np.nanmean(norms, axis=0), color=color, ls=style, label=label)
+        axes.plot(_quietly(np.nanmean, norms, axis=0), color=color, ls=style, label=label)
     axes.set(
         yscale="log", xlabel=_time(*traces.values()), ylabel="mean norm of dL/dh",
         title="gradient norms",
@@ -153,13 +193,19 @@ def plot_gradient_norms(traces: Trace | Sequence[Trace], axes: Any = None) -> An
     return axes
 
 
+@_each
 def plot_states(
-    trace: Trace, axes: Any = None, *, sample: int = 0, state: str = "hidden", units: int = 8
+    trace: Trace | Sequence[Trace],
+    axes: Any = None,
+    *,
+    sample: int = 0,
+    state: str = "hidden",
+    units: int = 8,
 ) -> Any:
     """Trajectories of a state of some units, for one sample.
 
     Args:
-        trace: one of `keras_gates.diagnostics.traces`.
+        trace: what `keras_gates.diagnostics.traces` returns, or one of it.
         axes: of matplotlib; new ones by default.
         sample: the index of the sample.
         state: "hidden", or another of the cell's states.
@@ -168,15 +214,21 @@ def plot_states(
     Returns:
         The axes.
     """
-    _check(trace)
+    trace = _checked(trace)
     one_of("state", state, trace.states)
+    count = len(trace.valid)
+    if not isinstance(sample, (int, np.integer)) or not -count <= sample < count:
+        raise ValueError(
+            f"`sample` must be the index of one of the {count} samples. Received: sample={sample!r}"
+        )
     values = _valid(trace, trace.states[state])[sample]
     axes = axes_or_new(axes)
-    moving = np.argsort(-np.nanvar(values, axis=0))[:units]
+    moving = np.argsort(-_quietly(np.nanvar, values, axis=0))[: positive_integer("units", units)]
     styles = _styles(len(moving))
     for unit, (color, style) in zip(moving, styles, strict=True):
         axes.plot(values[:, unit], color=color, ls=style, lw=1, label=f"unit {unit}")
     axes.set(xlabel=_time(trace), ylabel=f"{state} state", title=f"{trace.name}: sample {sample}")
+    axes.legend(framealpha=0.8, fontsize="x-small", ncols=2)
     return axes
 
 
@@ -189,6 +241,8 @@ def plot_verdicts(
     outcomes: Mapping | None = None,
 ) -> Any:
     """The verdict on every pair of activations: gates x candidates, S, C or U and a colour.
+
+    The legend tells what letters and colours are.
 
     Args:
         cell: "gru", "lstm", "simple", or a subclass of `GatedCell`.
@@ -216,16 +270,38 @@ def plot_verdicts(
     axes.set_xticks(range(len(candidates)), candidates, rotation=45, ha="right")
     axes.set_yticks(range(len(rows)), ["no gates" if gate is None else gate for gate in rows])
     title = cell if isinstance(cell, str) else cell.__name__
-    axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: sound, caution, unstable")
+    axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: verdicts")
+    axes.legend(
+        [_square(0, 0, _LEVEL_COLORS[level]) for level in LEVELS],
+        [f"{level[0].upper()}: {level}" for level in LEVELS],
+        loc="lower left", bbox_to_anchor=(0, 1.08), ncols=len(LEVELS), frameon=False,
+        fontsize="small", borderaxespad=0,
+    )  # fmt: skip
     return axes
 
 
 def axes_or_new(axes):
+    return panels(None, "axes", [""])[0] if axes is None else axes
+
+
+def panels(axes, of, names):
+    """An array of axes, the given ones or new ones, one for each of the names."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError('Plots need matplotlib: pip install "keras_gates[plots]"') from error
-    return plt.subplots(layout="constrained")[1] if axes is None else axes
+    if not names:
+        raise ValueError(f"`{of}` must hold at least one. Received: an empty list")
+    if axes is None:
+        width, height = plt.rcParams["figure.figsize"]
+        size = (width * len(names), height)
+        axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")[1]
+    axes = np.ravel(np.asarray(axes, "object"))
+    if len(axes) != len(names):
+        raise ValueError(
+            f"`axes` must have one for each {of}, {', '.join(names)}. Received: {len(axes)}"
+        )
+    return axes
 
 
 def _square(column, row, color):
@@ -239,7 +315,6 @@ def _styles(count):
 
 
 def _activated(trace, name):
-    _check(trace)
     if name not in trace.activated:
         raise ValueError(
             f"`gate` must be one of {', '.join(map(repr, trace.activated))}. Received: "
@@ -248,12 +323,13 @@ def _activated(trace, name):
     return trace.activated[name]
 
 
-def _check(trace):
+def _checked(trace: Any) -> Trace:
     if not isinstance(trace, Trace):
         raise TypeError(
             "`trace` must be one of those in the list of keras_gates.diagnostics.traces(model, x). "
             f"Received: {type(trace).__name__}"
         )
+    return trace
 
 
 def _time(*traces):
@@ -272,3 +348,10 @@ def _name(cell, name):
 def _valid(trace, values):
     """The values with NaN at masked steps."""
     return np.where(trace.valid[:, :, None], values, np.nan)
+
+
+def _quietly(function, values, *args, **kwargs):
+    """`function` of values, of which some steps may have none: no line is drawn there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(All-NaN|Mean of empty|Degrees of freedom)")
+        return function(values, *args, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new
+from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new, panels
 from keras_gates.tuning.records import DIVERGED
 from keras_gates.tuning.report import SearchReport
 from keras_gates.tuning.report.effects import is_slope, sorted_levels
@@ -36,10 +36,10 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
     Args:
         report: of `search_report`.
         axes: of matplotlib; new ones by default.
-        cell: of which cell; needed if the search has several. One axes shows one.
+        cell: of which cell. Default: all of them, each with an axes of its own.
 
     Returns:
-        The axes.
+        The axes; of several cells an array of them.
 
     Raises:
         ValueError: no ended trial has a choice of activations; an unknown cell.
@@ -51,7 +51,12 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
             f"with the choices {report.choices} and the outcomes {report.counts}"
         )
     cells = list(dict.fromkeys(activations_of(row)[0] for row in rows))
-    cell = one_of("cell", cell, cells) if cell is not None or len(cells) > 1 else cells[0]
+    if cell is None and len(cells) > 1:
+        axes = panels(axes, "cell", cells)
+        for each, panel in zip(cells, axes, strict=True):
+            plot_scores(report, panel, cell=each)
+        return axes
+    cell = cells[0] if cell is None else one_of("cell", cell, cells)
     means_of: dict[tuple, list] = {}
     of_pair: dict[tuple, list] = {}
     for row in rows:
