@@ -184,7 +184,7 @@ class _Conversion:
         """Gives every copy what its original has. What has no weights yet stays without."""
         for original, copy in self.others:
             if original.built:
-                _copy_state(original, copy)
+                copy_state(original, copy)
         for original, copy in self.recurrent:
             if not original.built:
                 continue
@@ -261,7 +261,7 @@ def _copied(activation):
     return activation
 
 
-def _copy_state(original, copy):
+def copy_state(original, copy):
     """Weights, states of random numbers, and what a layer was adapted to, such as a vocabulary."""
     for one, other in zip(original.variables, copy.variables, strict=True):
         other.assign(one)

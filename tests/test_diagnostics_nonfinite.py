@@ -16,6 +16,7 @@ from keras_gates.diagnostics import locate_nonfinite
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
 
+@keras.saving.register_keras_serializable(package="tests_nonfinite")
 def spiked(a):
     """tanh, but NaN beyond 50."""
     return ops.where(a > 50, ops.full_like(a, np.nan), ops.tanh(a))
@@ -163,3 +164,92 @@ class TestLocate:
         found = locate_nonfinite(model, x, -np.ones((3, 1)))
         assert (found.where, found.quantity) == ("backward", "gradient of kernel")
         assert "rnn" in found.layer
+
+
+@needs_gradients
+class TestReplay:
+    """A training that ended in NaN, of which nothing but the model is left."""
+
+    def lost(self, **options):
+        layer = kg.GatedRNN(UNITS, dtype="float32", name="rnn", **options)
+        model = model_of(layer, keras.layers.Dense(2))
+        model.compile(keras.optimizers.SGD(30.0), "mse")
+        return model
+
+    def test_names_the_step_where_it_began(self, rng):
+        x, y = sequences(rng, batch=20), rng.normal(size=(20, 2))
+        model = self.lost(candidate_activation=spiked)
+        model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
+        found = locate_nonfinite(model, x, y, batch_size=6, replay_epochs=5, seed=3)
+        assert (found.where, found.layer, found.quantity) == ("forward", "rnn", "candidate")
+        assert all(np.isnan(w).all() for w in model.get_weights())
+
+        # The same training by hand.
+        keras.utils.set_random_seed(3)
+        again = keras.models.clone_model(model)
+        again.compile(keras.optimizers.SGD(30.0), "mse")
+        order, losses = np.random.default_rng(3), []
+        while not losses or np.isfinite(losses[-1]):
+            batches = np.split(order.permutation(20), [6, 12, 18])
+            for batch in batches:
+                before = again.get_weights()
+                losses.append(again.train_on_batch(x[batch], y[batch]))
+                if not np.isfinite(losses[-1]):
+                    break
+        assert found.training_step == len(losses) > 1
+        assert found.epoch == -(-len(losses) // 4)
+        again.set_weights(before)
+        nan = np.isnan(again.predict(x[batch], verbose=0)).any(axis=1)
+        assert found.sample in batch[nan]
+        assert f"in training step {len(losses)} (epoch {found.epoch}): candidate" in str(found)
+
+    def test_an_update_that_overflows(self, rng):
+        x, y = sequences(rng), np.zeros((BATCH, 2))
+        model = self.lost()
+        model.compile(keras.optimizers.SGD(3e38), "mse")
+        found = locate_nonfinite(model, x, y + 1e3, replay_epochs=1)
+        assert (found.where, found.training_step, found.epoch) == ("update", 1, 1)
+        assert "Lower the learning rate" in str(found)
+
+    def test_a_training_that_stays_finite(self, rng):
+        model = self.lost()
+        model.compile("adam", "mse")
+        found = locate_nonfinite(
+            model, sequences(rng), np.zeros((BATCH, 2)), batch_size=4, replay_epochs=2
+        )
+        assert not found
+        steps = 2 * -(-BATCH // 4)
+        assert f"Everything stayed finite in a training of {steps} steps (2 epochs)" in str(found)
+
+    def test_keeps_what_a_layer_was_adapted_to(self, rng):
+        norm = keras.layers.Normalization()
+        x = 100 + sequences(rng)
+        norm.adapt(x)
+        model = keras.Sequential([keras.Input((None, FEATURES)), norm, kg.GatedRNN(UNITS)])
+        model.compile("adam", "mse")
+        from keras_gates.diagnostics import replay
+
+        (mean, *_), copy = norm.get_weights(), replay._copy(model, x)
+        np.testing.assert_allclose(copy.layers[0].get_weights()[0], mean)
+        assert np.abs(copy.layers[0](x)).max() < 10
+
+    def test_bad_arguments(self, rng):
+        model = self.lost()
+        with pytest.raises(ValueError, match="`y` must be given with `replay_epochs`"):
+            locate_nonfinite(model, sequences(rng), replay_epochs=3)
+        with pytest.raises(ValueError, match="`replay_epochs` must be"):
+            locate_nonfinite(model, sequences(rng), np.zeros((BATCH, 2)), replay_epochs=0)
+
+        class Own(keras.Model):
+            def __init__(self, size):
+                super().__init__()
+                self.rnn = kg.GatedRNN(size)
+
+            def call(self, x):
+                return self.rnn(x)
+
+        own = Own(UNITS)
+        own.compile("sgd", "mse")
+        own(sequences(rng))
+        with pytest.raises(ValueError, match="`replay_epochs` needs 'own.*get_config"):
+            locate_nonfinite(own, sequences(rng), np.zeros((BATCH, UNITS)), replay_epochs=1)

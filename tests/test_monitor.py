@@ -225,11 +225,23 @@ def test_says_in_which_epoch_training_diverged(rng):
     assert monitor.diverged_at == 1
     model = small_model()
     model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
-    monitor = GateMonitor(x, y, on_divergence="restore")
+    monitor = GateMonitor(x, y, on_divergence="stop")
     with pytest.warns(UserWarning, match="Training diverged before it began: .* It is stopped.$"):
         fit(model, x, y, monitor)
     assert monitor.diverged_at == 0
-    assert monitor.history["epoch"] == [0]
+    assert monitor.history["epoch"] == [0, 1]
+
+
+def test_refuses_to_restore_what_was_never_sound(rng):
+    x, y = data(rng)
+    model = small_model()
+    model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
+    monitor = GateMonitor(x, y, on_divergence="restore")
+    with pytest.raises(ValueError, match="before it began: .* no sound weights to restore: make"):
+        fit(model, x, y, monitor)
+    sound = small_model()
+    fit(sound, x, y, monitor := GateMonitor(x, y, on_divergence="restore"))
+    assert monitor.reason is None
 
 
 def test_training_can_go_on_after_a_restore(rng):

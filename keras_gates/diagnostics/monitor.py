@@ -71,7 +71,8 @@ class GateMonitor(keras.callbacks.Callback):
             0, if the model was broken before training; None, if it did not.
 
     Raises:
-        ValueError: an argument out of its range; when training begins, what `diagnose` raises.
+        ValueError: an argument out of its range; when training begins, what `diagnose` raises, and
+            with "restore" also that the model is broken already.
         ImportError: `log_dir` without TensorFlow or tensorboard.
 
     Example:
@@ -152,6 +153,11 @@ class GateMonitor(keras.callbacks.Callback):
             optimizer.build(self.model.trainable_variables)
         if not self.history:
             self._look()
+            if self.reason is not None and self.on_divergence == "restore":
+                raise ValueError(
+                    f"{self.reason} There are no sound weights to restore: make "
+                    f"{self.model.name!r} anew, or load sound ones."
+                )
         self._began, self._looking = time.perf_counter(), 0.0
 
     def on_train_batch_end(self, batch, logs=None):
@@ -268,6 +274,8 @@ class GateMonitor(keras.callbacks.Callback):
         self.diverged_at = now
         when = f"in {self.unit} {now}" if now else "before it began"
         self.reason = f"Training diverged {when}: {what}."
+        if not now and self.on_divergence == "restore":
+            return False  # which is an error
         done = ""
         if self.on_divergence != "warn":
             self.model.stop_training = True

@@ -8,14 +8,15 @@ import numpy as np
 from keras import tree
 
 from keras_gates.cells.base import CANDIDATE
-from keras_gates.diagnostics import data, trace
+from keras_gates.diagnostics import data, replay, trace
 from keras_gates.validation import positive_integer
 
 _ADVICE = {
     "x": "Clean the data: a masked step needs finite values too.",
     "y": "Clean the targets.",
-    "weights": "They are a consequence: an earlier update was not finite. Load weights from before "
-    'it (GateMonitor keeps them with on_divergence="restore") and look again.',
+    "weights": "They are a consequence: an earlier update was not finite. Give replay_epochs= to "
+    "train a copy up to there and see where it began; or load weights from before it (GateMonitor "
+    'keeps them with on_divergence="restore") and look again.',
     "forward": "Everything that this was computed from is finite. If the values before it grow "
     "with time, keep the gates in [0, 1] and take a bounded candidate; diagnose shows them.",
     "loss": "The outputs of the model are finite, and their loss is not: a log of 0, or targets "
@@ -23,6 +24,8 @@ _ADVICE = {
     "backward": "The forward pass is finite. What made it is in the equations of the step after, "
     "or in a layer behind: an activation or a loss without a finite derivative there, or an "
     "explosion, which grad_clip_norm stops.",
+    "update": "Loss and gradients of the batch are finite, run for inference. Lower the learning "
+    "rate, or look at what dropout and the optimizer do in this step.",
 }
 
 
@@ -31,7 +34,8 @@ class NonFinite:
     """The first value that is not finite; false if there is none.
 
     Attributes:
-        where: "x", "y", "weights", "forward", "loss" or "backward"; None if everything is finite.
+        where: "x", "y", "weights", "forward", "loss", "backward" or, in a training that was done
+            again, "update"; None if everything is finite.
         layer: name of the layer, as in `diagnose`.
         quantity: "gate update", "candidate", "hidden state", "output", "gradient of the hidden
             state", or the name of a weight.
@@ -39,6 +43,9 @@ class NonFinite:
         sample: index in `x`.
         value: nan, inf or -inf.
         advice: what to do.
+        training_step, epoch: with `replay_epochs`, the training step (batch) in which it came up
+            first, and its epoch, both counted from 1; of a training that stayed finite, how many
+            steps and epochs it had.
     """
 
     where: str | None = None
@@ -48,13 +55,20 @@ class NonFinite:
     sample: int | None = None
     value: float | None = None
     advice: str | None = None
+    training_step: int | None = None
+    epoch: int | None = None
 
     def __bool__(self):
         return self.where is not None
 
     def __str__(self):
         if not self:
-            return "Everything is finite."
+            if self.training_step is None:
+                return "Everything is finite."
+            return (
+                f"Everything stayed finite in a training of {self.training_step} steps "
+                f"({self.epoch} epochs). Another seed, or more epochs, may show it."
+            )
         at = [self.quantity or self.where]
         if self.layer is not None:
             at.append(f"of layer {self.layer!r}")
@@ -63,13 +77,23 @@ class NonFinite:
         if self.sample is not None:
             at.append(f"in sample {self.sample}")
         what = {"x": "the inputs", "y": "the targets", "weights": "the weights"}.get(
-            self.where, f"the {self.where} pass" if self.where != "loss" else "the loss"
+            self.where,
+            f"the {self.where}" if self.where in ("loss", "update") else f"the {self.where} pass",
         )
-        return f"Not finite in {what}: {' '.join(at)} is {self.value}. {self.advice}"
+        when = ""
+        if self.training_step is not None:
+            when = f" in training step {self.training_step} (epoch {self.epoch})"
+        return f"Not finite in {what}{when}: {' '.join(at)} is {self.value}. {self.advice}"
 
 
 def locate_nonfinite(
-    model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int = 32,
+    replay_epochs: int | None = None,
+    seed: int = 0,
 ) -> NonFinite:
     """The first value of a model on data that is NaN or infinite.
 
@@ -84,6 +108,12 @@ def locate_nonfinite(
         x: its inputs, such as the batch that gave NaN.
         y: the targets, to look at the loss and the backward pass too. On the TensorFlow backend.
         batch_size: samples per batch.
+        replay_epochs: of a model whose weights are lost already: a copy with new weights is
+            trained on `x` and `y` for at most so many epochs, up to the first step after which
+            the loss or a weight is not finite, and is looked at as it was before that step. The
+            model itself stays as it is.
+        seed: of that training: of the first weights (by `keras.utils.set_random_seed`) and of the
+            order of the samples.
 
     Returns:
         A `NonFinite`, false if everything is finite. `print` shows it in words. Its `time_step`
@@ -102,9 +132,35 @@ def locate_nonfinite(
     """
     batch_size = positive_integer("batch_size", batch_size)
     x, y = data.checked(model, x, y, "the backward pass is looked at")
-    found = _in_data("x", x) or _in_data("y", y) or _in_weights(model)
+    found = _in_data("x", x) or _in_data("y", y)
     if found:
         return found
+    if replay_epochs is not None:
+        epochs = positive_integer("replay_epochs", replay_epochs)
+        if y is None:
+            raise ValueError("`y` must be given with `replay_epochs`, which trains. Received: None")
+        return _replayed(model, x, y, epochs, batch_size, seed)
+    return _in_weights(model) or _in_runs(model, x, y, batch_size)
+
+
+def _replayed(model, x, y, epochs, batch_size, seed):
+    """What is not finite first in a training of a copy."""
+    step = replay.first_nonfinite(model, x, y, epochs, batch_size, seed)
+    if isinstance(step, int):
+        return NonFinite(training_step=step, epoch=epochs)
+    batch = [data.take(values, step.samples) for values in (x, y)]
+    found = _in_runs(step.model, *batch, len(step.samples))
+    if not found:
+        path, value = step.weight or ("loss", float("nan"))
+        layer, _, name = path.rpartition("/")
+        found = _found("update", value, layer=layer or None, quantity=name)
+    if found.sample is not None:
+        found.sample = int(step.samples[found.sample])
+    found.training_step, found.epoch = step.number, step.epoch
+    return found
+
+
+def _in_runs(model, x, y, batch_size):
     tracer = trace.Tracer(model, gradients=y is not None, everything=True)
     seen = 0
     for run in trace.runs(tracer, x, y, batch_size):
