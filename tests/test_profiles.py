@@ -155,7 +155,9 @@ UNSTABLE = [
     ("lstm", "softplus", "tanh", "the gate forget .softplus. has no upper bound, and c' = f . c"),
     ("gru", "tanh", "tanh", "the gate update .tanh. can be negative, and h' = z . h"),
     ("lstm", {"forget": "tanh"}, "tanh", "the gate forget .tanh. can be negative"),
-    ("lstm", "sigmoid", "relu", "the states can grow 2 times per step"),
+    ("lstm", "sigmoid", "relu", "^with the candidate relu the states can grow 2 times per step"),
+    ("lstm", {"input": "exponential"}, "tanh", "^with the gate input .exponential. the states can"),
+    ("lstm", {"output": "exponential"}, "relu", "^with the gate output .exp.* and the candidate r"),
 ]
 CAUTION = [
     ("simple", None, "relu", "no gate weighs old against new"),
@@ -164,7 +166,8 @@ CAUTION = [
     ("gru", "relu_gate", "tanh", "shut, without a slope, for 50% of its inputs"),
     ("lstm", {"input": "relu"}, "tanh", "the gate input .relu."),
     ("gru", {"reset": "tanh"}, "tanh", "the gate reset .tanh. has values in .-1, 1."),
-    ("gru", "sigmoid", "softmax", "elementwise"),
+    ("gru", "sigmoid", "softmax", "^the candidate .softmax. mixes units.*elementwise"),
+    ("gru", "softmax", "tanh", "^the gate update .softmax. mixes units"),
 ]
 
 
@@ -189,6 +192,16 @@ def test_caution(cell, gate, candidate, reason):
     verdict = kg.check_activations(cell, gate, candidate)
     assert verdict.level == "caution"
     assert any(_matches(reason, r.what) for r in verdict.reasons)
+
+
+def test_only_what_makes_the_states_grow_is_to_be_changed():
+    verdict = kg.check_activations("lstm", {"input": "exponential"}, "tanh")
+    assert "gates with values in [0, 1]" in verdict.suggestions[0]
+    assert "candidate" not in verdict.suggestions[0]
+    assert "gates" not in kg.check_activations("lstm", None, "relu").suggestions[0]
+    unknown = kg.check_activations("gru", "softmax")
+    assert math.isnan(unknown.growth)
+    assert "carried on" not in str(unknown)
 
 
 def _matches(pattern, text):

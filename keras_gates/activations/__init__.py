@@ -22,6 +22,7 @@ from keras_gates.activations.functions import (
 from keras_gates.activations.lookup import get, is_serialized, name_of, names, serialize
 from keras_gates.activations.profiles import (
     ANALYTIC,
+    MixesUnitsError,
     NotANumberError,
     Profile,
     measure,
@@ -33,6 +34,7 @@ NotANumber = NotANumberError  # the name that it had
 
 __all__ = [
     "ANALYTIC",
+    "MixesUnitsError",
     "NotANumber",
     "NotANumberError",
     "Profile",

@@ -119,6 +119,10 @@ class NotANumberError(ValueError):
     """An activation is NaN where it should have a value."""
 
 
+class MixesUnitsError(ValueError):
+    """An activation is not elementwise: a value depends on more than its own input."""
+
+
 def measure(activation: Callable[[Any], Any]) -> Profile:
     """The profile of an activation, measured by evaluating it; see `profile`."""
     name = lookup.name_of(activation)
@@ -194,7 +198,7 @@ def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         y, again = at(x, x[::-1]), at(x[::2], np.zeros_like(x[::2]))
     if not np.allclose(y[::2], again, equal_nan=True):
-        raise ValueError(expected)
+        raise MixesUnitsError(expected)
     return y
 
 

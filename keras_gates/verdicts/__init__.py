@@ -29,7 +29,11 @@ from keras_gates.validation import one_of
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
 
-_UNKNOWN = "Watch it: nothing is known of it beforehand."
+_CANDIDATE = "candidate"
+_UNKNOWN = (
+    "Nothing is known of it beforehand: look at what keras_gates.diagnose finds after a short "
+    "training."
+)
 
 
 class UnstableActivationsWarning(UserWarning):
@@ -57,9 +61,10 @@ class Verdict:
         level: "sound", "caution" or "unstable".
         reasons: the reasons, the weightiest first; none for a sound choice.
         carry: from each state to the least and the largest factor on its direct way to the next
-            step; -inf or inf without bound, (0, 0) where there is no such way.
+            step; -inf or inf without bound, (0, 0) where there is no such way, NaN where it is
+            not known.
         growth: by what factor the states can grow in one step at worst, with recurrent weights
-            that keep lengths; inf where it rises with the state.
+            that keep lengths; inf where it rises with the state, NaN where it is not known.
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
             those one step earlier, at initialization and for N(0, 1) inputs. None where an
             instance of a cell was judged, whose weights may be trained already.
@@ -95,9 +100,10 @@ class Verdict:
         lines += [f"  {reason.level}: {reason.what}" for reason in self.reasons]
         lines += [f"  what helps: {advice}" for advice in self.suggestions]
         for state, (low, high) in self.carry.items():
-            if low or high:
+            if (low or high) and low == low:
                 lines.append(f"  the {state} state is carried on by factors in [{low:g}, {high:g}]")
-        lines.append(f"  worst-case growth of the state per step: {self.growth:.3g}")
+        if self.growth == self.growth:
+            lines.append(f"  worst-case growth of the state per step: {self.growth:.3g}")
         if self.spectral_radius is not None:
             lines.append(
                 "  expected spectral radius of the state Jacobian at initialization: "
@@ -221,14 +227,18 @@ def judge(cell):
         "candidate": activations.name_of(cell.candidate_activation),
         "output": None if output is None else activations.name_of(output),
     }
-    try:
-        profiles = {name: activations.profile(a) for name, a in cell.gate_activations.items()}
-        candidate = activations.profile(cell.candidate_activation)
-    except ValueError as error:
-        reason = Reason("caution", str(error), _UNKNOWN)
-        if isinstance(error, activations.NotANumberError):
-            reason = Reason("unstable", str(error), "Take an activation that always has a value.")
-        return _unknown(found, cell, reason)
+    profiles, unknown = {}, []
+    for name, activation in {
+        **cell.gate_activations,
+        _CANDIDATE: cell.candidate_activation,
+    }.items():
+        try:
+            profiles[name] = activations.profile(activation)
+        except ValueError as error:
+            unknown.append(_unjudged(name, activations.name_of(activation), error))
+    if unknown:
+        return _unknown(found, cell, *unknown)
+    candidate = profiles.pop(_CANDIDATE)
     try:
         cell, program = traced(cell)
     except NotTraceableError as error:
@@ -238,6 +248,7 @@ def judge(cell):
     carry, carriers, growth = probe.probed(cell, program)
     against = [
         *reasons.of_carry(cell, program, profiles, carry, carriers),
+        *reasons.of_growth(cell, _chosen(cell, profiles), candidate, carry, growth),
         *reasons.of_gates(_chosen(cell, profiles)),
         *reasons.of_candidate(cell, program, candidate, carry, growth),
     ]
@@ -259,9 +270,27 @@ def _chosen(cell, profiles):
     return {name: p for name, p in profiles.items() if p.name != defaults[name]}
 
 
-def _unknown(found, cell, reason):
-    carry = dict.fromkeys(cell.state_names, (-np.inf, np.inf))
-    return Verdict(**found, level=reason.level, reasons=(reason,), carry=carry, growth=np.inf)
+def _unjudged(name, activation, error):
+    """Why an activation cannot be judged."""
+    who = f"the {'' if name == _CANDIDATE else 'gate '}{name} ({activation})"
+    if isinstance(error, activations.NotANumberError):
+        return Reason("unstable", str(error), "Take an activation that always has a value.")
+    if isinstance(error, activations.MixesUnitsError):
+        return Reason(
+            "caution",
+            f"{who} mixes units: each of its values depends on the inputs of all of them, and only "
+            "elementwise activations can be judged beforehand",
+            _UNKNOWN,
+        )
+    return Reason("caution", f"{who} cannot be judged: {error}", _UNKNOWN)
+
+
+def _unknown(found, cell, *against):
+    carry = dict.fromkeys(cell.state_names, (np.nan, np.nan))
+    against = sorted(against, key=lambda reason: -LEVELS.index(reason.level))
+    return Verdict(
+        **found, level=against[0].level, reasons=tuple(against), carry=carry, growth=np.nan
+    )
 
 
 def warn_if_unstable(cell):

@@ -100,19 +100,34 @@ def of_gates(profiles):
             )
 
 
+def of_growth(cell, profiles, candidate, carry, growth):
+    """Against states that grow in another way than by the factor that carries them on."""
+    if not _grows(carry, growth):
+        return
+    wide = [name for name, p in profiles.items() if p.lower < -1 or p.upper > 1]
+    output = getattr(cell, "output_activation", None)
+    who, cures = [_gates(wide, profiles)] if wide else [], []
+    if wide:
+        cures.append("gates with values in [0, 1], such as sigmoid or hard_sigmoid")
+    if not candidate.bounded or not wide:
+        who.append(f"the candidate {candidate.name}")
+        cures.append("a bounded candidate, such as tanh or softsign")
+        if output is not None:
+            cures[-1] += ", or a bounded output_activation"
+    yield Reason(
+        "unstable",
+        f"with {' and '.join(who)} the states can grow "
+        f"{'without bound' if np.isinf(growth) else f'{growth:.3g} times'} per step, even while "
+        "recurrent weights keep lengths",
+        f"Take {' and '.join(cures)}.",
+    )
+
+
 def of_candidate(cell, program, p, carry, growth):
     """Against the candidate, whose profile is `p`."""
     carried = any(high > 0 for _, high in carry.values())
-    carried_well = all(low >= 0 and high <= _ABOVE_ONE for low, high in carry.values())
-    if growth > _ABOVE_ONE and carried_well:
-        yield Reason(
-            "unstable",
-            f"with the candidate {p.name} the states can grow {growth:.3g} times per step, even "
-            "while recurrent weights keep lengths",
-            "Take bounded activations: a candidate such as tanh or softsign, gates in [0, 1], or "
-            "in an LSTM a bounded output_activation.",
-        )
-    elif not p.bounded and p.far_slope > 0 and _sees_the_state(program):
+    free = not p.bounded and p.far_slope > 0 and _sees_the_state(program)
+    if free and not _grows(carry, growth):
         initializer = type(cell.recurrent_initializer).__name__
         helps = [
             *([] if cell.clips else [f"grad_clip_norm ({_PAPERS['clipping']})"]),
@@ -162,6 +177,12 @@ def of_candidate(cell, program, p, carry, growth):
             "it fade by that factor at least",
             "A candidate of slope 1 at 0: tanh, softsign.",
         )
+
+
+def _grows(carry, growth):
+    """Whether states grow though what carries them on does not make them."""
+    carried_well = all(low >= 0 and high <= _ABOVE_ONE for low, high in carry.values())
+    return growth > _ABOVE_ONE and carried_well
 
 
 def _sees_the_state(program):
