@@ -65,6 +65,32 @@ def test_planted_faults_are_found(rng, changes, said):
         assert not any(said in what for what in plain)
 
 
+def test_advice_that_is_followed_already_is_not_given(rng):
+    grows = {"gate_activation": {"update": "relu"}, "update": (1.5, 0.0)}
+
+    def advice(said, **options):
+        found = planted(rng, **options).findings
+        return next(finding.advice for finding in found if said in finding.what)
+
+    plain = advice("a difference doubles", **grows)
+    assert "keep the gates in [0, 1]" in plain
+    assert "set grad_clip_norm" in plain
+    clipped = advice("a difference doubles", **grows, grad_clip_norm=2.0)
+    assert "lower grad_clip_norm from 2" in clipped
+    assert "set grad_clip" not in clipped
+
+    sparse = {"candidate_activation": "relu", "candidate": (-1.2, 1)}
+    assert "l1" not in advice("candidate's values are zero", **sparse)
+    assert "Lower activation_l1, or give" in advice(
+        "candidate's values are zero", **sparse, activation_l1=1e-4
+    )
+    forgets = {"update": (-6, 0.1), "candidate": (0, 0.1)}
+    assert 'initialization="uniform_gates"' in advice("Lyapunov exponent is -", **forgets)
+    assert "uniform_gates" not in advice(
+        "Lyapunov exponent is -", **forgets, initialization="uniform_gates"
+    )
+
+
 @needs_gradients
 @pytest.mark.parametrize(
     ("eigenvalue", "said"),

@@ -11,7 +11,7 @@ from diagnosed import TENSORFLOW, dense, followed, model_of, needs_gradients, se
 from helpers import BATCH, CASES, FEATURES, MASK, TIME, UNITS
 
 import keras_gates as kg
-from keras_gates.diagnostics import diagnose, lyapunov, trace
+from keras_gates.diagnostics import diagnose, figures, lyapunov, trace
 
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
@@ -63,8 +63,11 @@ def test_gradient_norms_against_bptt_by_hand(rng, case, clip, backwards):
     gradient = found.gradient
     np.testing.assert_allclose(gradient.norm_per_step, per_step, rtol=2e-4, atol=1e-6)
     assert gradient.largest == pytest.approx(norms[valid].max(), rel=2e-4)
+    # From step to step over the samples that have both.
+    both = [valid[:, t] & valid[:, t + 1] for t in range(TIME - 1)]
+    steps = [np.log(norms[b, t + 1].mean() / norms[b, t].mean()) for t, b in enumerate(both)]
     weights = np.sqrt(valid.sum(axis=0))  # np.polyfit squares them
-    slope = np.polyfit(np.arange(TIME), np.log(per_step), 1, w=weights)[0]
+    slope = np.polyfit(np.arange(TIME), np.cumsum([0, *steps]), 1, w=weights)[0]
     assert gradient.log_slope == pytest.approx(-slope, rel=1e-3, abs=1e-4)
     if not clip:
         assert gradient.clipped is None
@@ -176,3 +179,26 @@ def test_lyapunov_exponent_against_jacobians(rng):
     # The tangent vectors begin in another direction.
     assert found.lyapunov == pytest.approx(np.mean(exponents), abs=0.03)
     assert diagnose(model_of(layer), x, lyapunov=False).layers[0].lyapunov is None
+
+
+def test_a_padded_batch_is_compared_with_itself():
+    """Longer sequences have larger states and smaller gradients here, and nothing changes with time
+    but the gradient, by 0.9 per step back."""
+    rng, time = np.random.default_rng(4), 40
+    lengths = rng.integers(8, time + 1, 30)
+    lengths[0] = time
+    t = np.arange(time)
+    valid = t < lengths[:, None]
+    unit = rng.normal(size=(30, time, 3))
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    states = unit * (lengths**2.0)[:, None, None]
+    bounds = (-np.inf, np.inf)
+    assert figures.state(states, valid, bounds, 0.05).growth == pytest.approx(1)
+    assert figures.state(states * (t**2.0)[:, None], valid, bounds, 0.05).growth > 4
+    assert figures.state(states[:, :7], valid[:, :7], bounds, 0.05).growth is None
+    back = unit * 0.9 ** (time - t)[:, None] / (lengths**3.0)[:, None, None]
+    cell = kg.GRUCell(3)
+    found = figures.gradient(back, valid, cell)
+    assert np.exp(found.log_slope) == pytest.approx(0.9)
+    backwards = figures.gradient(back[:, ::-1], valid[:, ::-1], cell)
+    assert np.exp(backwards.log_slope) == pytest.approx(1 / 0.9)

@@ -4,6 +4,7 @@ Every figure counts valid steps alone, and needs nothing but NumPy.
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from keras_gates import activations
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.diagnostics import lyapunov
+
+_GROWTH_STEPS = 8  # too few steps to tell growth below
 
 
 @dataclasses.dataclass
@@ -63,6 +66,9 @@ class StateFigures:
         sparsity: share of exact zeros.
         at_bound: share of the values within the margin of the bounds of the state; None where it
             has no two bounds.
+        growth: the norm in the last quarter of the steps over that in the second, both of the
+            same samples: of those at least half as long as the longest, and each of its own steps.
+            None with fewer than eight.
     """
 
     norm: float
@@ -70,6 +76,7 @@ class StateFigures:
     largest: float
     sparsity: float
     at_bound: float | None
+    growth: float | None = None
 
 
 @dataclasses.dataclass
@@ -83,9 +90,10 @@ class GradientFigures:
         norm_per_step: mean over the samples valid at each step of the L2 norm of each sample's
             gradient; NaN where none is valid.
         largest: the largest norm of any sample at any step.
-        log_slope: change of the log of `norm_per_step` per step *back* in time, by least squares
-            weighted by the number of valid samples. exp(log_slope) is the factor per step: below
-            1 the gradient vanishes, above 1 it explodes. None with fewer than two steps.
+        log_slope: change of the log of the norm per step *back* in time, from step to step over
+            the samples that are valid at both, by least squares weighted by the number of valid
+            samples. exp(log_slope) is the factor per step: below 1 the gradient vanishes, above 1
+            it explodes. None with fewer than two steps.
         clipped: share of the valid (sample, step) pairs at which the bound of the layer acts on
             the gradient; None where the layer does not clip at the state. (The gradient of an
             LSTM's cell state is clipped on its own, and not counted.)
@@ -118,6 +126,8 @@ class LayerDiagnosis:
         gradient: `GradientFigures`, or None.
         lyapunov: the largest Lyapunov exponent on these data, in nats per step; None where it was
             not asked for, or in half precision. In a stack it is that of the whole stack.
+        options: what the cell does already against what the findings are about, by the names of
+            its arguments; `candidate_bounded` tells of its candidate's values.
     """
 
     name: str
@@ -133,6 +143,7 @@ class LayerDiagnosis:
     states: dict
     gradient: GradientFigures | None
     lyapunov: float | None
+    options: dict = dataclasses.field(default_factory=dict)
 
     def scalars(self):
         """The figures that are one number, by flat names such as "gated_rnn/update/mean"."""
@@ -187,7 +198,18 @@ def of_trace(trace, margin):
             },
             gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
             lyapunov=(None if trace.growth is None else lyapunov.exponent(trace.growth, valid)),
+            options=_options(cell),
         )
+
+
+def _options(cell):
+    names = ("grad_clip_norm", "grad_clip_value", "activation_l1", "candidate_l1", "initialization")
+    return {
+        **{name: getattr(cell, name) for name in names},
+        "recurrent_initializer": type(cell.recurrent_initializer).__name__.lower(),
+        "candidate_activation": activations.name_of(cell.candidate_activation),
+        "candidate_bounded": bool(np.isfinite(_bounds(cell.candidate_activation)).all()),
+    }
 
 
 def gate(values, bounds, margin, is_share=True):
@@ -219,6 +241,7 @@ def state(values, valid, bounds, margin):
         largest=float(np.abs(here).max()) if here.size else math.nan,
         sparsity=_share(here == 0, here),
         at_bound=None if low is None or high is None else low + high,
+        growth=_growth(norms, valid),
     )
 
 
@@ -237,7 +260,7 @@ def gradient(values, valid, cell):
     return GradientFigures(
         norm_per_step=per_step,
         largest=float(norms[valid].max()) if valid.any() else math.nan,
-        log_slope=_log_slope_back(per_step, valid.sum(axis=0)),
+        log_slope=_log_slope_back(_log_level(norms, valid), valid.sum(axis=0)),
         clipped=clipped,
     )
 
@@ -262,13 +285,46 @@ def _mean_per_step(values, valid):
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).tolist()
 
 
-def _log_slope_back(norms, weights):
-    """The slope of log(norms) per step back in time, by weighted least squares; or None."""
-    norms, weights = np.asarray(norms), np.asarray(weights, "float64")
-    used = np.isfinite(norms) & (norms > 0) & (weights > 0)
+def _growth(norms, valid):
+    """See `StateFigures.growth`."""
+    lengths = valid.sum(axis=1)
+    longest = lengths.max(initial=0)
+    if longest < _GROWTH_STEPS:
+        return None
+    before = last = 0.0
+    for sample in np.flatnonzero(lengths >= max(_GROWTH_STEPS, longest / 2)):
+        own = norms[sample, valid[sample]]
+        quarter = len(own) // 4
+        before += own[quarter : 2 * quarter].mean()
+        last += own[-quarter:].mean()
+    return float(last / before) if before > 0 and np.isfinite(last) else None
+
+
+def _log_level(norms, valid):
+    """The log of the norm at each step, up to a constant; NaN where it is not known.
+
+    From a step to the one before only samples that are valid at both count: the last steps of a
+    padded batch are those of the longest sequences alone.
+    """
+    levels = np.full(norms.shape[1], np.nan)
+    steps = np.flatnonzero(np.where(valid, norms, 0).sum(axis=0) > 0)
+    for later, t in itertools.pairwise([None, *steps[::-1]]):
+        both = valid[:, t] & valid[:, later] if later is not None else np.zeros(0, bool)
+        known = 0.0 if later is None else levels[later]
+        if both.any():
+            with np.errstate(all="ignore"):
+                known += np.log(norms[both, t].mean()) - np.log(norms[both, later].mean())
+        levels[t] = known
+    return levels
+
+
+def _log_slope_back(levels, weights):
+    """The slope of `levels` per step back in time, by weighted least squares; or None."""
+    weights = np.asarray(weights, "float64")
+    used = np.isfinite(levels) & (weights > 0)
     if used.sum() < 2:
         return None
-    t, y, w = np.flatnonzero(used), np.log(norms[used]), weights[used] / weights[used].sum()
+    t, y, w = np.flatnonzero(used), levels[used], weights[used] / weights[used].sum()
     t = t - (w * t).sum()
     return float(-(w * t * (y - (w * y).sum())).sum() / (w * t * t).sum())
 

@@ -17,10 +17,10 @@ _UNDECIDED = (0.25, 0.75)
 _DEAD = 0.1
 # A candidate with more zeros than this leaves little for the state to take up.
 _SPARSE = 0.9
-# The norm of a bounded state settles; this factor between the second quarter of the steps and the
-# last is growth.
-_STATE_GROWTH = 2.0
-_STATE_GROWTH_STEPS = 8  # too few steps to tell below
+# The norm of a bounded state settles. From the second quarter of the steps to the last that of an
+# LSTM's cell state which adds up its inputs, as it may, grows 2.3 times; more is growth by a factor
+# per step.
+_STATE_GROWTH = 3.0
 # More than this share of a state at its bound passes no gradient on through most units.
 _AT_BOUND = 0.5
 # The gradient at the first step against that at the last: 1e-3 is lost beside the others in the
@@ -133,28 +133,40 @@ def candidates(layer):
         yield (
             "warning" if dead > _DEAD * layer.units else "note",
             f"{dead} of {layer.units} units are dead: their candidate never changes",
-            "Lower the learning rate or the L1 penalty, begin with a positive bias, or use "
-            "leaky_relu or elu as candidate_activation.",
+            _either(
+                "lower the learning rate",
+                *_lower_penalties(layer),
+                "begin with a positive bias",
+                layer.options["candidate_activation"] not in ("leaky_relu", "elu")
+                and "use leaky_relu or elu as candidate_activation",
+            ),
         )
     if figures.sparsity > _SPARSE and dead < layer.units:
         yield (
             "warning",
             f"{figures.sparsity:.0%} of the candidate's values are zero",
-            "Lower activation_l1 or candidate_l1, or give the layer more units: a relu candidate "
-            "needs about twice as many as tanh.",
+            _either(
+                *_lower_penalties(layer),
+                "give the layer more units: a relu candidate needs about twice as many as tanh",
+            ),
         )
 
 
 def states(layer):
     for name, figures in layer.states.items():
-        growth = _growth(figures.norm_per_step)
-        if growth is not None and growth > _STATE_GROWTH:
+        if figures.growth is not None and figures.growth > _STATE_GROWTH:
+            penalty = "raise" if layer.options["activation_l1"] else "set"
             yield (
                 "warning",
-                f"the {name} state grows with time: by a factor of {growth:.3g} from the second "
-                "quarter of the steps to the last",
-                "Longer sequences will grow further. Keep the gates in [0, 1], take a bounded "
-                "candidate, shrink the recurrent kernel, or set activation_l1.",
+                f"the {name} state grows with time: by a factor of {figures.growth:.3g} from the "
+                "second quarter of the steps to the last",
+                "Longer sequences will grow further. "
+                + _either(
+                    *_keep_gates(layer),
+                    not layer.options["candidate_bounded"] and "take a bounded candidate",
+                    "shrink the recurrent kernel",
+                    f"{penalty} activation_l1",
+                ),
             )
         if figures.at_bound is not None and figures.at_bound > _AT_BOUND:
             yield (
@@ -180,17 +192,15 @@ def gradients(layer):
                 "warning",
                 f"the gradient vanishes: by a factor of {factor:.3g} per step back, "
                 f"{_power(over)} over {layer.steps} steps",
-                "Early steps are not learned from. Begin with the update or forget gate open (a "
-                "bias of 1 to 5), an orthogonal or identity recurrent kernel, or shorter "
-                "sequences.",
+                "Early steps are not learned from. "
+                + _either(*_remember(layer), "begin with shorter sequences"),
             )
         elif own and over > math.log(_EXPLODED):
             yield (
                 "warning",
                 f"the gradient explodes: by a factor of {factor:.3g} per step back, "
                 f"{_power(over)} over {layer.steps} steps",
-                "Set grad_clip_norm to a few times the norm at the last step, "
-                f"{_last(figures.norm_per_step):.2g}, and keep the gates in [0, 1].",
+                _either(_clip(layer), *_keep_gates(layer), "shrink the recurrent kernel"),
             )
     if figures.clipped is not None and figures.clipped > _CLIPPED:
         yield (
@@ -215,8 +225,8 @@ def exponents(layer):
             "warning",
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: a difference doubles "
             f"in {math.log(2) / layer.lyapunov:.2g} steps",
-            "The recurrence is chaotic or explodes, and gradients explode with it. Shrink the "
-            "recurrent kernel, keep the gates in [0, 1], set grad_clip_norm.",
+            "The recurrence is chaotic or explodes, and gradients explode with it. "
+            + _either("shrink the recurrent kernel", *_keep_gates(layer), _clip(layer)),
         )
     steps = _FALLEN / abs(layer.lyapunov) if layer.lyapunov else math.inf
     if layer.lyapunov < _FORGETFUL and steps < layer.steps / 2:
@@ -224,23 +234,52 @@ def exponents(layer):
             "note",
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: of a difference 5% is "
             f"left after {max(1, math.ceil(steps))} steps",
-            "The layer forgets within that many. If it should remember longer, begin with the "
-            "update or forget gate open, or an orthogonal or identity recurrent kernel.",
+            "The layer forgets within that many. If it should remember longer: "
+            + _either(*_remember(layer), "give it more units"),
         )
 
 
 _RULES = (nonfinite, gates, candidates, states, gradients, exponents)
 
 
-def _growth(norms):
-    """The mean norm of the last quarter of the steps over that of the second; or None."""
-    norms = np.asarray(norms)
-    norms = norms[~np.isnan(norms)]
-    quarter = len(norms) // 4
-    if len(norms) < _STATE_GROWTH_STEPS:
-        return None
-    before, last = norms[quarter : 2 * quarter].mean(), norms[-quarter:].mean()
-    return last / before if before > 0 and np.isfinite(last) else None
+# ---------------------------------------------------------------------- what is not done yet
+
+
+def _either(*parts):
+    """A sentence of those that apply."""
+    *others, last = [part for part in parts if part]
+    text = f"{', '.join(others)}, or {last}." if others else f"{last}."
+    return text[0].upper() + text[1:]
+
+
+def _lower_penalties(layer):
+    return [f"lower {n}" for n in ("activation_l1", "candidate_l1") if layer.options[n]]
+
+
+def _keep_gates(layer):
+    if all(gate.p5 >= 0 and gate.p95 <= 1 for gate in layer.gates.values() if gate.is_share):
+        return []
+    return ["keep the gates in [0, 1], as hard_sigmoid does"]
+
+
+def _clip(layer):
+    bounds = [n for n in ("grad_clip_norm", "grad_clip_value") if layer.options[n] is not None]
+    if bounds:
+        return f"lower {bounds[0]} from {layer.options[bounds[0]]:g}"
+    last = _last(layer.gradient.norm_per_step) if layer.gradient else math.nan
+    if math.isnan(last):
+        return "set grad_clip_norm"
+    return f"set grad_clip_norm to a few times the norm at the last step, {last:.2g}"
+
+
+def _remember(layer):
+    if layer.gates and layer.options["initialization"] is None:
+        yield (
+            'begin with gates that remember (initialization="uniform_gates", or a bias of 1 to 5 '
+            "of the update or forget gate)"
+        )
+    if layer.options["recurrent_initializer"] not in ("orthogonal", "identity"):
+        yield "begin with an orthogonal or identity recurrent kernel"
 
 
 def _last(norms):
