@@ -39,6 +39,10 @@ def check_cell(cell_class: type[GatedCell], **arguments: Any) -> list[str]:
     Returns:
         The names of the checks. An AssertionError names the first that fails.
     """
+    if not (isinstance(cell_class, type) and issubclass(cell_class, GatedCell)):
+        raise TypeError(
+            f"`cell_class` must be a subclass of GatedCell. Received: cell_class={cell_class!r}"
+        )
     for name, check in CHECKS.items():
         try:
             check(cell_class, arguments)
@@ -307,6 +311,8 @@ def gradients(layer, inputs, loss, mask=None):
         (first output, gradients of the inputs, gradients of the trainable weights), as arrays.
     """
     backend = keras.backend.backend()
+    if not (isinstance(layer, keras.layers.Layer) and layer.built):
+        raise ValueError(f"`layer` must be a built recurrent layer. Received: layer={layer!r}")
 
     def run(tensors, call):
         options = {"initial_state": list(tensors[1:])} if len(tensors) > 1 else {}

@@ -15,7 +15,7 @@ from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, LayerArguments
-from keras_gates.validation import close_matches, one_of
+from keras_gates.validation import close_matches, one_of, true_or_false
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -123,12 +123,12 @@ class GatedRNN(keras.layers.RNN):
         }
         super().__init__(
             _cell(units, cell, arguments, cell_layer_arguments),
-            return_sequences=return_sequences,
-            return_state=return_state,
-            go_backwards=go_backwards,
-            stateful=stateful,
-            unroll=unroll,
-            zero_output_for_mask=zero_output_for_mask,
+            return_sequences=true_or_false("return_sequences", return_sequences),
+            return_state=true_or_false("return_state", return_state),
+            go_backwards=true_or_false("go_backwards", go_backwards),
+            stateful=true_or_false("stateful", stateful),
+            unroll=true_or_false("unroll", unroll),
+            zero_output_for_mask=true_or_false("zero_output_for_mask", zero_output_for_mask),
             **layer_arguments,
         )
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
@@ -160,7 +160,8 @@ class GatedRNN(keras.layers.RNN):
         super().__setattr__(name, value)
 
     def build(self, sequences_shape, initial_state_shape=None):
-        shape = tuple(sequences_shape)
+        several = isinstance(sequences_shape, (tuple, list))
+        shape = tuple(sequences_shape) if several else (sequences_shape,)
         if len(shape) != 3 or shape[-1] is None:
             raise ValueError(
                 f"{self.name!r} takes `sequences` of shape (batch, time, features) with a known "
@@ -171,7 +172,12 @@ class GatedRNN(keras.layers.RNN):
 
     def __call__(self, *args, **kwargs):
         if args or "sequences" in kwargs:
-            self._check_sequences(args[0] if args else kwargs["sequences"])
+            sequences = args[0] if args else kwargs["sequences"]
+            self._check_sequences(sequences)
+            if isinstance(sequences, keras.KerasTensor):  # of which `call` is not asked
+                states = args[1] if len(args) > 1 else kwargs.get("initial_state")
+                self._check_initial_state(sequences, states)
+                self._checked_mask(sequences, args[2] if len(args) > 2 else kwargs.get("mask"))
         return super().__call__(*args, **kwargs)
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
@@ -181,7 +187,7 @@ class GatedRNN(keras.layers.RNN):
                 f"shape {tuple(sequences.shape)}"
             )
         self._check_initial_state(sequences, initial_state)
-        self._check_mask(sequences, mask)
+        mask = self._checked_mask(sequences, mask)
         if self.stateful and initial_state is None and sequences.shape[0] is None:
             sequences = self._of_known_batch(sequences)
         if mask is None and getattr(sequences, "_keras_mask", None) is not None:
@@ -299,7 +305,7 @@ class GatedRNN(keras.layers.RNN):
             )
         elif kind == "SparseTensor":
             hint = ". Make it dense: tf.sparse.to_dense(x)"
-        elif hasattr(given, "shape") and not dtype.startswith(("string", "<U", "object")):
+        elif hasattr(given, "shape") and not _not_numbers(dtype):
             return
         of_dtype = f" and dtype {dtype}" if hasattr(given, "shape") else ""
         raise TypeError(
@@ -333,6 +339,11 @@ class GatedRNN(keras.layers.RNN):
         ]
         batch, units = sequences.shape[0], self.units
         names = self.cell.state_names
+        for state in initial_state if nested else [initial_state]:
+            if _not_numbers(dtype := str(getattr(state, "dtype", ""))):
+                raise ValueError(
+                    f"{self.name!r} takes `initial_state` of real numbers. Received: dtype {dtype}"
+                )
 
         def fits(shape):
             if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != units:
@@ -345,11 +356,19 @@ class GatedRNN(keras.layers.RNN):
                 f"({', '.join(names)}) of shape {(batch, units)}. Received: shapes {given}"
             )
 
-    def _check_mask(self, sequences, mask):
+    def _checked_mask(self, sequences, mask):
+        """`mask` as booleans of the right shape, whatever path the sequences take."""
         if mask is None:
-            return
+            return None
         expected = tuple(sequences.shape[:2])
-        given = tuple(mask.shape)
+        try:
+            mask = ops.cast(mask, "bool")
+            given = tuple(mask.shape)
+        except Exception as error:  # of the backend, of any kind
+            raise ValueError(
+                f"{self.name!r} takes `mask` as a tensor or array of booleans, (batch, time) = "
+                f"{expected}. Received: mask of type {type(mask).__name__}: {mask!r:.80}"
+            ) from error
         if len(given) != 2 or any(
             None not in pair and pair[0] != pair[1] for pair in zip(given, expected, strict=True)
         ):
@@ -357,6 +376,7 @@ class GatedRNN(keras.layers.RNN):
                 f"{self.name!r} takes a `mask` of shape (batch, time) = {expected}. "
                 f"Received: shape {given}"
             )
+        return mask
 
     def get_config(self):
         return {**super().get_config(), "backprop": self.backprop}
@@ -371,6 +391,11 @@ class GatedRNN(keras.layers.RNN):
             # Whoever made the original has been warned.
             warnings.simplefilter("ignore", verdicts.UnstableActivationsWarning)
             return cls(**config)
+
+
+def _not_numbers(dtype):
+    """Whether a dtype, by its name, is not one of real numbers."""
+    return any(kind in dtype for kind in ("string", "<U", "object", "complex"))
 
 
 def _cell(units, cell, arguments, layer_arguments):

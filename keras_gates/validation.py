@@ -3,6 +3,10 @@
 import difflib
 import math
 import numbers
+import os
+from collections.abc import Hashable
+
+import numpy as np
 
 
 def close_matches(name, known):
@@ -59,14 +63,52 @@ def fraction(argument, value):
     return float(value)
 
 
+def share(argument, value):
+    """A share of a range at either of its ends, of which a half would be all of it."""
+    if not _finite_number(value) or not 0 < value < 0.5:
+        raise ValueError(
+            f"`{argument}` is a share of an activation's range and must be in (0, 0.5). Received: "
+            f"{argument}={value!r}"
+        )
+    return float(value)
+
+
 def true_or_false(argument, value):
-    if not isinstance(value, bool):
+    """`value` as a bool; 0 and 1 pass, as they do in Keras."""
+    if not isinstance(value, (bool, np.bool_, numbers.Integral)) or value not in (0, 1):
         raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
+    return bool(value)
+
+
+def seed_or_none(argument, value):
+    if value is None:
+        return None
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or not 0 <= value < 2**32:
+        raise ValueError(
+            f"`{argument}` must be an integer from 0 to 2**32 - 1, or None. "
+            f"Received: {argument}={value!r}"
+        )
+    return int(value)
+
+
+def path_or_none(argument, value):
+    """A path of a file or folder that can be made: the folder that it lies in is there."""
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"`{argument}` must be a path, or None. Received: {argument}={value!r}")
+    folder = os.path.dirname(os.path.abspath(value))
+    if not os.path.isdir(folder):
+        raise ValueError(
+            f"`{argument}` must lie in a folder that is there. Received: {argument}={value!r}, and "
+            f"there is no folder {folder!r}"
+        )
     return value
 
 
 def one_of(argument, value, known):
-    if value not in known:
+    if not isinstance(value, Hashable) or value not in known:
         several = "one of " if len(known) > 1 else ""
         raise ValueError(
             f"`{argument}` must be {several}{', '.join(map(repr, known))}. "

@@ -83,6 +83,26 @@ BAD_ARGUMENTS = [
     ({"recurrent_activation": "relu"}, TypeError, "is gate_activation here"),
     ({"return_sequence": True}, TypeError, "did you mean 'return_sequences'"),
     ({"grad_clip": 1.0}, TypeError, "no argument `grad_clip`; did you mean .*grad_clip_"),
+    *(
+        ({name: 2}, ValueError, f"`{name}` must be True or False. Received: {name}=2")
+        for name in ("return_sequences", "stateful", "use_bias", "reset_after")
+    ),
+    ({"go_backwards": "false"}, ValueError, "`go_backwards` must be True.*'false'"),
+    ({"grad_clip_at": ["state"], "grad_clip_norm": 1.0}, ValueError, "`grad_clip_at` must be one"),
+    ({"backprop": np.array([1, 2])}, ValueError, "`backprop` must be one of.*Received"),
+    ({"recurrent_initializer": None}, ValueError, "`recurrent_initializer` must be.*=None"),
+    ({"kernel_initializer": "glorot"}, ValueError, "`kernel_initializer` must be.*'glorot'"),
+    ({"bias_initializer": 3}, ValueError, "`bias_initializer` must be the name.*=3"),
+    ({"kernel_regularizer": "l3"}, ValueError, "`kernel_regularizer` must be the name.*'l3'"),
+    ({"bias_constraint": 3}, ValueError, "`bias_constraint` must be the name.*=3"),
+    (
+        {"gate_activation": {"class_name": "NoSuch", "config": {}}},
+        ValueError,
+        "`gate_activation` is the config of something that Keras does not find",
+    ),
+    ({"seed": True}, ValueError, "`seed` must be an integer from 0.*seed=True"),
+    ({"seed": 2**70}, ValueError, "`seed` must be an integer from 0"),
+    ({"dtype": "int32"}, ValueError, "`dtype` must be of floating.*dtype='int32'"),
     (
         {"grad_clip_norm": 1.0, "dtype": "mixed_float16"},
         ValueError,
@@ -249,7 +269,7 @@ def test_mistakes_in_a_cell_of_ones_own():
 
     with pytest.raises(ValueError, match="`projected_blocks` of NotTheFirst must be the first of"):
         NotTheFirst(3).build((None, 2))
-    with pytest.raises(TypeError, match="NoTuple must have tuples.*blocks='candidate'"):
+    with pytest.raises(TypeError, match="NoTuple must have a tuple.*blocks='candidate'"):
         NoTuple(3)
     with pytest.raises(ValueError, match="NoSuchGate has no gate 'forgett'.*did you mean 'forget'"):
         kg.GatedRNN(4, cell=NoSuchGate)(np.zeros((2, 5, 3), "float32"))
@@ -335,3 +355,114 @@ def test_from_keras_errors():
 
     with pytest.raises(ValueError, match="cannot see into 'my_gru' of type MyGRU"):
         kg.from_keras(keras.Sequential([keras.Input((None, 3)), MyGRU(3)]))
+
+
+@pytest.mark.parametrize(
+    ("activation", "came"),
+    [
+        (lambda x: None, "None"),
+        (lambda x: keras.ops.mean(x), r"shape \(\)"),
+        (lambda x: x[:, :2], r"shape \(\w+, 2\)"),
+        (keras.layers.Dense(7), r"shape \(\w+, 7\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*works for training")
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+def test_an_activation_keeps_the_shape(activation, came):
+    x = np.zeros((2, 5, 3), "float32")
+    with pytest.raises(ValueError, match=f"`candidate_activation` must give a value.*{came}"):
+        kg.GatedRNN(4, candidate_activation=activation)(x)
+    with pytest.raises(ValueError, match=r"`gate_activation\['reset'\]` must give a value"):
+        kg.GatedRNN(4, gate_activation={"reset": activation})(x)
+    with pytest.raises(ValueError, match="`output_activation` must give a value"):
+        kg.GatedRNN(4, "lstm", output_activation=activation)(x)
+
+
+def test_a_mask_means_the_same_on_every_path():
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
+    mask = np.array([[1, 0.4, 0, -1, 0], [0, 0, 2, 1, 1]])
+    layer = kg.GatedRNN(4)
+    expected = np.asarray(layer(x, mask=mask.astype(bool)))
+    for backprop in ("fused", "autodiff"):
+        other = kg.GatedRNN(4, backprop=backprop)
+        other.build(x.shape)
+        other.set_weights(layer.get_weights())
+        for given in (mask, mask.tolist()):
+            np.testing.assert_allclose(other(x, mask=given), expected, atol=1e-6)
+    for given in ("abc", {}, np.array([["a"] * 5] * 2), [[True], [True, False]]):
+        with pytest.raises(ValueError, match="takes `mask` as a tensor or array|of shape"):
+            layer(x, mask=given)
+
+
+@pytest.mark.parametrize("given", [np.array([["a"] * 4] * 2), np.ones((2, 4)) * 1j])
+def test_states_and_sequences_are_real_numbers(given):
+    layer, x = kg.GatedRNN(4), np.zeros((2, 5, 3), "float32")
+    with pytest.raises(ValueError, match="`initial_state` of real numbers. Received: dtype"):
+        layer(x, initial_state=given)
+    with pytest.raises(TypeError, match="as one tensor or array of numbers.*dtype complex64"):
+        layer(x * 1j)
+
+
+def test_a_cell_checks_its_states_and_what_its_class_says():
+    with pytest.raises(ValueError, match="GRUCell takes `states` as a list of hidden. Received: 2"):
+        kg.GRUCell(4)(np.zeros((2, 3)), [np.zeros((2, 4))] * 2)
+
+    class Own(kg.GatedCell):
+        def update(self, x, u, states):
+            return (returned(self.candidate(x.candidate + u.candidate)),)
+
+    for returned in (lambda h: None, lambda h: h[:, :2], lambda h: h[0]):  # noqa: B007
+        with pytest.raises(ValueError, match=r"Own.update must return .*hidden, of shapes \[\("):
+            kg.GatedRNN(4, cell=Own)(np.zeros((2, 5, 3), "float32"))
+
+    for attribute, value in (
+        ("blocks", ("a b",)),
+        ("blocks", ("candidate", "candidate")),
+        ("blocks", ("class",)),
+        ("state_names", ()),
+    ):
+        bad = type("Bad", (Own,), {attribute: value})
+        with pytest.raises(ValueError, match=f"`{attribute}` of Bad must be at least one name"):
+            bad(4)
+    with pytest.raises(TypeError, match="Bad must have a tuple of names as `blocks`"):
+        type("Bad", (Own,), {"blocks": (1,)})(4)
+    with pytest.raises(ValueError, match="`ones_in_bias of Bad` must be 'candidate'"):
+        type("Bad", (Own,), {"ones_in_bias": "forget"})(4)
+
+
+def test_initializers_keep_the_shape_that_they_are_asked_for():
+    x = np.zeros((2, 5, 3), "float32")
+    for name in ("kernel_initializer", "recurrent_initializer", "bias_initializer"):
+        given = {name: lambda shape, dtype=None: keras.ops.zeros((2, 2), dtype)}
+        with pytest.raises(ValueError, match=f"`{name}` must give values.*Received: shape .2, 2"):
+            kg.GatedRNN(4, **given)(x)
+
+
+def test_symbolic_states_and_masks_are_checked_when_the_model_is_made():
+    sequences = keras.Input((5, 3))
+    with pytest.raises(ValueError, match=r"takes `initial_state` as 1 tensor.*\(None, 7\)"):
+        kg.GatedRNN(4)(sequences, initial_state=keras.Input((7,)))
+    with pytest.raises(ValueError, match=r"takes a `mask` of shape \(batch, time\) = \(None, 5\)"):
+        kg.GatedRNN(4)(sequences, mask=keras.Input((4,), dtype="bool"))
+    for shape in (None, 3):
+        with pytest.raises(ValueError, match="takes `sequences` of shape .*Received: shape"):
+            kg.GatedRNN(4).build(shape)
+        with pytest.raises(ValueError, match="takes inputs of shape .*Received: input_shape"):
+            kg.GRUCell(4).build(shape)
+
+
+def test_checks_are_of_classes_and_of_built_layers():
+    with pytest.raises(TypeError, match="`cell_class` must be a subclass.*'gru'"):
+        checks.check_cell("gru")
+    with pytest.raises(ValueError, match="`layer` must be a built recurrent layer"):
+        checks.gradients(kg.GatedRNN(4), [np.zeros((2, 5, 3))], None)
+
+
+def test_paths_of_a_monitor_can_be_written_to(tmp_path):
+    for csv in (1, ["a"]):
+        with pytest.raises(ValueError, match="`csv` must be a path, or None. Received: csv="):
+            kg.GateMonitor(np.zeros((2, 5, 3)), csv=csv)
+    with pytest.raises(ValueError, match="`csv` must lie in a folder that is there"):
+        kg.GateMonitor(np.zeros((2, 5, 3)), csv=tmp_path / "nowhere" / "f.csv")
+    with pytest.raises(ValueError, match="`log_dir` must be a path"):
+        kg.GateMonitor(np.zeros((2, 5, 3)), log_dir=["a"])

@@ -178,6 +178,18 @@ def test_bad_input(trace, monkeypatch):
         diagnostics.plot_gradient_norms({"a": without})
     with pytest.raises(ValueError, match="`gate` must have a bounded activation.*relu"):
         diagnostics.plot_saturation(without, "candidate")
+    twice = diagnostics.plot_gradient_norms([trace, trace])
+    assert [line.get_label() for line in twice.lines] == [f"0: {trace.name}", f"1: {trace.name}"]
+    with pytest.raises(TypeError, match="`axes` must be of matplotlib.*Received: 3"):
+        diagnostics.plot_gate(trace, "update", 3)
+    with pytest.raises(ValueError, match=r"`margin` is a share.*margin=-1"):
+        diagnostics.plot_saturation(trace, "update", margin=-1)
+    with pytest.raises(ValueError, match=r"`reach` must be a positive.*reach=0"):
+        diagnostics.plot_activation("tanh", reach=0)
+    with pytest.raises(ValueError, match=r"`gates` must be a list of activations.*'tanh'"):
+        diagnostics.plot_verdicts("gru", "tanh", ["tanh"])
+    with pytest.raises(ValueError, match=r"`gate` must be one of.*\['update'\]"):
+        diagnostics.plot_gate(trace, ["update"])
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[plots\]"'):
         diagnostics.plot_activation("relu")

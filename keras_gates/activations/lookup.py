@@ -65,7 +65,13 @@ def get(identifier: Activation, argument: str, warn: bool = True) -> Callable[[A
             )
         return found
     if is_serialized(identifier):
-        return keras.saving.deserialize_keras_object(identifier)
+        try:
+            return keras.saving.deserialize_keras_object(identifier)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{argument}` is the config of something that Keras does not find. "
+                f"Received: {argument}={identifier!r}. {error}"
+            ) from error
     if isinstance(identifier, type) or not callable(identifier):
         hint = " (a class: pass an instance)" if isinstance(identifier, type) else ""
         raise ValueError(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import typing
+from keyword import iskeyword
 from typing import Any, Unpack
 
 import keras
@@ -41,6 +42,7 @@ from keras_gates.validation import (
     one_of,
     positive_integer,
     positive_number,
+    seed_or_none,
     true_or_false,
 )
 
@@ -185,10 +187,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             autocast=autocast,
             activity_regularizer=activity_regularizer,
         )
-        if not isinstance(self.blocks, tuple) or not isinstance(self.state_names, tuple):
-            raise TypeError(
-                f"{type(self).__name__} must have tuples of names as `blocks` and `state_names`. "
-                f"Received: blocks={self.blocks!r}, state_names={self.state_names!r}"
+        _check_class(type(self))  # type: ignore[arg-type]  # classes are hashable
+        if not keras.backend.is_float_dtype(self.compute_dtype):
+            raise ValueError(
+                "`dtype` must be of floating-point numbers, such as 'float32'. "
+                f"Received: dtype={dtype!r}"
             )
         self.units = positive_integer("units", units)
         self.state_size = [self.units] * len(self.state_names)
@@ -204,16 +207,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "candidate_activation",
         )
 
-        self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.recurrent_initializer = keras.initializers.get(recurrent_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.recurrent_regularizer = keras.regularizers.get(recurrent_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.recurrent_constraint = keras.constraints.get(recurrent_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.use_bias = true_or_false("use_bias", use_bias)
+        self.kernel_initializer = of_keras("kernel_initializer", kernel_initializer)
+        self.recurrent_initializer = of_keras("recurrent_initializer", recurrent_initializer)
+        self.bias_initializer = of_keras("bias_initializer", bias_initializer)
+        self.kernel_regularizer = of_keras("kernel_regularizer", kernel_regularizer)
+        self.recurrent_regularizer = of_keras("recurrent_regularizer", recurrent_regularizer)
+        self.bias_regularizer = of_keras("bias_regularizer", bias_regularizer)
+        self.kernel_constraint = of_keras("kernel_constraint", kernel_constraint)
+        self.recurrent_constraint = of_keras("recurrent_constraint", recurrent_constraint)
+        self.bias_constraint = of_keras("bias_constraint", bias_constraint)
 
         self.dropout = fraction("dropout", dropout)
         self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
@@ -224,7 +227,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                     f"{type(self).__name__} has no recurrent kernel, whose inputs "
                     f"`recurrent_dropout` drops. Received: recurrent_dropout={recurrent_dropout!r}"
                 )
-        self.seed = seed
+        self.seed = seed_or_none("seed", seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
         if initialization is not None:
@@ -288,6 +291,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         all that goes into `call` to the compute dtype, too short for a sum over many steps."""
         nested = isinstance(states, (list, tuple))
         states = list(states) if nested else [states]
+        if len(states) not in (len(self.state_names), len(self.state_names) + len(self.penalties)):
+            raise ValueError(
+                f"{type(self).__name__} takes `states` as a list of {', '.join(self.state_names)}. "
+                f"Received: {len(states)} of them"
+            )
         states, sums = states[: len(self.state_names)], states[len(self.state_names) :]
         self._refuse_lost_penalties(sums)
         with running(self):
@@ -325,10 +333,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             x = named(x._fields, self._normalized("kernel", x._asdict()).values())
             u = named(u._fields, self._normalized("recurrent", u._asdict()).values())
         new_states = self.update(x, u, tuple(states))
-        if not isinstance(new_states, (tuple, list)) or len(new_states) != len(self.state_names):
+        expected = [tuple(state.shape) for state in states]
+        if isinstance(states[0], keras.KerasTensor):
+            # A layer as activation may be built for other units than a cell that is only judged.
+            expected = [(None, None)] * len(states)
+        if not isinstance(new_states, (tuple, list)) or not _same_shapes(new_states, expected):
             raise ValueError(
                 f"{type(self).__name__}.update must return a tuple of the new states, "
-                f"{', '.join(self.state_names)}. Received: {new_states!r}"
+                f"{', '.join(self.state_names)}, of shapes {expected}. Received: {new_states!r}"
             )
         if self.candidate_l1 and CANDIDATE not in self.step.activated:
             raise ValueError(
@@ -377,12 +389,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         ]
 
     def build(self, input_shape):
-        features = input_shape[-1]
-        if len(input_shape) != 2 or features is None:
+        several = isinstance(input_shape, (tuple, list))
+        if not several or len(input_shape) != 2 or input_shape[-1] is None:
             raise ValueError(
                 f"{type(self).__name__} takes inputs of shape (batch, features) with a known "
-                f"feature size at each time step. Received: input_shape={tuple(input_shape)}"
+                f"feature size at each time step. Received: input_shape={input_shape!r}"
             )
+        features = input_shape[-1]
         recurrent = recurrent_blocks(self)
         for name, found, of in (
             ("recurrent_blocks", recurrent, self.blocks),
@@ -421,10 +434,25 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+        self._check_weights(columns)
         for activation in self.activations_in_use():
             if isinstance(activation, keras.layers.Layer) and not activation.built:
                 activation.build((None, self.units))
         self.built = True
+
+    def _check_weights(self, columns):
+        """Raises if an initializer made a weight of another shape."""
+        units, blocks = self.units, len(recurrent_blocks(self))
+        for weight, argument, shape in (
+            (self.kernel, "kernel_initializer", (None, columns)),
+            (self.recurrent_kernel, "recurrent_initializer", (units, units * blocks)),
+            (self.bias, "bias_initializer", (2, columns) if self.two_biases else (columns,)),
+        ):
+            if weight is not None and not _same_shapes([weight.value], [shape]):
+                raise ValueError(
+                    f"`{argument}` must give values of the shape that it is asked for. "
+                    f"Received: shape {tuple(weight.value.shape)}"
+                )
 
     @property
     def biases(self):
@@ -681,6 +709,55 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
 
 arguments.sign(GatedCell.__init__)
+
+
+def of_keras(argument, given):
+    """The initializer, regularizer or constraint that an argument stands for."""
+    kind = argument.rpartition("_")[2]
+    try:
+        found = getattr(keras, f"{kind}s").get(given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`{argument}` must be the name of a {kind} of Keras, an instance or a function. "
+            f"Received: {argument}={given!r}. {error}"
+        ) from error
+    if found is None and kind == "initializer":
+        raise ValueError(
+            f"`{argument}` must be an initializer; leave it out for the default. "
+            f"Received: {argument}=None"
+        )
+    return found
+
+
+def _same_shapes(tensors, expected):
+    """Whether there is a tensor of each shape, as far as the sizes are known."""
+    found = [tuple(getattr(tensor, "shape", ())) for tensor in tensors]
+    return [*map(len, found)] == [*map(len, expected)] and not any(
+        None not in pair and pair[0] != pair[1]
+        for one, other in zip(found, expected, strict=True)
+        for pair in zip(one, other, strict=True)
+    )
+
+
+@functools.cache  # asked whenever a cell is made
+def _check_class(cell):
+    """Raises if a class declares what no cell can have."""
+    for attribute in ("blocks", "state_names"):
+        names = getattr(cell, attribute)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise TypeError(
+                f"{cell.__name__} must have a tuple of names as `{attribute}`. "
+                f"Received: {attribute}={names!r}"
+            )
+        bad = [n for n in names if not n.isidentifier() or n.startswith("_") or iskeyword(n)]
+        if not names or bad or len(set(names)) != len(names):
+            raise ValueError(
+                f"`{attribute}` of {cell.__name__} must be at least one name, each a Python "
+                "identifier without a leading underscore, none twice. "
+                f"Received: {attribute}={names!r}"
+            )
+    if isinstance(cell.ones_in_bias, str):
+        one_of(f"ones_in_bias of {cell.__name__}", cell.ones_in_bias, cell.blocks)
 
 
 def _all_cells(base=GatedCell):

@@ -38,4 +38,4 @@ class CIFGCell(LSTMCell):
         g = self.candidate(x.candidate + u.candidate)
         o = self.gate("output", x.output + u.output)
         c = self.clip_state(f * c + (1 - f) * g)
-        return o * self.output_activation(self.normalize("cell", c)), c
+        return o * self.output(self.normalize("cell", c)), c

@@ -6,6 +6,7 @@ import keras
 
 from keras_gates.cells.base import GatedCell
 from keras_gates.types import CellArguments
+from keras_gates.validation import true_or_false
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -44,7 +45,7 @@ class GRUCell(GatedCell):
         self, units: int, *, reset_after: bool = True, **kwargs: Unpack[CellArguments]
     ) -> None:
         super().__init__(units, **kwargs)
-        self.reset_after = self.two_biases = bool(reset_after)
+        self.reset_after = self.two_biases = true_or_false("reset_after", reset_after)
         self.projected_blocks = self.blocks if reset_after else ("update", "reset")
 
     def update(self, x, u, states):

@@ -111,6 +111,8 @@ class UniformGates:
 
         before = after(origin)
         columns = [(after({**origin, state: _SHIFT}) - before) / _SHIFT for state in states]
+        if not np.isfinite(columns).all():
+            return np.inf
         return float(np.abs(np.linalg.eigvals(np.stack(columns, axis=1))).max())
 
     def _origin(self):

@@ -7,7 +7,9 @@ import keras
 
 from keras_gates import activations
 from keras_gates.cells.base import GatedCell
+from keras_gates.cells.step import kept_shape
 from keras_gates.types import Activation, CellArguments
+from keras_gates.validation import true_or_false
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -62,7 +64,7 @@ class LSTMCell(GatedCell):
             if output_activation is None
             else activations.get(output_activation, "output_activation")
         )
-        self.unit_forget_bias = bool(unit_forget_bias)
+        self.unit_forget_bias = true_or_false("unit_forget_bias", unit_forget_bias)
 
     def update(self, x, u, states):
         _, c = states
@@ -71,7 +73,11 @@ class LSTMCell(GatedCell):
         g = self.candidate(x.candidate + u.candidate)
         o = self.gate("output", x.output + u.output)
         c = self.clip_state(f * c + i * g)
-        return o * self.output_activation(self.normalize("cell", c)), c
+        return o * self.output(self.normalize("cell", c)), c
+
+    def output(self, cell_state):
+        """ψ of the cell state."""
+        return kept_shape("output_activation", self.output_activation, cell_state)
 
     @property
     def ones_in_bias(self):

@@ -54,4 +54,4 @@ class PeepholeLSTMCell(LSTMCell):
         g = self.candidate(x.candidate + u.candidate)
         c = self.clip_state(f * c + i * g)
         o = self.gate("output", x.output + u.output + self.output_peephole * c)
-        return o * self.output_activation(self.normalize("cell", c)), c
+        return o * self.output(self.normalize("cell", c)), c

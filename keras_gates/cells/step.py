@@ -74,7 +74,7 @@ class Step:
 
     def activate(self, name, activation, preactivation):
         """The activation of a gate or the candidate, noted under its name."""
-        self.activated[name] = activated = activation(preactivation)
+        self.activated[name] = activated = kept_shape(argument_of(name), activation, preactivation)
         return activated
 
     def note_normalized(self, after, before):
@@ -158,6 +158,24 @@ def observed(cell, states):
     """The states after a step, as an observer may change them."""
     observer = _observers.get().get(cell)
     return states if observer is None else observer(step_of(cell), states)
+
+
+def argument_of(name):
+    """The argument that the activation of a gate or the candidate is given by."""
+    return "candidate_activation" if name == "candidate" else f"gate_activation[{name!r}]"
+
+
+def kept_shape(argument, activation, preactivation):
+    """The activation of a tensor, which must have a value for each of its values."""
+    value = activation(preactivation)
+    shape = tuple(getattr(value, "shape", ()))
+    if len(shape) != len(preactivation.shape) or shape[-1] != preactivation.shape[-1]:
+        received = f"shape {shape}" if hasattr(value, "shape") else repr(value)
+        raise ValueError(
+            f"`{argument}` must give a value for each of its inputs, of shape "
+            f"{tuple(preactivation.shape)}. Received from {activation!r}: {received}"
+        )
+    return value
 
 
 class Masks:

@@ -24,6 +24,8 @@ FORMATS = get_args(Format)
 # In which module of this package each is, and its class there.
 _CLASSES = {"saved_model": "SavedModel", "onnx": "ONNX", "litert": "LiteRT", "openvino": "OpenVINO"}
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
+# That of a temporary folder beside it is longer.
+_LONGEST_NAME = 200
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
 
 
@@ -137,6 +139,8 @@ def inspect(path: str | os.PathLike) -> ExportReport:
         raise FileNotFoundError(f"there is no file or folder `path`. Received: path={str(path)!r}")
     format = _format_of(path)
     reader = _format(format)
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"`path` is an empty file. Received: path={str(path)!r}")
     try:
         written = reader.read(path)
     except ImportError:
@@ -178,9 +182,10 @@ def _options(format, chosen, options, streaming):
             "without streaming=True."
         )
     known = chosen.options - {"stream"}
-    given = {n: value for n, value in options.items() if value is not None and value is not False}
-    for name, value in given.items():
-        if name not in known:
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in options.items():
+        unset = value is None and name in ("batch_size", "quantize")
+        if name not in known and not unset:
             takes = ", ".join(sorted(known)) or "none"
             hint = close_matches(name, {*known, "streaming", "sample", "tolerance"})
             raise TypeError(
@@ -210,6 +215,11 @@ def _target(path, chosen, format):
     if name in ("", os.curdir, os.pardir) and (suffix or not str(path)):
         raise ValueError(f"`path` must end with the name of a file. Received: path={str(path)!r}")
     path = pathlib.Path(path).absolute()
+    if "\0" in str(path) or len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ValueError(
+            f"`path` must end with a name that a file can have, of at most {_LONGEST_NAME} bytes. "
+            f"Received: path={str(path)!r:.300}"
+        )
     other = _SUFFIXES.get(path.suffix.lower(), format)
     if other != format:
         raise ValueError(

@@ -56,6 +56,11 @@ def taken(dataset, y, announced=None):
         given = tree.map_structure(np.asarray, given[:2])  # without the weights of samples
         if announced and tree.flatten(given[0])[0].ndim == len(announced[0].shape) - 1:
             given = tree.map_structure(lambda v: v[None], given)  # one sample
+        if not tree.flatten(given[0])[0].ndim:
+            raise ValueError(
+                "`x` must give batches, with the samples along their first axis. Received: a "
+                "dataset of single numbers"
+            )
         batches.append(given)
         count += samples(given[0])
         if count >= TAKEN:

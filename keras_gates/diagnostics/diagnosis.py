@@ -7,7 +7,7 @@ import keras
 from keras_gates.diagnostics import data, figures, findings, trace
 from keras_gates.diagnostics.report import Diagnosis
 from keras_gates.diagnostics.trace import Trace
-from keras_gates.validation import positive_integer
+from keras_gates.validation import positive_integer, share
 
 
 def diagnose(
@@ -83,7 +83,7 @@ def diagnose(
     networks", 2013, for gradient norms; Engelken, Wolf, Abbott, "Lyapunov spectra of chaotic
     recurrent neural networks", 2023, and Vogt et al., "On Lyapunov exponents for RNNs", 2022.
     """
-    margin = check_margin(margin)
+    margin = share("margin", margin)
     tracer, runs = _started(model, x, y, batch_size, lyapunov)
     return of_runs(tracer, runs, margin)
 
@@ -126,13 +126,3 @@ def of_runs(tracer, runs, margin):
     layers = [figures.of_trace(each, margin) for each in trace.joined(runs)]
     found = findings.of_layers(layers, tracer.left_out)
     return Diagnosis(tracer.model.name, margin, layers, found)
-
-
-def check_margin(margin):
-    """`margin` as a float, if it is in (0, 0.5)."""
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < 0.5:
-        raise ValueError(
-            "`margin` is a share of an activation's range and must be in (0, 0.5). Received: "
-            f"margin={margin!r}"
-        )
-    return float(margin)

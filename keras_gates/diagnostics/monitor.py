@@ -13,9 +13,9 @@ from keras import ops
 
 from keras_gates._keras.calls import stacklevel
 from keras_gates.diagnostics import data, trace
-from keras_gates.diagnostics.diagnosis import check_margin, of_runs
+from keras_gates.diagnostics.diagnosis import of_runs
 from keras_gates.diagnostics.report import Diagnosis
-from keras_gates.validation import one_of, positive_integer
+from keras_gates.validation import one_of, path_or_none, positive_integer, share
 
 # What is small already may grow again without harm: a figure is compared with the smallest so
 # far, but with no less than this share of the first.
@@ -104,7 +104,7 @@ class GateMonitor(keras.callbacks.Callback):
         super().__init__()
         self.every = None if every is None else positive_integer("every", every)
         self.unit = one_of("unit", unit, ("epoch", "step"))
-        self.margin = check_margin(margin)
+        self.margin = share("margin", margin)
         self.on_divergence = one_of("on_divergence", on_divergence, ("warn", "stop", "restore"))
         is_number = isinstance(growth, (int, float)) and not isinstance(growth, bool)
         if not is_number or not 1 < growth < math.inf:
@@ -123,7 +123,10 @@ class GateMonitor(keras.callbacks.Callback):
         kept = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
         # Copies, so that the whole of `x` need not stay in memory.
         self.x, self.y = data.take(x, kept), data.take(y, kept)
-        self.log_dir, self.csv = log_dir, csv
+        self.csv = path_or_none("csv", csv)
+        if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
+            raise ValueError(f"`log_dir` must be a path, or None. Received: log_dir={log_dir!r}")
+        self.log_dir = log_dir
         self.history: dict[str, list] = {}
         self.diagnosis: Diagnosis | None = None
         self.reason = self.diverged_at = None

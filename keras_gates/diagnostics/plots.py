@@ -20,7 +20,13 @@ from keras_gates import activations, verdicts
 from keras_gates.cells import GatedCell
 from keras_gates.diagnostics.trace import Trace
 from keras_gates.types import Activation, CellName
-from keras_gates.validation import close_matches, one_of, positive_integer
+from keras_gates.validation import (
+    close_matches,
+    one_of,
+    positive_integer,
+    positive_number,
+    share,
+)
 from keras_gates.verdicts import LEVELS
 
 BLUE, _ORANGE, _GREEN, RED, _PURPLE, _BLACK = (
@@ -65,6 +71,7 @@ def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 
 
     >>> axes = keras_gates.diagnostics.plot_activation("hard_sigmoid")
     """
+    positive_number("reach", reach)
     axes = axes_or_new(axes)
     function = activations.get(activation, "activation", warn=False)
     found = activations.profile(function)
@@ -133,14 +140,15 @@ def plot_saturation(
             f"`gate` must have a bounded activation, whose values can be saturated. Received: "
             f"gate={gate!r}, with {found.name}"
         )
+    margin = share("margin", margin)
     axes = axes_or_new(axes)
     span = margin * (found.upper - found.lower)
     saturated = (values <= found.lower + span) | (values >= found.upper - span)
     saturated = np.where(np.isnan(values), np.nan, saturated)
-    share = _quietly(np.nanmean, saturated, axis=0).T
-    order = np.argsort(_quietly(np.nanmean, share, axis=1))
+    shares = _quietly(np.nanmean, saturated, axis=0).T
+    order = np.argsort(_quietly(np.nanmean, shares, axis=1))
     image = axes.imshow(
-        share[order], aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1,
+        shares[order], aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1,
         interpolation="nearest",
     )  # fmt: skip
     axes.figure.colorbar(image, ax=axes, label="share of samples saturated")
@@ -171,7 +179,10 @@ def plot_gradient_norms(
     if isinstance(traces, Trace):
         traces = [traces]
     if isinstance(traces, (list, tuple)):
-        traces = {_checked(trace).name: trace for trace in traces}
+        labels = [_checked(trace).name for trace in traces]
+        if len(set(labels)) < len(labels):  # of several models
+            labels = [f"{i}: {label}" for i, label in enumerate(labels)]
+        traces = dict(zip(labels, traces, strict=True))
     if not isinstance(traces, Mapping) or not traces:
         raise ValueError(
             "`traces` must be a trace, a list of them as `keras_gates.diagnostics.traces` returns, "
@@ -255,6 +266,17 @@ def plot_verdicts(
     Returns:
         The axes.
     """
+    for argument, names in (("gates", gates), ("candidates", candidates)):
+        listed = not isinstance(names, str) and hasattr(names, "__iter__")
+        if not (listed or (names is None and argument == "gates")):
+            raise ValueError(
+                f"`{argument}` must be a list of activations. Received: {argument}={names!r}"
+            )
+    if not (outcomes is None or isinstance(outcomes, Mapping)):
+        raise ValueError(
+            "`outcomes` must be a dict from (gate, candidate) to a text. "
+            f"Received: outcomes={outcomes!r}"
+        )
     axes = axes_or_new(axes)
     rows = [None] if gates is None else list(gates)
     for row, gate in enumerate(rows):
@@ -281,7 +303,16 @@ def plot_verdicts(
 
 
 def axes_or_new(axes):
-    return panels(None, "axes", [""])[0] if axes is None else axes
+    return panels(None, "axes", [""])[0] if axes is None else _checked_axes(axes)
+
+
+def _checked_axes(axes):
+    for one in np.ravel(np.asarray(axes, "object")):
+        if not hasattr(one, "fill_between"):
+            raise TypeError(
+                f"`axes` must be of matplotlib, as plt.subplots() gives. Received: {one!r}"
+            )
+    return axes
 
 
 def panels(axes, of, names):
@@ -296,7 +327,7 @@ def panels(axes, of, names):
         width, height = plt.rcParams["figure.figsize"]
         size = (width * len(names), height)
         axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")[1]
-    axes = np.ravel(np.asarray(axes, "object"))
+    axes = np.ravel(np.asarray(_checked_axes(axes), "object"))
     if len(axes) != len(names):
         raise ValueError(
             f"`axes` must have one for each {of}, {', '.join(names)}. Received: {len(axes)}"
@@ -315,7 +346,7 @@ def _styles(count):
 
 
 def _activated(trace, name):
-    if name not in trace.activated:
+    if not isinstance(name, str) or name not in trace.activated:
         raise ValueError(
             f"`gate` must be one of {', '.join(map(repr, trace.activated))}. Received: "
             f"gate={name!r}{close_matches(name, trace.activated)}"

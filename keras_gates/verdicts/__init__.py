@@ -228,10 +228,10 @@ def judge(cell):
         "output": None if output is None else activations.name_of(output),
     }
     profiles, unknown = {}, []
-    for name, activation in {
-        **cell.gate_activations,
-        _CANDIDATE: cell.candidate_activation,
-    }.items():
+    judged = {**cell.gate_activations, _CANDIDATE: cell.candidate_activation}
+    if output is not None:
+        judged["output_activation"] = output
+    for name, activation in judged.items():
         try:
             profiles[name] = activations.profile(activation)
         except ValueError as error:
@@ -239,6 +239,7 @@ def judge(cell):
     if unknown:
         return _unknown(found, cell, *unknown)
     candidate = profiles.pop(_CANDIDATE)
+    profiles.pop("output_activation", None)
     try:
         cell, program = traced(cell)
     except NotTraceableError as error:
@@ -272,7 +273,8 @@ def _chosen(cell, profiles):
 
 def _unjudged(name, activation, error):
     """Why an activation cannot be judged."""
-    who = f"the {'' if name == _CANDIDATE else 'gate '}{name} ({activation})"
+    is_gate = name not in (_CANDIDATE, "output_activation")
+    who = f"the {'gate ' if is_gate else ''}{name} ({activation})"
     if isinstance(error, activations.NotANumberError):
         return Reason("unstable", str(error), "Take an activation that always has a value.")
     if isinstance(error, activations.MixesUnitsError):
