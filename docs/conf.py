@@ -31,6 +31,7 @@ myst_heading_anchors = 3
 
 # Docstrings say types in words.
 autodoc_typehints = "none"
+maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 # What a class has from Keras is in Keras' documentation.
 autodoc_inherit_docstrings = False

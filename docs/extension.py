@@ -18,7 +18,7 @@ from sphinx.addnodes import pending_xref
 
 import keras_gates
 from keras_gates.activations import name_of
-from keras_gates.cells import CELLS
+from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.program import traced
 from keras_gates.equations import equations
 
@@ -55,7 +55,7 @@ def restructured(lines):
         else:
             begins = _begins_literal(lines, index)
             literal = begins or (literal and line[:1] in ("", " "))
-            done += ["::", ""] if begins else []
+            done += [".. code-block:: text", ""] if begins else []
             done.append(line if literal or _in_example(lines, index) else _Prose(line))
     return _inline(done)
 
@@ -81,6 +81,7 @@ def _inline(lines):
     """Prose with its backticks as reStructuredText; they may go over the end of a line."""
     done = []
     for is_prose, group in itertools.groupby(lines, lambda line: isinstance(line, _Prose)):
+        group = list(group)
         done += _marked("\n".join(group)).split("\n") if is_prose else group
     return done
 
@@ -106,6 +107,20 @@ def _escaped(text):
 
 def of_docstring(app, what, name, found, options, lines):
     lines[:] = restructured(lines)
+
+
+def of_signature(app, what, name, found, options, signature, returned):
+    """That of a class, which Keras' own `__new__` would hide."""
+    if what != "class":
+        return None
+    signature = inspect.signature(found)
+    shown = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    if issubclass(found, GatedCell) and found is not GatedCell:
+        # What all cells take is where GatedCell is.
+        shared = set(inspect.signature(GatedCell).parameters) - {"units"}
+        shown = [p for p in shown if p.name not in shared]
+        shown.append(inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD))
+    return str(signature.replace(parameters=shown, return_annotation=signature.empty)), None
 
 
 # ---------------------------------------------------------------------- equations
@@ -166,6 +181,7 @@ def block_math(translator, node):
 def setup(app):
     # Before napoleon, which looks for the sections.
     app.connect("autodoc-process-docstring", of_docstring, priority=100)
+    app.connect("autodoc-process-signature", of_signature)
     app.add_directive("cell-equations", CellEquations)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     return {"version": keras_gates.__version__, "parallel_read_safe": True}
