@@ -46,7 +46,7 @@ def wrote_its_files(names):
     assert pathlib.Path("served_model", "saved_model.pb").exists()
 
 
-def found_the_bad_value(names):
+def found_where_it_began(names):
     assert names["found"].where == "loss"
     assert names["found"].training_step > 1
     assert names["monitor"].reason is None
@@ -59,7 +59,7 @@ def converted_what_computes_the_same(names):
 
 AFTERWARDS = {
     "README.md": wrote_its_files,
-    "docs/diverging.md": found_the_bad_value,
+    "docs/diverging.md": found_where_it_began,
     "docs/migration.md": converted_what_computes_the_same,
 }
 
