@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 KERAS_BACKEND ?= tensorflow
 
-.PHONY: demo test test-all test-backend test-oldest lint cross bench dist clean
+.PHONY: demo test test-all test-backend test-oldest lint cross bench dist docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
@@ -55,8 +55,13 @@ dist: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build
 
+# The pages of docs/ as a website; a warning is an error.
+docs: $(INSTALLED)-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist out *.egg-info keras_gates/engine/native/*.so
+	rm -rf $(VENV) $(VENV)-oldest build dist out docs/_build *.egg-info keras_gates/engine/native/*.so
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard keras_gates/engine/native/*.[chi]*)
 	@test -n "$(PYTHON)" || { echo "keras_gates needs Python 3.11, 3.12 or 3.13, and found none. \
@@ -72,6 +77,6 @@ $(INSTALLED)-tensorflow: $(INSTALLED)
 	@touch $@
 
 $(INSTALLED)-%: $(INSTALLED)
-	@echo "Adding the backend $* to $(VENV)."
+	@echo "Adding the extra $* to $(VENV)."
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@

@@ -26,6 +26,8 @@ from keras_gates.cells.step import recurrent_blocks
 from keras_gates.gradients import clip_by_norm, clip_by_value
 from keras_gates.layers import GatedRNN
 
+__all__ = ["CHECKS", "check_cell"]
+
 BATCH, TIME, FEATURES, UNITS = 6, 7, 3, 5
 # Keras computes in float64 on TensorFlow alone; elsewhere the checks are less strict.
 _STRICT = keras.backend.backend() == "tensorflow"

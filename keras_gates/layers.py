@@ -27,7 +27,7 @@ class GatedRNN(keras.layers.RNN):
 
     Args:
         units: positive integer, the size of the hidden state.
-        cell: "gru", "lstm", "simple", the name of another cell (README, "More cells"), a
+        cell: "gru", "lstm", "simple", the name of another cell (docs/cells.md), a
             subclass of `GatedCell`, or an instance of one (which then carries `units` and all
             arguments of the cell itself).
         return_sequences: whether to return the hidden state of every time step, or the last.

@@ -1,9 +1,12 @@
-"""The README's code runs as it stands, and its commands exist."""
+"""The code of the README and of the documentation runs as it stands; what it names exists."""
 
+import functools
+import importlib
+import importlib.util
+import os
 import pathlib
 import re
 
-import keras
 import numpy as np
 import pytest
 
@@ -12,57 +15,103 @@ from keras_gates import checks, tuning
 from keras_gates.cells.arguments import LAYER_ARGUMENTS
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+DOCS = ROOT / "docs"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if "_build" not in path.parts
+}
 
 
-@pytest.fixture(scope="module")
-def namespace(tmp_path_factory):
-    """What the README's code, run from top to bottom, leaves behind."""
+def blocks_of(page):
+    return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+# In other environments than that of the tests some of these packages are missing.
+NEEDS = {
+    "docs/deploy/index.md": "onnxruntime",
+    "docs/deploy/onnx.md": "onnxruntime",
+    "docs/deploy/openvino.md": "openvino",
+    "docs/deploy/litert.md": "ai_edge_litert",
+}
+WITH_CODE = [page for page in PAGES if blocks_of(page)]
+
+
+def small_search(self, *arguments, make=tuning.RandomSearch.__init__, **options):
+    make(self, *arguments, **{**options, "max_trials": 2, "executions_per_trial": 1})
+
+
+def wrote_its_files(names):
+    assert pathlib.Path("model.keras").stat().st_size > 1000
+    assert pathlib.Path("served_model", "saved_model.pb").exists()
+
+
+def found_where_it_began(names):
+    assert names["found"].where == "loss"
+    assert names["found"].training_step > 1
+    assert names["monitor"].reason is None
+
+
+def converted_what_computes_the_same(names):
+    given, expected = (names[name](names["x_train"]) for name in ("clipped", "trained"))
+    np.testing.assert_allclose(np.array(given), np.array(expected), atol=1e-6)
+
+
+AFTERWARDS = {
+    "README.md": wrote_its_files,
+    "docs/diverging.md": found_where_it_began,
+    "docs/migration.md": converted_what_computes_the_same,
+}
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """From top to bottom, in an empty folder."""
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     rng = np.random.default_rng(0)
     names = {
+        "__name__": "page",
         "x_train": rng.normal(size=(20, 5, 12)).astype("float32"),
         "y_train": rng.integers(9, size=20),
     }
-    folder = tmp_path_factory.mktemp("readme")
-    make = tuning.RandomSearch.__init__
-
-    def small(self, *arguments, **options):
-        make(self, *arguments, **{**options, "max_trials": 2, "executions_per_trial": 1})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(tuning.RandomSearch, "__init__", small)
-        for block in BLOCKS:
-            exec(compile(block, "README.md", "exec"), names)
-    names["folder"] = folder
-    return names
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning.RandomSearch, "__init__", small_search)
+    for block in blocks_of(page):
+        exec(compile(block, page, "exec"), names)
+    AFTERWARDS.get(page, lambda names: None)(names)
 
 
-def test_the_code_runs(namespace):
-    assert len(BLOCKS) >= 4
-    assert (namespace["folder"] / "model.keras").stat().st_size > 1000
-    assert (namespace["folder"] / "served_model" / "saved_model.pb").exists()
-    x = namespace["x_train"]
-    np.testing.assert_allclose(
-        namespace["clipped"].predict(x, verbose=0),
-        namespace["trained"].predict(x, verbose=0),
-        atol=1e-6,
-    )
+def test_there_is_code_on_most_pages():
+    assert len(WITH_CODE) >= 15
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+    (block,) = blocks_of("README.md")
+    assert len(block.splitlines()) <= 15
 
 
 def test_the_own_cell_is_short():
-    (text,) = [block for block in BLOCKS if "class MGUCell" in block]
-    assert len(text.strip().splitlines()) < 25
+    (text,) = [block for block in blocks_of("docs/own_cell.md") if "class MGUCell" in block]
+    assert len(text.partition("layer =")[0].strip().splitlines()) < 25
+
+
+@pytest.fixture(scope="module")
+def own_cell():
+    """The minimal gated unit of "Write your own cell"."""
+    names = {}
+    exec(blocks_of("docs/own_cell.md")[0], names)
+    return names["MGUCell"]
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)
-def test_the_own_cell_keeps_the_contracts(check, namespace):
-    checks.CHECKS[check](namespace["MGUCell"], {})
+def test_the_own_cell_keeps_the_contracts(check, own_cell):
+    checks.CHECKS[check](own_cell, {})
 
 
-def test_the_own_cell_is_the_minimal_gated_unit(namespace, rng):
-    layer = kg.GatedRNN(4, cell=namespace["MGUCell"], return_sequences=True)
+def test_the_own_cell_is_the_minimal_gated_unit(own_cell, rng):
+    layer = kg.GatedRNN(4, cell=own_cell, return_sequences=True)
     x = rng.normal(size=(2, 6, 3)).astype("float32")
     given = np.array(layer(x))
     (w_f, w_n), (u_f, u_n), (b_f, b_n) = (
@@ -76,7 +125,7 @@ def test_the_own_cell_is_the_minimal_gated_unit(namespace, rng):
 
 
 def test_the_table_names_every_argument():
-    table = README.partition("## Arguments of GatedRNN")[2].partition("## Equations")[0]
+    table = PAGES["docs/arguments.md"].partition("## Equations")[0]
     cells = (kg.GRUCell, kg.LSTMCell, kg.SimpleRNNCell)
     wanted = set().union(*(cell.options() for cell in cells), LAYER_ARGUMENTS) - {"autocast"}
     wanted |= {"cell", "return_sequences", "return_state", "go_backwards", "stateful", "unroll"}
@@ -85,12 +134,60 @@ def test_the_table_names_every_argument():
         assert f"`{name}`" in table or f"`_{shared}`" in table, name
 
 
-def test_commands_and_files_exist():
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_files_exist(page):
     makefile = (ROOT / "Makefile").read_text()
-    commands = set(re.findall(r"(?:`|^|=\w+ )make ([a-z-]+)", README, re.MULTILINE))
-    assert {"demo", "test", "bench"} <= commands
-    for command in commands:
+    for command in commands_of(page):
         assert f"\n{command}:" in makefile, command
-    for path in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (ROOT / path).exists(), path
-    assert keras.__version__
+    for script in re.findall(r"python (?!-m)([\w/.]+\.py)", PAGES[page]):
+        assert (ROOT / script).exists(), script
+    for module in re.findall(r"python -m (keras_gates[\w.]*)", PAGES[page]):
+        assert importlib.util.find_spec(module), module
+    for link, anchor in re.findall(r"\]\(([\w/.-]*)(?:#([\w-]+))?\)", PAGES[page]):
+        target = (
+            pathlib.Path(os.path.normpath((ROOT / page).parent / link)) if link else ROOT / page
+        )
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.read_text()), (link, anchor)
+
+
+def commands_of(page):
+    return set(re.findall(r"(?:`|^|=\w+ )make ([a-z-]+)", PAGES[page], re.MULTILINE))
+
+
+def anchors_of(text):
+    """What a link to a heading is written as."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_names_the_commands_to_begin_with():
+    assert {"demo", "test", "bench", "docs"} <= commands_of("README.md")
+
+
+@pytest.mark.parametrize(
+    "module", ["", "activations", "checks", "deployment", "diagnostics", "tuning"]
+)
+def test_the_reference_has_every_public_name(module):
+    """Under that name, or the one that the same thing has at the top level."""
+    found = importlib.import_module(f"keras_gates.{module}".rstrip("."))
+    entries = {id(getattr_of(name)) for name in ENTRIES}
+    missing = {name for name in found.__all__ if id(getattr(found, name)) not in entries}
+    assert not missing
+
+
+ENTRIES = [
+    name
+    for page, text in PAGES.items()
+    if page.startswith("docs/api/")
+    for name in re.findall(r"^\.\. (?:auto\w+|py:data):: ([\w.]+)$", text, re.MULTILINE)
+]
+
+
+def getattr_of(name):
+    return functools.reduce(getattr, name.split(".")[1:], kg)
+
+
+def test_the_reference_has_each_name_once():
+    assert len(ENTRIES) == len(set(ENTRIES)) > 80
