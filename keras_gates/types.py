@@ -16,6 +16,7 @@ CellName = Literal[
 ClipPlace = Literal["state", "preactivation"]
 Initialization = Literal["uniform_gates"]
 Backprop = Literal["auto", "fused", "autodiff"]
+InitialState = Literal["zeros", "learned"]
 Format = Literal["saved_model", "onnx", "litert", "openvino"]
 
 
@@ -80,4 +81,6 @@ class LayerArguments(BuiltInOptions, total=False):
     stateful: bool
     unroll: bool
     zero_output_for_mask: bool
+    return_gates: bool
+    initial_state: InitialState
     backprop: Backprop
