@@ -111,9 +111,10 @@ def test_operators_of_its_own(tmp_path, rng):
     written.assert_equal(*sequences(rng))
     assert written.found.operators.keys() >= SEQUENCES
     assert "Loop" not in written.found.operators
-    nan, precision = written.found.notes
+    nan, precision, none = written.found.notes
     assert "OpenVINO's own recurrent operators may turn NaN into numbers" in nan
     assert "INFERENCE_PRECISION_HINT=f32" in precision
+    assert "at least one sequence" in none
 
 
 def test_other_activations_and_cells_run_as_scans(tmp_path, rng):
@@ -150,7 +151,7 @@ def test_layers_whose_equations_are_not_known_run_as_loops(tmp_path, rng):
     written = Written(parallel(layers, rng), tmp_path)
     written.assert_equal(*sequences(rng))
     assert written.found.operators["Loop"] == 2
-    (note, _) = written.found.notes
+    note, *_ = written.found.notes
     assert note.startswith(
         "Recurrent layers run as Loops, which are slower. own runs as a Loop, be"
     )

@@ -41,6 +41,10 @@ _PRECISION = (
     "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
     "processors that can, and agrees to two or three digits then."
 )
+_NONE = (
+    "Give it at least one sequence: OpenVINO's own recurrent operators end the process where there "
+    "are none."
+)
 # Of a graph, what does not compute.
 _BOOKKEEPING = ("Parameter", "Result", "Const")
 
@@ -69,7 +73,7 @@ class OpenVINO(Format):
             graph, notes = _by_onnx(spec, pathlib.Path(folder, "model.onnx"))
             if graph is None:
                 graph = _of_loops(spec, pathlib.Path(folder, "model"))
-        graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
+        graph.set_rt_info(json.dumps([*notes, _PRECISION, _NONE]), _NOTES)
         graph.set_rt_info(spec.model.name, _SOURCE)
         openvino.save_model(graph, str(path), compress_to_fp16=False)
         return self.read(path)
