@@ -224,9 +224,17 @@ def test_half_precision_is_refused(dtype, tmp_path, rng):
 
 
 @pytest.mark.slow
-def test_streams_are_refused(tmp_path, rng):
-    with pytest.raises(NotExportableError, match="'openvino' holds no streams"):
-        export(small(kg.GatedRNN(4), rng), tmp_path / "m", "openvino", streaming=True)
+def test_a_stream(tmp_path, rng):
+    """`export` has compared the file, chunk by chunk."""
+    layer = kg.GatedRNN(4, "lstm", candidate_activation="softsign", name="rnn")
+    report = export(small(layer, rng), tmp_path / "m", "openvino", streaming=True)
+    assert list(report.signatures) == ["chunk"]
+    assert {"rnn_hidden", "rnn_cell"} < set(report.signatures["chunk"]["inputs"])
+    assert {sample.mode for sample in report.samples} == {"chunk"}
+    cells = [kg.GRUCell(4), kg.GRUCell(3, candidate_activation="relu6")]
+    model = small(keras.layers.RNN(cells, name="stack"), rng)
+    with pytest.raises(NotExportableError, match="cannot be a stream in OpenVINO. .* Loops"):
+        export(model, tmp_path / "m", "openvino", streaming=True)
 
 
 @pytest.mark.slow
