@@ -26,7 +26,13 @@ _CLASSES = {"saved_model": "SavedModel", "onnx": "ONNX", "litert": "LiteRT", "op
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 # That of a temporary folder beside it is longer.
 _LONGEST_NAME = 200
-_OPTIONS = ("batch_size", "quantize", "opset")  # named in the signature of `export`
+_OPTIONS = (
+    "batch_size",
+    "quantize",
+    "representative_data",
+    "length",
+    "opset",
+)  # named in the signature of `export`
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
 
 
@@ -39,7 +45,9 @@ def export(
     sample: Any = None,
     tolerance: float | None = None,
     batch_size: int | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "float16", "full_int8", "int16x8"] | None = None,
+    representative_data: Any = None,
+    length: int | None = None,
     opset: int | None = None,
     **unknown: Unpack[NoArguments],
 ) -> ExportReport:
@@ -66,7 +74,13 @@ def export(
             Default: 1e-5; more for a model that computes in half precision; any for a quantized
             file, whose report tells what it costs.
         batch_size: of "litert" alone, where it is fixed. Default: 1, or that of a stateful model.
-        quantize: "int8" for weights as 8-bit integers, of "litert" alone.
+        quantize: of "litert" alone: "int8" for weights as 8-bit integers, "float16" for weights in
+            half precision, "full_int8" for integers throughout, "int16x8" for the same with
+            activations of 16 bits.
+        representative_data: for the last two, as `sample`: data that the ranges of all values are
+            taken from. Up to 100 samples are.
+        length: of "litert" alone: a fixed number of time steps, which are written out one after the
+            other; for the last two, and for devices that know no loops.
         opset: of "onnx" alone, the version of ONNX's operators, 13 to 17. Default: 15.
 
     Returns:
@@ -92,7 +106,14 @@ def export(
     check_model(model)
     chosen = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
-    given = {"batch_size": batch_size, "quantize": quantize, "opset": opset, **unknown}
+    given = {
+        "batch_size": batch_size,
+        "quantize": quantize,
+        "representative_data": representative_data,
+        "length": length,
+        "opset": opset,
+        **unknown,
+    }
     options = _options(format, chosen, given)
     if tolerance is not None:
         positive_number("tolerance", tolerance, none="the default")
