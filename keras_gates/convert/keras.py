@@ -68,12 +68,7 @@ def from_keras(
             "from_keras takes a Keras model or layer. Received: "
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
-    for name, value in changes.items():
-        if name in _KEPT:
-            raise ValueError(
-                f"from_keras keeps the weights, and `{name}` changes their shape or meaning. "
-                f"Received: {name}={value!r}"
-            )
+    refuse_kept("from_keras", changes)
     copy = converted(model_or_layer, changes)
     if not set(changes) - set(_OF_TRAINING):
         _verify(model_or_layer, copy)
@@ -81,6 +76,16 @@ def from_keras(
 
 
 sign(from_keras, GatedRNN.__init__)
+
+
+def refuse_kept(owner, changes):
+    """A ValueError for a change that the weights do not allow."""
+    for name in _KEPT:
+        if name in changes:
+            raise ValueError(
+                f"{owner} keeps the weights, and `{name}` changes their shape or meaning. "
+                f"Received: {name}={changes[name]!r}"
+            )
 
 
 def converted(original, changes=()):
