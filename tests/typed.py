@@ -33,6 +33,7 @@ def right(model: keras.Model, x, folder: pathlib.Path) -> None:
     kg.check_activations(OwnCell, candidate_activation="tanh", leak=0.2)
     kg.from_keras(model, grad_clip_norm=1.0)
     kg.from_torch(x, return_state=True, grad_clip_norm=1.0)
+    kg.load_keras2(folder / "model.h5", {"OwnCell": OwnCell}).summary()
     kg.export(model, folder, "litert", batch_size=1, quantize="int8").to_dict()
     kg.diagnose(model, x, x, margin=0.1)
     kg.GateMonitor(x, every=1, on_divergence="stop")

@@ -52,6 +52,10 @@ def from_keras(
         model comes as from `keras.models.clone_model`: compiled anew, if at all. Both are run on
         random data, unless a change makes them differ, and must agree.
 
+        Files of weights alone (.weights.h5) name layers by their class, so that a file of one does
+        not load into the other. Load it into the model that it is of, and hand the weights on:
+        `from_keras(model)` there, `model.set_weights(copy.get_weights())` back.
+
     Raises:
         TypeError: no layer, or a change that is no argument.
         ValueError: nothing in it to convert, a change that its weights do not fit, a layer or
