@@ -200,7 +200,9 @@ def test_a_mask_beside_an_initial_state_is_warned_of(tmp_path):
     }
     path = written(tmp_path / "m.h5", config, {})
     with pytest.warns(UserWarning, match="'two' had a mask and an initial state") as caught:
-        kg.load_keras2(path)
+        model = kg.load_keras2(path)
+    assert model.output_shape == (None, 5, UNITS)
+    assert model.input_shape == (None, 5, 3)
     assert [w.filename for w in caught if "had a mask" in str(w.message)] == [__file__]
 
 

@@ -178,6 +178,9 @@ def _functional(entry, custom_objects):
         config["output_layers"],
         lambda name, node, index: [name, node - sequential.get(name, 0), index],
     )
+    for key in ("input_layers", "output_layers"):  # in Keras 2 a list of one was that one
+        if isinstance(config[key], list) and len(config[key]) == 1:
+            config[key] = config[key][0]
     return _found("keras", "Model", config)
 
 
