@@ -28,6 +28,22 @@ def test_automatic_names_are_kept():
     assert keras.layers.Dense(1).name == "dense_1"
 
 
+def test_names_are_reserved():
+    graph.reserve_names(["dense_3", "dense", "lstm"])
+    assert keras.layers.Dense(1).name == "dense_4"
+    assert keras.layers.LSTM(1).name == "lstm_1"
+    assert keras.layers.GRU(1).name == "gru"
+
+
+def test_the_calls_of_a_layer():
+    x = keras.KerasTensor((None, 3), name="x")
+    layer = keras.layers.Dense(1)
+    layer(x, training=True)
+    ((args, kwargs),) = graph.calls(layer)
+    assert args[0] is x
+    assert kwargs["training"] is True
+
+
 def test_a_variable_stands_for_a_keras_tensor():
     variable, x = keras.Variable(2.0), keras.KerasTensor((None, 3), name="x")
     with keras.StatelessScope() as scope:

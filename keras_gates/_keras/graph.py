@@ -1,6 +1,8 @@
 """How Keras records what is done with a KerasTensor."""
 
+import collections
 import contextlib
+import re
 
 import keras
 from keras.src.backend.common import global_state
@@ -24,6 +26,21 @@ def names_kept():
         yield
     finally:
         global_state.set_global_attribute("object_name_uids", before)
+
+
+def calls(layer):
+    """(args, kwargs) of every call of a layer on KerasTensors."""
+    return [(node.arguments.args, node.arguments.kwargs) for node in layer._inbound_nodes]
+
+
+def reserve_names(names):
+    """Has automatic names begin after those given, such as "concatenate_3"."""
+    uids = global_state.get_global_attribute(
+        "object_name_uids", default=collections.defaultdict(int), set_to_default=True
+    )
+    for name in names:
+        base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+        uids[base] = max(uids[base], int(number or 0) + 1)
 
 
 def disconnected(layer):

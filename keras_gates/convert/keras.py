@@ -52,6 +52,10 @@ def from_keras(
         model comes as from `keras.models.clone_model`: compiled anew, if at all. Both are run on
         random data, unless a change makes them differ, and must agree.
 
+        Files of weights alone (.weights.h5) name layers by their class, so that a file of one does
+        not load into the other. Load it into the model that it is of, and hand the weights on:
+        `from_keras(model)` there, `model.set_weights(copy.get_weights())` back.
+
     Raises:
         TypeError: no layer, or a change that is no argument.
         ValueError: nothing in it to convert, a change that its weights do not fit, a layer or
@@ -68,12 +72,7 @@ def from_keras(
             "from_keras takes a Keras model or layer. Received: "
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
-    for name, value in changes.items():
-        if name in _KEPT:
-            raise ValueError(
-                f"from_keras keeps the weights, and `{name}` changes their shape or meaning. "
-                f"Received: {name}={value!r}"
-            )
+    refuse_kept("from_keras", changes)
     copy = converted(model_or_layer, changes)
     if not set(changes) - set(_OF_TRAINING):
         _verify(model_or_layer, copy)
@@ -81,6 +80,16 @@ def from_keras(
 
 
 sign(from_keras, GatedRNN.__init__)
+
+
+def refuse_kept(owner, changes):
+    """A ValueError for a change that the weights do not allow."""
+    for name in _KEPT:
+        if name in changes:
+            raise ValueError(
+                f"{owner} keeps the weights, and `{name}` changes their shape or meaning. "
+                f"Received: {name}={changes[name]!r}"
+            )
 
 
 def converted(original, changes=()):
