@@ -9,8 +9,8 @@ import numpy as np
 from keras import tree
 
 from keras_gates._keras import graph
-from keras_gates.cells import CELLS
-from keras_gates.cells.arguments import KERAS_NAMES, sign
+from keras_gates.cells import of_keras
+from keras_gates.cells.arguments import sign
 from keras_gates.layers import GatedRNN
 from keras_gates.types import LayerArguments
 
@@ -18,11 +18,6 @@ _LAYERS = {
     keras.layers.GRU: "gru",
     keras.layers.LSTM: "lstm",
     keras.layers.SimpleRNN: "simple",
-}
-_CELLS = {
-    keras.layers.GRUCell: "gru",
-    keras.layers.LSTMCell: "lstm",
-    keras.layers.SimpleRNNCell: "simple",
 }
 # Changing one of these changes the shape of the weights, or their meaning.
 _KEPT = ("cell", "units", "use_bias", "reset_after")
@@ -109,7 +104,7 @@ def converted(original, changes=()):
 
 def cell_from_keras(cell):
     """A built cell of Keras as one of this package, with its weights; None if there is none."""
-    if type(cell) not in _CELLS:
+    if type(cell) not in of_keras.NAMES:
         return None
     conversion = _Conversion({})
     copy = conversion.cell(cell)
@@ -238,36 +233,23 @@ class _Conversion:
         return copy
 
     def cell(self, cell):
-        if type(cell) not in _CELLS:
+        if type(cell) not in of_keras.NAMES:
             copy = type(cell).from_config(cell.get_config())
             self.others.append((cell, copy))
             return copy
-        arguments = {**cell.get_config(), **_activations(cell), **self.changes}
-        copy = CELLS[_CELLS[type(cell)]](**_renamed(arguments))
+        copy = of_keras.unbuilt(cell, **self.changes)
         self.recurrent.append((cell, copy))
         return copy
 
     def _layer_arguments(self, layer):
         # The layer's config alone is not complete: SimpleRNN leaves out its seed.
         config = {**layer.cell.get_config(), **layer.get_config()}
-        return _renamed({**config, **_activations(layer.cell), **self.changes})
+        return of_keras.renamed({**config, **of_keras.activations(layer.cell), **self.changes})
 
     @staticmethod
     def _holds_keras_cells(cell):
         cells = cell.cells if isinstance(cell, keras.layers.StackedRNNCells) else [cell]
-        return any(type(cell) in _CELLS for cell in cells)
-
-
-def _activations(cell):
-    """The cell's activations by Keras' names: the functions themselves, which a config may not
-    hold; a layer as a copy, for the weights that it may have."""
-    return {name: _copied(getattr(cell, name)) for name in KERAS_NAMES if hasattr(cell, name)}
-
-
-def _copied(activation):
-    if isinstance(activation, keras.layers.Layer):
-        return type(activation).from_config(activation.get_config())
-    return activation
+        return any(type(cell) in of_keras.NAMES for cell in cells)
 
 
 def copy_state(original, copy):
@@ -330,7 +312,3 @@ def _random(tensor, rng):
         return keras.ops.convert_to_tensor(np.full(shape, "a"))
     values = rng.normal(size=shape) if "float" in str(tensor.dtype) else rng.integers(0, 2, shape)
     return keras.ops.convert_to_tensor(values.astype(str(tensor.dtype)))
-
-
-def _renamed(arguments):
-    return {KERAS_NAMES.get(name, name): value for name, value in arguments.items()}
