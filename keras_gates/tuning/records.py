@@ -11,6 +11,8 @@ import os
 import pathlib
 import statistics
 
+from keras_gates.tuning.distinct import choices
+
 FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
 _EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
 BEGUN = "begun.json"
@@ -62,7 +64,7 @@ class Trial:
 
     Attributes:
         trial_id: KerasTuner's id.
-        values: from the name of a hyperparameter to its value; the active ones alone.
+        values: from the name of a hyperparameter to its value: those that the trial has asked for.
         status: KerasTuner's: "COMPLETED", "FAILED", "RUNNING", ...
         executions: a list of `Execution`, in the order of their seeds.
     """
@@ -192,10 +194,13 @@ def read_search(folder):
     trials = []
     for path in sorted(folder.glob(f"trial_*/{TRIAL}")):
         state = json.loads(path.read_text())
+        values, read = state["hyperparameters"]["values"], state.get("read")
+        if read is not None:
+            values = {n: v for n, v in values.items() if n in read or n not in choices(values)}
         trials.append(
             Trial(
                 trial_id=state["trial_id"],
-                values=state["hyperparameters"]["values"],
+                values=values,
                 status=state["status"],
                 executions=read_executions(path.parent),
             )

@@ -1,6 +1,7 @@
 """KerasTuner's tuners, with trials that are repeated, may fail, and are kept on record."""
 
 import collections
+import copy
 import inspect
 import json
 import math
@@ -15,7 +16,7 @@ import keras_tuner
 import numpy as np
 
 from keras_gates._keras.tuner import TunerCallback, maybe_distribute
-from keras_gates.tuning import launch, oracles, records, roles, training
+from keras_gates.tuning import distinct, launch, oracles, records, roles, training
 from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Progress
 from keras_gates.validation import close_matches, positive_integer
@@ -185,9 +186,18 @@ class Tuner(keras_tuner.Tuner):
             self._progress.on_epoch_end(index + 1, len(self._seeds), epoch)
             return index == 0 and self._is_pruned(trial, epoch, logs)
 
+        # The oracle may look at what the trial has in the meantime, which does not count.
+        its = copy.copy(trial)
+        its.hyperparameters = distinct.noting(trial.hyperparameters)
+        noted = its.hyperparameters.values
+
+        def note_read():
+            self.oracle.note_read(trial.trial_id, noted.read)
+
         watch = training.Watch(
             self.oracle.objective,
             self._weights_path(trial.trial_id, seed),
+            note_read,
             report,
             required=type(self.hypermodel).fit is keras_tuner.HyperModel.fit,
         )
@@ -199,7 +209,7 @@ class Tuner(keras_tuner.Tuner):
         keras.utils.set_random_seed(seed)
         self._seed = seed
         try:
-            score = self._score(self._build_and_fit_model(trial, *args, **kwargs), watch)
+            score = self._score(self._build_and_fit_model(its, *args, **kwargs), watch)
             if watch.reason is None and not math.isfinite(score):
                 watch.outcome, watch.reason = records.DIVERGED, f"the score was {score}"
         except keras_tuner.errors.FatalError:
@@ -210,6 +220,9 @@ class Tuner(keras_tuner.Tuner):
                 error, trace = raised, traceback.format_exc()
         finally:
             self._seed = None
+        note_read()
+        its.hyperparameters.values = noted.copy()
+        trial.hyperparameters = its.hyperparameters
         finished = watch.outcome == records.FINISHED
         return records.Execution(
             seed=seed,
