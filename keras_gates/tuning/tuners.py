@@ -15,6 +15,7 @@ import keras
 import keras_tuner
 import numpy as np
 
+from keras_gates._keras.graph import gradients_forgotten
 from keras_gates._keras.tuner import TunerCallback, maybe_distribute
 from keras_gates.tuning import distinct, launch, oracles, records, roles, training
 from keras_gates.tuning.oracles import HyperModel
@@ -190,7 +191,8 @@ class Tuner(keras_tuner.Tuner):
         deaths = records.begin(folder, seed, self._launched) if self._launched else 0
         if deaths >= launch.LIVES - 1:
             return _fatal(seed, deaths)
-        return self._execute(trial, seed, self._fit_arguments(trial, args, kwargs), report)
+        with gradients_forgotten():  # else the graphs of all trainings stay in memory
+            return self._execute(trial, seed, self._fit_arguments(trial, args, kwargs), report)
 
     def _keep(self, trial, executions, name):
         """Writes the trainings of a trial, of which the last has just ended."""
