@@ -1,7 +1,9 @@
 """Each private part of Keras that is used, by name: a release without it fails here first."""
 
+import gc
 import pathlib
 import re
+import weakref
 
 import keras
 import numpy as np
@@ -58,6 +60,39 @@ def test_a_copy_of_a_layer_has_records_of_its_own():
     graph.disconnected(copy)
     assert copy._inbound_nodes is not layer._inbound_nodes
     assert copy._outbound_nodes is not layer._outbound_nodes
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it is TensorFlow that keeps them")
+def test_gradients_are_forgotten_with_their_graphs():
+    import tensorflow as tf
+
+    def graph_of_a_model():
+        @tf.custom_gradient
+        def doubled(x):
+            return 2 * x, lambda dy: 3 * dy
+
+        @tf.function
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = doubled(x)
+            return tape.gradient(y, x)
+
+        x = tf.constant(1.0)
+        assert float(gradient(x)) == 3.0
+        return gradient, weakref.ref(gradient.get_concrete_function(x).graph)
+
+    gradient, kept = graph_of_a_model()
+    del gradient
+    gc.collect()
+    assert kept() is not None  # else TensorFlow has mended it, and we need not
+    with graph.gradients_forgotten():
+        gradient, let_go = graph_of_a_model()
+    assert float(gradient(tf.constant(1.0))) == 3.0
+    del gradient
+    gc.collect()
+    assert let_go() is None
+    assert kept() is not None  # what was there before is not touched
 
 
 def test_private_parts_are_imported_in_one_place():

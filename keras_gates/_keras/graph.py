@@ -43,6 +43,29 @@ def reserve_names(names):
         uids[base] = max(uids[base], int(number or 0) + 1)
 
 
+@contextlib.contextmanager
+def gradients_forgotten():
+    """TensorFlow keeps every gradient that a `tf.custom_gradient` in a graph has for as long as the
+    process lives, and with it the graph. Those that come up while this lasts are let go at its end.
+
+    After that no further gradient can be taken through the graphs made meanwhile. Those that are in
+    a graph, such as those of a step of training, stay.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.python.framework import ops
+
+    known = ops.gradient_registry._registry
+    before = set(known)
+    try:
+        yield
+    finally:
+        for name in set(known) - before:
+            if name.startswith("CustomGradient-"):
+                del known[name]
+
+
 def disconnected(layer):
     """Gives a copy of a layer records of its own of where it is called."""
     vars(layer)["_inbound_nodes"], vars(layer)["_outbound_nodes"] = [], []
