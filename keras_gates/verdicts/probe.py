@@ -152,6 +152,44 @@ def _combinations(values, count):
     return [tuple(values[i] for i in row) for row in rng.integers(len(values), size=(MOST, count))]
 
 
+def memory(cell, steps, samples=8):
+    """In how many steps a small difference in the states of a new cell becomes e times smaller.
+
+    For N(0, 1) inputs, `units` features wide, on average over `steps` steps and the samples; inf
+    where it does not become smaller.
+
+    Args:
+        cell: unbuilt.
+        steps: the length of the sequences.
+        samples: how many of them.
+    """
+    seed_initializers(cell)
+    cell.build((None, cell.units))
+    rng, run = np.random.default_rng(0), Reference(cell)
+    shape, count = (samples, cell.units), len(cell.state_names)
+
+    def step(x, states):
+        return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)
+
+    states, log = np.zeros((samples, count * cell.units)), np.zeros(samples)
+    for _ in range(_SETTLING):
+        states = step(rng.normal(size=shape), states)
+    difference = rng.normal(size=states.shape)
+    with np.errstate(all="ignore"):
+        for _ in range(steps):
+            difference *= _APART / np.linalg.norm(difference, axis=1, keepdims=True)
+            x = rng.normal(size=shape)
+            states, others = step(x, states), step(x, states + difference)
+            difference = others - states
+            log += np.log(np.linalg.norm(difference, axis=1) / _APART)
+    if not np.isfinite(log).all():
+        return np.inf if np.isnan(log).any() or log.max() > 0 else 0.0
+    return float(steps / -log.mean()) if log.mean() < 0 else np.inf
+
+
+_SETTLING, _APART = 12, 1e-6
+
+
 def spectral_radius(cell, samples=4, steps=12):
     """Expected spectral radius of d s_t / d s_{t-1} of an unbuilt cell, at initialization.
 
