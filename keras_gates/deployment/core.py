@@ -1,6 +1,7 @@
 """`export` and `inspect`: one call per file, whatever its format."""
 
 import importlib
+import logging
 import os
 import pathlib
 from typing import Any, Literal, Unpack, get_args
@@ -27,6 +28,7 @@ _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 # That of a temporary folder beside it is longer.
 _LONGEST_NAME = 200
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
+_log = logging.getLogger("keras_gates")
 
 
 def export(
@@ -102,6 +104,7 @@ def export(
     if streaming:
         options["stream"] = Stream(spec)
     with atomic_write(path) as beside:
+        _log.info("writing %s as %s", path, format)
         written = chosen.write(spec, beside, **options)
         size = _size(chosen, beside)
         samples = Samples(spec, sample, written.signatures, chosen.interior_masks)
@@ -159,6 +162,11 @@ def _check_path(path):
         raise TypeError(f"`path` must be a path. Received: path={path!r}")
 
 
+def format_of_suffix(path):
+    """The format of a file that is to be written, by its suffix."""
+    return _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
+
+
 def _format(name):
     return getattr(importlib.import_module(f"keras_gates.deployment.{name}"), _CLASSES[name])()
 
@@ -168,9 +176,10 @@ def _format_of(path):
         return "saved_model"
     if path.suffix.lower() in _SUFFIXES and path.is_file():
         return _SUFFIXES[path.suffix.lower()]
+    other = "; inspect_keras reads a .keras file" if path.suffix.lower() == ".keras" else ""
     raise ValueError(
         "`path` must be the folder of a SavedModel or a file that ends in "
-        f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}"
+        f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}{other}"
     )
 
 

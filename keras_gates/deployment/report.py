@@ -81,7 +81,7 @@ class ExportReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.format}, {_size(self.size)}"]
+        lines = [f"{self.path}: {self.format}, {size_as_text(self.size)}"]
         for name, signature in self.signatures.items():
             lines.append(f"  {name}({_tensors(signature['inputs'])})")
             lines.append(f"    -> {_tensors(signature['outputs'])}")
@@ -118,7 +118,7 @@ def _shape(shape):
     return f"({', '.join('any' if size is None else str(size) for size in shape)})"
 
 
-def _size(size):
+def size_as_text(size):
     for unit in ("bytes", "kB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,6 +1,7 @@
 """Whether a written file does what its model does, found out in a process without this package."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import subprocess
@@ -30,6 +31,7 @@ TOLERANCE = 1e-5
 _AMPLIFIED = 1e-2
 # And any where sequences of so many steps agree.
 SHORT = 7
+_log = logging.getLogger("keras_gates")
 _AMPLIFIES = (
     " If diagnostics.diagnose finds a positive Lyapunov exponent, the model amplifies rounding "
     "from step to step, and no two programs agree on long sequences: give a `tolerance`."
@@ -56,7 +58,9 @@ def verify(format, path, samples, stream=None, tolerance=None):
     compared = {f"{s.mode}/{i}": s for i, s in enumerate([*samples.whole(), *samples.streamed()])}
     timed = {f"latency/{i}": s for i, s in enumerate(samples.timed())}
     calls = {label: samples.by_name(s) for label, s in {**compared, **timed}.items()}
+    _log.info("running the file in a process of its own, on %d samples", len(compared))
     found = run(format, path, calls)
+    _log.info("running the model on the same samples, and comparing")
     pairs = []
     with _keeping_states(samples.spec):
         for label, sample in compared.items():

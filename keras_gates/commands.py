@@ -1,0 +1,185 @@
+"""What the subcommands of `keras-gates` do, each a function of its arguments.
+
+They return what is to be printed, or an exit status. `keras_gates_command` reads the arguments.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import zipfile
+
+import keras
+import numpy as np
+
+from keras_gates.deployment.errors import NotExportableError, ParityError
+from keras_gates.verdicts import check_activations
+
+# What a user can mend, beside errors that Python has names for: shown without a traceback.
+ERRORS = (NotExportableError, ParityError)
+_log = logging.getLogger("keras_gates")
+
+
+def check(given):
+    return check_activations(_cell(given.cell), **_chosen(given))
+
+
+def export(given):
+    from keras_gates.deployment import core
+
+    format = core.format_of_suffix(given.path) if given.format is None else given.format
+    model = _load(given, compile=False)
+    sample = None
+    if given.sample is not None:
+        sample, _ = _data("sample", given.sample, model)
+    return core.export(
+        model,
+        given.path,
+        format,
+        streaming=given.streaming,
+        sample=sample,
+        tolerance=given.tolerance,
+        batch_size=given.batch_size,
+        quantize=given.quantize,
+    )
+
+
+def inspect(given):
+    from keras_gates import deployment
+
+    if given.path.endswith(".keras"):
+        return deployment.inspect_keras(given.path)
+    _log.info("reading %s", given.path)
+    return deployment.inspect(given.path)
+
+
+def diagnose(given):
+    from keras_gates import diagnostics
+    from keras_gates.diagnostics.data import samples, take
+
+    model = _load(given)
+    x, y = _data("data", given.data, model)
+    if y is not None and not model.compiled:
+        _log.warning("y is left out: the model was saved without a loss")
+        y = None
+    count = samples(x)
+    if given.samples < count:
+        chosen = np.sort(np.random.default_rng(0).permutation(count)[: given.samples])
+        x, y = take(x, chosen), take(y, chosen)
+    _log.info("running the model on %d samples", min(count, given.samples))
+    return diagnostics.diagnose(model, x, y, batch_size=given.batch_size)
+
+
+def search(given):
+    from keras_gates.tuning import launch
+
+    return launch.launch(given.script, given.arguments, given.workers)
+
+
+def bench(given):
+    from keras_gates import timing
+
+    return timing.compare(
+        _cell(given.cell),
+        given.units,
+        batch=given.batch,
+        steps=given.steps,
+        features=given.features,
+        rounds=given.rounds,
+        **_chosen(given),
+    )
+
+
+def _cell(name):
+    """The name of a cell, or the class that module:Class stands for."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        return name
+    found = _imported("cell", module)
+    try:
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"`cell` must be module:Class. Received: cell={name!r}; {error}") from None
+    return found
+
+
+def _chosen(given):
+    """The arguments of the cell."""
+    chosen = dict(given.others)
+    for name in ("candidate_activation", "output_activation"):
+        if getattr(given, name) is not None:
+            chosen[name] = getattr(given, name)
+    gates = [text.rpartition("=") for text in given.gate_activation]
+    if len(gates) == 1 and not gates[0][0]:
+        chosen["gate_activation"] = gates[0][2]
+    elif gates:
+        if not all(gate for gate, _, _ in gates):
+            raise ValueError(
+                "`gate_activation` must be one activation, or GATE=ACTIVATION for each gate. "
+                f"Received: gate_activation={' '.join(given.gate_activation)}"
+            )
+        chosen["gate_activation"] = {gate: activation for gate, _, activation in gates}
+    return chosen
+
+
+def _load(given, compile=True):
+    for module in given.modules:
+        _imported("modules", module)
+    _log.info("loading %s", given.model)
+    try:
+        return keras.saving.load_model(given.model, compile=compile)
+    except TypeError as error:  # of a class or function that Keras cannot find
+        # Between the configs of all that it is in, and its own.
+        reason = str(error).rpartition("Exception encountered: ")[2]
+        reason = reason.partition("Full object config")[0].strip()
+        reason = reason[max(reason.find("Could not locate"), 0) :]
+        raise ValueError(
+            f"{given.model} cannot be loaded; if it holds cells or functions of your own, name the "
+            f"module that registers them: --import my_module. Keras says: {reason}"
+        ) from error
+
+
+def _imported(argument, module):
+    if os.getcwd() not in sys.path:  # where an installed script does not look by itself
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"`{argument}` must be a module that can be imported. Received: {argument}={module}; "
+            f"{error}"
+        ) from error
+
+
+def _data(argument, path, model):
+    """(x, y) from a file; y is None if there is none."""
+    _log.info("reading %s", path)
+    received = f"Received: {argument}={path!r}"
+    try:
+        loaded = np.load(path)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded:
+            found = dict(loaded)
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"`{argument}` must be a .npz file of arrays, or a .npy file with x alone. {received}; "
+            f"NumPy says: {error}"
+        ) from error
+    y, names = found.get("y"), _input_names(model)
+    if names and set(names) <= set(found):
+        return {name: found[name] for name in names}, y
+    if "x" in found:
+        return found["x"], y
+    raise ValueError(
+        f"`{argument}` must hold the array x, or {', '.join(names) or 'x'}. {received}, which "
+        f"holds {', '.join(found)}"
+    )
+
+
+def _input_names(model):
+    from keras_gates.deployment.names import functional
+
+    graph = functional(model)
+    return [] if graph is None else [tensor.name for tensor in graph.inputs]
