@@ -54,9 +54,11 @@ def inspect(given):
 
 
 def diagnose(given):
-    from keras_gates import diagnostics
+    from keras_gates import diagnostics, html
     from keras_gates.diagnostics.data import samples, take
 
+    if given.html is not None:
+        html.check_path(given.html, "html")
     model = _load(given)
     x, y = _data("data", given.data, model)
     if y is not None and not model.compiled:
@@ -67,7 +69,11 @@ def diagnose(given):
         chosen = np.sort(np.random.default_rng(0).permutation(count)[: given.samples])
         x, y = take(x, chosen), take(y, chosen)
     _log.info("running the model on %d samples", min(count, given.samples))
-    return diagnostics.diagnose(model, x, y, batch_size=given.batch_size)
+    found = diagnostics.diagnose(model, x, y, batch_size=given.batch_size)
+    if given.html is not None:
+        _log.info("writing %s", given.html)
+        found.to_html(given.html)
+    return found
 
 
 def search(given):

@@ -6,7 +6,7 @@
     keras-gates export model.keras model.tflite --quantize int8
     keras-gates inspect model.keras
     keras-gates inspect model.onnx
-    keras-gates diagnose model.keras data.npz
+    keras-gates diagnose model.keras data.npz --html diagnosis.html
     keras-gates search --workers 2 search.py --epochs 20
     keras-gates bench lstm --candidate softsign --units 128 --batch 32
 

@@ -108,6 +108,7 @@ def _diagnose(command):
         "--samples", type=_count, default=256, help="at most so many, at random; default: 256"
     )
     command.add_argument("--batch-size", type=_count, default=32, help="default: 32")
+    command.add_argument("--html", metavar="PATH", help="write it as a page too, with pictures")
     command.set_defaults(refuse_missing=_refuse_missing("model", "data"))
 
 

@@ -91,10 +91,10 @@ def test_diagnose_prints_what_diagnose_returns(saved, capsys):
         expected["layers"][0]["gradient"]["norm_per_step"],
         rtol=1e-4,
     )
-    status, out, _ = run(
-        capsys, "diagnose", "model.keras", "data.npz", "--samples", 4, "--batch-size", 2
-    )
+    command = ["diagnose", "model.keras", "data.npz", "--html", "page.html", "--samples", 4]
+    status, out, _ = run(capsys, *command, "--batch-size", 2)
     assert "4 samples of up to 6 steps" in out
+    assert "4 samples of up to 6 steps" in pathlib.Path("page.html").read_text("utf-8")
 
 
 def test_diagnose_without_targets_or_loss(saved, capsys):
@@ -167,6 +167,7 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
         ("diagnose model.keras other.npz", "`data` must hold the array x, or frames. Received"),
         ("diagnose model.keras data.npz --import no_such", "`--import` must be a module that"),
         ("diagnose text.keras data.npz", "text.keras"),
+        ("diagnose model.keras data.npz --html no/d.html", "the folder that `--html` is in must"),
         ("check gur", "`cell` must be one of 'gru', 'lstm'"),
         ("check gru --gate rleu", "Unknown name: --gate='rleu'; did you mean 'relu'"),
         ("check gru --gate relu --gate tanh", "`--gate` must be one activation, or GATE="),

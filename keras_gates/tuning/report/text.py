@@ -4,7 +4,7 @@ from keras_gates.tuning.records import OUTCOMES
 from keras_gates.tuning.report.pairs import ABSENT
 
 MOST = 10  # trials in print
-_FIGURES = (
+FIGURES = (
     "rank", "trial", "score", "spread", "seeds", "epochs", "sparsity", "parameters", "seconds",
 )  # fmt: skip
 
@@ -18,16 +18,13 @@ def markdown(names, rows):
 
 def report(found):
     """A `SearchReport` as it is printed."""
-    counts = {**dict.fromkeys([*OUTCOMES, "running"], 0), **found.counts}
-    listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     lines = [
-        f"Search for the {found.direction}imum of {found.objective}, "
-        f"{len(found.trials)} trials: {listed}",
+        f"Search for the {found.direction}imum of {found.objective}, {counts(found)}",
         "",
         found.comparison.sentence,
     ]
     if found.best:
-        lines += [_cost(found), "", *_best(found)]
+        lines += [cost(found), "", *_best(found)]
     failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
     if failed:
         lines += ["", "Without a score", *_failed(failed, found)]
@@ -36,12 +33,19 @@ def report(found):
     return "\n".join(lines)
 
 
+def counts(found):
+    """How many trials came to what, in words."""
+    each = {**dict.fromkeys([*OUTCOMES, "running"], 0), **found.counts}
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in each.items())
+    return f"{len(found.trials)} trials: {listed}"
+
+
 def _best(found):
     """The best trials, with what they differ in."""
     best = [row for row in found.trials if row["rank"]]
-    differ = _differing(found)
+    differ = differing(found)
     alike = len({row["epochs"] for row in best}) == 1
-    names = [name for name in _FIGURES if not (alike and name == "epochs")]
+    names = [name for name in FIGURES if not (alike and name == "epochs")]
     table = [[*names, *differ]]
     for row in best[:MOST]:
         figures = [number(row[name]) for name in names]
@@ -59,7 +63,7 @@ def _failed(rows, found):
     """Why trials have no score, each reason once, and what was chosen in them."""
     lines, shown = [], {}
     for row in rows:
-        chosen = [f"{name}={number(row[name])}" for name in _differing(found) if name in row]
+        chosen = [f"{name}={number(row[name])}" for name in differing(found) if name in row]
         reason = " ".join(row["reason"].split())
         first = shown.setdefault(reason, row["trial"])
         why = reason if first == row["trial"] else f"as trial {first}"
@@ -90,7 +94,7 @@ def _effects(found):
     return [*what, *_aligned(table)]
 
 
-def _cost(found):
+def cost(found):
     """Whether time matters: that of the best, of the default pair, and of others as good."""
     by_id = {row["trial"]: row for row in found.trials}
     best, default = found.best, by_id.get(found.comparison.default)
@@ -115,7 +119,7 @@ def _within(found, row, best):
     return margin is not None and abs(row["score"] - best["score"]) <= margin
 
 
-def _differing(found):
+def differing(found):
     """The choices in which the trials are not all alike."""
     return [
         name for name in found.choices if len({row.get(name, ABSENT) for row in found.trials}) > 1
