@@ -41,6 +41,7 @@ def export(given):
         tolerance=given.tolerance,
         batch_size=given.batch_size,
         quantize=given.quantize,
+        verbose=0,
     )
 
 

@@ -18,7 +18,8 @@ from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.verify import default_tolerance, verify
 from keras_gates.diagnostics.data import check_model
-from keras_gates.types import Format, NoArguments
+from keras_gates.progress import bar, check_verbose
+from keras_gates.types import Format, NoArguments, Verbose
 from keras_gates.validation import close_matches, one_of, positive_number, true_or_false
 
 FORMATS = get_args(Format)
@@ -28,6 +29,7 @@ _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 # That of a temporary folder beside it is longer.
 _LONGEST_NAME = 200
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
+STEPS = 3  # to write a file, to run it, and to compare it with its model
 _log = logging.getLogger("keras_gates")
 
 
@@ -41,6 +43,7 @@ def export(
     tolerance: float | None = None,
     batch_size: int | None = None,
     quantize: Literal["int8"] | None = None,
+    verbose: Verbose = "auto",
     **unknown: Unpack[NoArguments],
 ) -> ExportReport:
     """Writes a model as a file that runs without this package, and compares the two.
@@ -66,6 +69,8 @@ def export(
             file, whose report tells what it costs.
         batch_size: of "litert" alone, where it is fixed. Default: 1, or that of a stateful model.
         quantize: "int8" for weights as 8-bit integers, of "litert" alone.
+        verbose: 1 for a bar of what is done, written, run and compared, 0 for none; "auto" for one
+            on a terminal and in a notebook. The logger "keras_gates" says the same in words.
 
     Returns:
         An `ExportReport`: what was written, and how it compares with the model.
@@ -90,6 +95,7 @@ def export(
     check_model(model)
     chosen = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
+    check_verbose(verbose)
     given = {"batch_size": batch_size, "quantize": quantize, **unknown}
     options = _options(format, chosen, given, streaming)
     if tolerance is not None:
@@ -103,13 +109,14 @@ def export(
         tolerance = default_tolerance(spec)
     if streaming:
         options["stream"] = Stream(spec)
-    with atomic_write(path) as beside:
+    with bar(STEPS, verbose) as advance, atomic_write(path) as beside:
         _log.info("writing %s as %s", path, format)
         written = chosen.write(spec, beside, **options)
         size = _size(chosen, beside)
+        advance()
         samples = Samples(spec, sample, written.signatures, chosen.interior_masks)
         try:
-            found = verify(format, beside, samples, options.get("stream"), tolerance)
+            found = verify(format, beside, samples, options.get("stream"), tolerance, advance)
         except ParityError as error:
             raise ParityError(
                 f"{model.name!r} as {format}: {error} Nothing was written to {path}."
@@ -196,7 +203,7 @@ def _options(format, chosen, options, streaming):
         unset = value is None and name in ("batch_size", "quantize")
         if name not in known and not unset:
             takes = ", ".join(sorted(known)) or "none"
-            hint = close_matches(name, {*known, "streaming", "sample", "tolerance"})
+            hint = close_matches(name, {*known, "streaming", "sample", "tolerance", "verbose"})
             raise TypeError(
                 f"the format {format!r} takes no option `{name}`; its options: {takes}. "
                 f"Received: {name}={value!r}{hint}"

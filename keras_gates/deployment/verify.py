@@ -38,7 +38,7 @@ _AMPLIFIES = (
 )
 
 
-def verify(format, path, samples, stream=None, tolerance=None):
+def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: None):
     """Runs a file and its model on the same samples, and measures both.
 
     Args:
@@ -48,6 +48,7 @@ def verify(format, path, samples, stream=None, tolerance=None):
         stream: the `Stream` that the file's signatures "step" and "chunk" are of, if it has any.
         tolerance: the largest accepted difference, as a share of the largest value of an output;
             None for any.
+        advance: is called when the file has been run, and when it has been compared.
 
     Returns:
         The largest `Difference`, the list of `Sample`s, and a list of `Latency`s.
@@ -60,6 +61,7 @@ def verify(format, path, samples, stream=None, tolerance=None):
     calls = {label: samples.by_name(s) for label, s in {**compared, **timed}.items()}
     _log.info("running the file in a process of its own, on %d samples", len(compared))
     found = run(format, path, calls)
+    advance()
     _log.info("running the model on the same samples, and comparing")
     pairs = []
     with _keeping_states(samples.spec):
@@ -82,6 +84,7 @@ def verify(format, path, samples, stream=None, tolerance=None):
             latency.append(Latency("step", sample.batch, 1, _median(seconds), None))
             break
     difference = compare(pairs, tolerance)
+    advance()
     if difference.relative > (np.inf if tolerance is None else tolerance):
         short = [pair for pair in pairs if pair[0].length <= SHORT]
         grows = bool(short) and compare(short).relative <= tolerance
