@@ -284,8 +284,8 @@ def test_it_is_a_module_too(monkeypatch, capsys):
 
 ASKED = {
     "check gru --gate relu --candidate tanh": ("gru", "relu", "tanh"),
-    "check lstm --gate forget=tanh --candidate relu --output tanh --with grad_clip_norm=1": (
-        *("lstm", {"forget": "tanh"}, "relu", "tanh"),
+    "check gru --gate update=tanh --candidate relu --with grad_clip_norm=1": (
+        *("gru", {"update": "tanh"}, "relu", None),
         {"grad_clip_norm": 1},
     ),
     "check simple --candidate relu --with recurrent_initializer=identity": (
@@ -297,6 +297,17 @@ ASKED = {
 
 def expected_verdict(cell, gate, candidate, output=None, options=None):
     return kg.check_activations(cell, gate, candidate, output, **(options or {}))
+
+
+def test_arguments_of_a_cell_are_read_as_they_are_in_python():
+    command = "check lstm --gate forget=relu --gate input=tanh --output tanh --with layer_norm=True"
+    given = arguments.parse(TEXT, [*command.split(), "--with", "recurrent_initializer=identity"])
+    assert commands._chosen(given) == {
+        "gate_activation": {"forget": "relu", "input": "tanh"},
+        "output_activation": "tanh",
+        "layer_norm": True,
+        "recurrent_initializer": "identity",
+    }
 
 
 def test_check_prints_what_check_activations_returns(capsys):
