@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 KERAS_BACKEND ?= tensorflow
 
-.PHONY: demo test test-all test-backend test-oldest lint cross bench dist docs clean
+.PHONY: demo test test-all test-backend test-oldest lint cross bench figures dist docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
@@ -50,6 +50,16 @@ cross: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py
+
+# All pictures and tables of examples/ and the documentation, anew: two hours on two cores. The seeds
+# are fixed; what depends on the machine, such as speed, and chaotic trainings come out otherwise.
+FIGURES = digits diagnostics gallery search_digits deployment benchmark initialization verdicts
+figures: $(INSTALLED)-onnx $(INSTALLED)-litert $(INSTALLED)-openvino
+	mkdir -p out/figures
+	for name in $(FIGURES); do echo "== $$name"; \
+	$(BIN)/python examples/$$name.py --out out/figures || exit 1; done
+	for name in $(FIGURES); do for file in out/figures/$$name.png out/figures/$$name.csv \
+	out/figures/$$name.json; do test ! -f $$file || cp $$file examples/; done; done
 
 dist: $(INSTALLED)
 	rm -rf dist

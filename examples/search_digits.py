@@ -7,6 +7,7 @@ diverge. Prints the report, draws it, and saves the best model. Stopped at any m
 where it was when it is started again.
 
     python examples/search_digits.py                                      # some six minutes
+    python examples/search_digits.py --confirm 10  # is the best better? some minutes more
     python examples/search_digits.py --epochs 1 --trials 4 --out out/look   # at everything, quickly
 """
 
@@ -73,6 +74,12 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, default=2, help="of each trial; default: %(default)s")
     parser.add_argument("--trials", type=int, default=None, help="default: all, 27")
     parser.add_argument(
+        "--confirm",
+        type=int,
+        default=0,
+        help="with so many further seeds the best is compared with the default pair; default: none",
+    )
+    parser.add_argument(
         "--out",
         type=pathlib.Path,
         default=pathlib.Path("out"),
@@ -109,6 +116,8 @@ def main(argv=None):
     print(report)
     report.to_csv(arguments.out / "search_digits.csv")
     draw(report, arguments.out / "search_digits.png")
+    if arguments.confirm:
+        print(f"\n{tuner.confirm(seeds=arguments.confirm)}")
     (model,) = tuner.get_best_models()
     model.save(arguments.out / "search_digits.keras")
     accuracy = np.mean(model.predict(x_test, verbose=0).argmax(axis=1) == y_test)

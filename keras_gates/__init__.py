@@ -31,7 +31,7 @@ from keras_gates.verdicts import UnstableActivationsWarning, check_activations
 
 if typing.TYPE_CHECKING:
     from keras_gates import checks, deployment, diagnostics, tuning
-    from keras_gates.convert import from_keras
+    from keras_gates.convert import from_keras, from_torch, load_keras2
     from keras_gates.deployment import export
     from keras_gates.diagnostics import GateMonitor, diagnose
 
@@ -66,6 +66,8 @@ __all__ = [
     "diagnostics",
     "export",
     "from_keras",
+    "from_torch",
+    "load_keras2",
     "profile",
     "tuning",
 ]
@@ -74,7 +76,7 @@ _LAZY = {
     "GateMonitor": "diagnostics",
     "diagnose": "diagnostics",
     "export": "deployment",
-    "from_keras": "convert",
+    **dict.fromkeys(("from_keras", "from_torch", "load_keras2"), "convert"),
     **{name: name for name in ("checks", "deployment", "diagnostics", "tuning")},
 }
 

@@ -29,19 +29,22 @@ def export(given):
 
     format = core.format_of_suffix(given.path) if given.format is None else given.format
     model = _load(given, compile=False)
-    sample = None
-    if given.sample is not None:
-        sample, _ = _data("sample", given.sample, model)
+    data = {}
+    for name in ("sample", "representative_data"):
+        if getattr(given, name) is not None:
+            data[name], _ = _data(name, getattr(given, name), model)
     return core.export(
         model,
         given.path,
         format,
         streaming=given.streaming,
-        sample=sample,
         tolerance=given.tolerance,
         batch_size=given.batch_size,
         quantize=given.quantize,
+        length=given.length,
+        opset=given.opset,
         verbose=0,
+        **data,
     )
 
 

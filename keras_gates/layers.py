@@ -6,16 +6,19 @@ import warnings
 from typing import Any, Unpack
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_gates import activations, engine, regularizers, verdicts
+from keras_gates import activations, engine, gates, regularizers, verdicts
 from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
-from keras_gates.types import Backprop, CellName, LayerArguments
+from keras_gates.types import Backprop, CellName, InitialState, LayerArguments
 from keras_gates.validation import close_matches, one_of, true_or_false
+
+INITIAL_STATES = typing.get_args(InitialState)
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -36,6 +39,11 @@ class GatedRNN(keras.layers.RNN):
         stateful: whether the last states of a batch are the initial ones of the next.
         unroll: whether to unroll the time loop (a known, short number of steps).
         zero_output_for_mask: whether the output at a masked step is zero instead of a repetition.
+        return_gates: whether to return the gates and the candidate of every time step as well, as
+            the last output: a dict of (batch, time, units), through which gradients flow. Such a
+            layer runs in Keras' own loop.
+        initial_state: "zeros", or "learned": weights of (units,) per state that the sequences
+            start with where a call gives no initial state.
         backprop: how gradients are computed. "fused": the whole sequence at once, by a compiled
             kernel that runs the cell's equations and their derivative (on JAX by scans, which it
             compiles). "autodiff": by the backend, step by step. "auto": fused wherever it is
@@ -114,6 +122,8 @@ class GatedRNN(keras.layers.RNN):
         stateful: bool = False,
         unroll: bool = False,
         zero_output_for_mask: bool = False,
+        return_gates: bool = False,
+        initial_state: InitialState = "zeros",
         backprop: Backprop = "auto",
         **arguments: Any,
     ) -> None:
@@ -131,6 +141,14 @@ class GatedRNN(keras.layers.RNN):
             zero_output_for_mask=true_or_false("zero_output_for_mask", zero_output_for_mask),
             **layer_arguments,
         )
+        self.return_gates = true_or_false("return_gates", return_gates)
+        self.initial_state = one_of("initial_state", initial_state, INITIAL_STATES)
+        if self.stateful and initial_state == "learned":
+            raise ValueError(
+                "A stateful layer starts with the states that it has kept, through which no "
+                "gradient flows. Received: initial_state='learned', stateful=True"
+            )
+        self.initial_states: list = []  # the weights of "learned", one per state
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
         self._engine = None
         self._not_fusable = None  # what the engine said when it could not run the cell
@@ -168,6 +186,11 @@ class GatedRNN(keras.layers.RNN):
                 f"feature size. Received: shape {shape}"
             )
         super().build(sequences_shape)
+        if self.initial_state == "learned" and not self.initial_states:
+            self.initial_states = [
+                self.add_weight((self.units,), "zeros", name=f"initial_{state}_state")
+                for state in self.cell.state_names
+            ]
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: shape[-1]})
 
     def __call__(self, *args, **kwargs):
@@ -197,16 +220,88 @@ class GatedRNN(keras.layers.RNN):
                 stacklevel=stacklevel(),
             )
         try:
-            return super().call(
-                sequences, initial_state=initial_state, mask=mask, training=training
-            )
+            with gates.collected() as found:
+                outputs = super().call(
+                    sequences, initial_state=initial_state, mask=mask, training=training
+                )
         finally:
             # Keras does so at the end of what succeeds.
             self._maybe_reset_dropout_masks(self.cell)
+        if not self.return_gates:
+            return outputs
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return *outputs, keras.tree.map_structure(
+            lambda gate: ops.cast(gate, self.compute_dtype), found[0]
+        )
+
+    def get_initial_state(self, batch_size):
+        if not self.initial_states:
+            return super().get_initial_state(batch_size)
+        return [
+            ops.broadcast_to(ops.cast(state, self.cell.compute_dtype), (batch_size, self.units))
+            for state in self.initial_states
+        ]
+
+    def reset_state(self, values: Any = None, rows: Any = None) -> None:
+        """Sets the states of a stateful layer, those of all samples or of some.
+
+        Args:
+            values: a list with an array (samples, units) per state, or, of a cell with one state,
+                that array. Default: zeros.
+            rows: which samples of the batch: their indices, or a boolean for each. Default: all.
+
+        Example, where the second of two streams has ended and another takes its place:
+
+        >>> layer = keras_gates.GatedRNN(4, stateful=True)
+        >>> outputs = layer(numpy.ones((2, 5, 3)))
+        >>> layer.reset_state(rows=[1])
+        >>> [bool(numpy.any(row)) for row in layer.states[0].numpy()]
+        [True, False]
+        """
+        if self.states is None:
+            if values is not None or rows is not None:
+                raise ValueError(
+                    f"{self.name!r} has no states to reset: they are those of a layer with "
+                    "stateful=True, once it is built."
+                )
+            return
+        batch, names = self.states[0].shape[0], self.cell.state_names
+        indices = _indices(rows, batch)
+        shape = (len(indices), self.units)
+        if values is None:
+            values = [ops.zeros(shape) for _ in names]
+        values = list(values) if isinstance(values, (list, tuple)) else [values]
+        given = [tuple(getattr(value, "shape", ())) for value in values]
+        if given != [shape] * len(names):
+            raise ValueError(
+                f"`values` must be {len(names)} array(s) ({', '.join(names)}) of shape {shape}. "
+                f"Received: shapes {given}"
+            )
+        chosen = np.zeros((batch, 1), bool)
+        chosen[indices] = True
+        for variable, value in zip(self.states, values, strict=True):
+            value = ops.cast(value, variable.dtype)
+            spread = ops.scatter(indices[:, None], value, (batch, self.units))
+            variable.assign(ops.where(chosen, spread, variable.value))
+
+    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        outputs = super().compute_output_shape(sequences_shape, initial_state_shape)
+        if not self.return_gates:
+            return outputs
+        outputs = outputs if self.return_state else (outputs,)
+        shape = (*sequences_shape[:2], self.units)
+        return *outputs, dict.fromkeys(gates.names(self.cell), shape)
+
+    def compute_mask(self, inputs, mask):
+        found = super().compute_mask(inputs, mask)
+        if not self.return_gates:
+            return found
+        found = found if self.return_state else [found]
+        return [*found, *[keras.tree.flatten(mask)[0]] * len(gates.names(self.cell))]
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         used = engine.used(self)
-        if used is not None:
+        if used is not None and not self.return_gates:
             return used.run(self, sequences, initial_state, mask, training)
         penalties = self.cell.penalties
         sums = [regularizers.initial_sum(sequences) for _ in penalties]
@@ -282,11 +377,15 @@ class GatedRNN(keras.layers.RNN):
             except (engine.NotFusableError, NotTraceableError) as reason:
                 self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)
+        if self.return_gates:
+            return gates.loop(self, sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)
 
     def _general_obstacle(self):
         if self.backprop == "autodiff":
             return "backprop='autodiff' was given"
+        if self.return_gates:
+            return "return_gates=True was given"
         return self._not_fusable or engine.why_not_fusable(self)
 
     def _check_sequences(self, given):
@@ -379,7 +478,8 @@ class GatedRNN(keras.layers.RNN):
         return mask
 
     def get_config(self):
-        return {**super().get_config(), "backprop": self.backprop}
+        names = ("return_gates", "initial_state", "backprop")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -391,6 +491,24 @@ class GatedRNN(keras.layers.RNN):
             # Whoever made the original has been warned.
             warnings.simplefilter("ignore", verdicts.UnstableActivationsWarning)
             return cls(**config)
+
+
+def _indices(rows, batch):
+    """The samples that `rows` stands for, as an array of their indices."""
+    if rows is None:
+        return np.arange(batch)
+    given = np.asarray(rows)
+    if given.dtype == bool and given.shape == (batch,):
+        return np.flatnonzero(given)
+    if given.size == 0:
+        return np.zeros(0, int)
+    fits = given.ndim == 1 and given.dtype.kind in "iu" and len(set(given.tolist())) == len(given)
+    if not fits or given.min() < -batch or given.max() >= batch:
+        raise ValueError(
+            f"`rows` must be indices of the {batch} samples, none twice, or {batch} booleans. "
+            f"Received: rows={rows!r}"
+        )
+    return given % batch
 
 
 def _not_numbers(dtype):

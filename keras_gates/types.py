@@ -17,6 +17,7 @@ ClipPlace = Literal["state", "preactivation"]
 Initialization = Literal["uniform_gates"]
 Backprop = Literal["auto", "fused", "autodiff"]
 Verbose = Literal["auto", 0, 1]
+InitialState = Literal["zeros", "learned"]
 Format = Literal["saved_model", "onnx", "litert", "openvino"]
 
 
@@ -81,4 +82,6 @@ class LayerArguments(BuiltInOptions, total=False):
     stateful: bool
     unroll: bool
     zero_output_for_mask: bool
+    return_gates: bool
+    initial_state: InitialState
     backprop: Backprop

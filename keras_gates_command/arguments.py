@@ -85,8 +85,19 @@ def _export(command):
     command.add_argument(
         "--batch-size", type=_count, help="litert: the fixed batch size; default: 1"
     )
-    command.add_argument("--quantize", help="litert: int8, for weights as 8-bit integers")
-    command.set_defaults(refuse_missing=_refuse_missing("model", "sample"))
+    command.add_argument(
+        "--quantize", help="litert: int8 or float16 for weights, full_int8 or int16x8 for all"
+    )
+    command.add_argument(
+        "--representative-data",
+        metavar="DATA",
+        help="litert: for full_int8 and int16x8, data as of --sample that ranges are taken from",
+    )
+    command.add_argument(
+        "--length", type=_count, help="litert: a fixed number of time steps, written out"
+    )
+    command.add_argument("--opset", type=_count, help="onnx: the version of its operators")
+    command.set_defaults(refuse_missing=_refuse_missing("model", "sample", "representative_data"))
 
 
 def _inspect(command):

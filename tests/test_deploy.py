@@ -296,3 +296,14 @@ def test_plain_loops_end_with_their_context():
             assert isinstance(engine.used(layer), PlainEngine)
         raise ZeroDivisionError
     assert engine.used(both.forward_layer) is engine.used(both.backward_layer) is None
+
+
+def test_plain_loops_keep_the_shape_of_no_sequences_and_of_no_steps(rng):
+    import tensorflow as tf
+
+    layer = kg.GatedRNN(3, "lstm", return_sequences=True)
+    model = keras.Sequential([keras.Input((None, 2)), layer])
+    with plain_loops(ModelSpec(model)):
+        run = tf.function(model, input_signature=[tf.TensorSpec((None, None, 2))])
+        for shape in ((0, 13, 2), (0, 3, 2), (4, 0, 2), (0, 0, 2), (2, 9, 2)):
+            assert run(np.zeros(shape, "float32")).shape == (*shape[:2], 3)

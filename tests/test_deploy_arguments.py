@@ -44,6 +44,8 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
         (ValueError, "`sample` must be an array. NumPy says: ", {"sample": [[1.0, 2.0], [1.0]]}),
         (ValueError, "`format` must be one of .*Received: format=None$", {"format": None}),
         (ValueError, "`streaming` must be True or False", {"streaming": "yes"}),
+        (ValueError, "`opset` must be one of 13, 14", {"format": "onnx", "opset": 9}),
+        (TypeError, "'saved_model' takes no option `opset`", {"opset": 15}),
         (TypeError, "takes no option `steaming`.*did you mean 'streaming'", {"steaming": True}),
         (ValueError, "inputs of 'small' by their names, .*Received: x$", {"sample": {"x": FRAMES}}),
         (ValueError, "Received: frames, y$", {"sample": {"frames": FRAMES, "y": FRAMES}}),
@@ -226,12 +228,6 @@ def test_inspect_refuses_what_it_does_not_know(tmp_path):
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ValueError, match="`path` must be the folder of a SavedModel or a file"):
             deployment.inspect(path)
-
-
-@pytest.mark.slow
-def test_a_format_without_streams_says_so(tmp_path, monkeypatch):
-    with pytest.raises(deployment.NotExportableError, match="the format 'onnx' holds no streams"):
-        deployment.export(small(), tmp_path / "model", format="onnx", streaming=True)
 
 
 @pytest.mark.slow

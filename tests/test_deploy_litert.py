@@ -325,14 +325,31 @@ def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
         (
             {"quantize": "int4"},
             ValueError,
-            "`quantize` must be 'int8'. Received: quantize='int4'",
+            "`quantize` must be one of 'int8', 'float16', 'full_int8', 'int16x8'. Received: ",
         ),
         (
             {"batch_size": -1},
             ValueError,
             "`batch_size` must be a positive integer. Received: batch_size=-1",
         ),
-        ({"depth": 2}, TypeError, "takes no option `depth`; its options: batch_size, quantize"),
+        ({"depth": 2}, TypeError, "takes no option `depth`; its options: batch_size, length, "),
+        (
+            {"quantize": "full_int8", "length": 4},
+            ValueError,
+            "`representative_data`, such as some of the training data, is needed for quantize="
+            "'full_int8' and 'int16x8', and for nothing else. Received: quantize='full_int8' with",
+        ),
+        (
+            {"quantize": "full_int8", "representative_data": np.zeros((2, 4, 3))},
+            ValueError,
+            "`length`, the number of time steps, or streaming=True, for one step at a time, must",
+        ),
+        (
+            {"quantize": "int16x8", "length": 4, "representative_data": np.zeros((2, 4, 5))},
+            ValueError,
+            "`representative_data` must fit the inputs of 'small', frames: (None, None, 3)",
+        ),
+        ({"length": 0}, ValueError, "`length` must be a positive integer. Received: length=0"),
     ],
 )
 def test_wrong_options(options, error, message, tmp_path, rng):
@@ -374,6 +391,68 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, rng):
     model = sequential(rng, LAYERS.Bidirectional(kg.GatedRNN(3), name="ear"))
     with pytest.raises(NotExportableError, match="'ear'"):
         export(model, tmp_path / "m", "litert", streaming=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        ({"quantize": "float16"}, 5e-3),
+        ({"length": 12}, 1e-5),
+        ({"quantize": "full_int8", "length": 12}, 0.1),
+        ({"quantize": "int16x8", "length": 12}, 0.02),
+        ({"quantize": "full_int8", "streaming": True}, 0.1),
+        ({"quantize": "int16x8", "streaming": True}, 0.05),
+    ],
+    ids=str,
+)
+def test_for_small_devices(options, limit, tmp_path, rng):
+    """Of the last two kinds little more than inputs and outputs are floats."""
+    layers = [kg.GatedRNN(8, return_sequences=True), kg.GatedRNN(6, "lstm", name="high")]
+    model = sequential(rng, *layers, LAYERS.Dense(2, name="scores"))
+    x = rng.normal(size=(40, 12, 3)).astype("float32")
+    integers = options.get("quantize") in ("full_int8", "int16x8")
+    if integers:
+        options = {**options, "representative_data": x}
+    report = export(model, tmp_path / "m", "litert", sample=x[:4], **options)
+    assert report.difference.relative < limit
+    if "length" in options or integers:
+        assert "WHILE" not in report.operators
+    streams = options.get("streaming", False)
+    assert list(report.signatures) == ["step" if streams else "serving_default"]
+    if integers:
+        details = interpreter.Interpreter(report.path).get_tensor_details()
+        floats = [tensor for tensor in details if tensor["dtype"] == np.float32]
+        assert len(floats) < 0.2 * len(details)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_integers_is_refused(tmp_path, rng):
+    """Other loops end the process of TensorFlow's converter."""
+    x = rng.normal(size=(4, 5, 3)).astype("float32")
+    options = {"quantize": "int16x8", "length": 5, "representative_data": x}
+    model = sequential(rng, kg.GatedRNN(4, candidate_activation="softsign"))
+    with pytest.raises(NotExportableError, match="cannot compute 'small' with quantize='int16x8'"):
+        export(model, tmp_path / "m", "litert", **options)
+
+    class Loop(LAYERS.Layer):
+        def call(self, x):
+            return tf.while_loop(
+                lambda i, _: i < tf.shape(x)[1], lambda i, v: (i + 1, v * 2), (0, x)
+            )[1]
+
+    with pytest.raises(NotExportableError, match="'small' has a loop that is not a recurrent"):
+        export(
+            sequential(rng, kg.GatedRNN(4, return_sequences=True), Loop()),
+            tmp_path / "m",
+            "litert",
+            **options,
+        )
+    learned = kg.GatedRNN(4, initial_state="learned")
+    options = {**options, "length": None, "streaming": True}
+    with pytest.raises(NotExportableError, match="streams begin with a learned"):
+        export(sequential(rng, learned), tmp_path / "m", "litert", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_package_is_named_with_the_command(tmp_path, rng, monkeypatch):

@@ -1,6 +1,7 @@
 """ONNX files: their operators, and what ONNX Runtime makes of them against the Keras model."""
 
 import doctest
+import json
 import re
 import sys
 
@@ -685,9 +686,45 @@ def test_other_backends_are_refused(monkeypatch, rng):
 
 
 @pytest.mark.slow
-def test_streams_are_refused(tmp_path, rng):
-    with pytest.raises(NotExportableError, match="'onnx' holds no streams"):
-        export(sequential(rng, kg.GatedRNN(4)), tmp_path / "x", "onnx", streaming=True)
+def test_a_stream_has_its_states_as_inputs_and_outputs(tmp_path, rng):
+    """A stateful model too: two streams, in chunks of uneven sizes, against the whole sequence."""
+    low = kg.GatedRNN(4, return_sequences=True, initial_state="learned", name="low")
+    high = kg.GatedRNN(5, "lstm", candidate_activation="relu", stateful=True, name="high")
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(2, None, 3), name="x"), low, high, LAYERS.Dense(2, name="y")]
+    )
+    randomized(model, rng)
+    report = export(model, tmp_path / "stream", "onnx", streaming=True)
+    assert list(report.signatures) == ["chunk"]
+    assert any("ends in _next" in note for note in report.notes)
+    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    first = json.loads(metadata["keras_gates.states"])
+    assert [*first] == ["low_hidden", "high_hidden", "high_cell"]
+    assert first["high_cell"] is None
+    np.testing.assert_allclose(first["low_hidden"], low.initial_states[0], rtol=1e-6)
+    states = {
+        name: np.tile(np.float32(np.zeros(5) if value is None else value), (2, 1))
+        for name, value in first.items()
+    }
+    x = rng.normal(size=(2, 11, 3)).astype("float32")
+    names = [output.name for output in session.get_outputs()]
+    for chunk in np.split(x, [1, 5, 6], axis=1):
+        found = dict(zip(names, session.run(names, {"x": chunk, **states}), strict=True))
+        states = {name: found[f"{name}_next"] for name in states}
+    high.reset_state()
+    np.testing.assert_allclose(found["y"], model(x), atol=1e-5)
+    with pytest.raises(NotExportableError, match="'high' is stateful.*with streaming=True the sta"):
+        export(model, tmp_path / "whole", "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [13, 17])
+def test_older_and_newer_operators(tmp_path, rng, opset):
+    model = sequential(rng, LAYERS.Masking(), kg.GatedRNN(4, MGUCell), LAYERS.LayerNormalization())
+    report = export(model, tmp_path / "x", "onnx", opset=opset)
+    (used,) = [each for each in onnx.load(report.path).opset_import if not each.domain]
+    assert used.version == opset
 
 
 class Sine(LAYERS.Layer):

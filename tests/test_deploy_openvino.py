@@ -111,9 +111,10 @@ def test_operators_of_its_own(tmp_path, rng):
     written.assert_equal(*sequences(rng))
     assert written.found.operators.keys() >= SEQUENCES
     assert "Loop" not in written.found.operators
-    nan, precision = written.found.notes
+    nan, precision, none = written.found.notes
     assert "OpenVINO's own recurrent operators may turn NaN into numbers" in nan
     assert "INFERENCE_PRECISION_HINT=f32" in precision
+    assert "at least one sequence" in none
 
 
 def test_other_activations_and_cells_run_as_scans(tmp_path, rng):
@@ -150,7 +151,7 @@ def test_layers_whose_equations_are_not_known_run_as_loops(tmp_path, rng):
     written = Written(parallel(layers, rng), tmp_path)
     written.assert_equal(*sequences(rng))
     assert written.found.operators["Loop"] == 2
-    (note, _) = written.found.notes
+    note, *_ = written.found.notes
     assert note.startswith(
         "Recurrent layers run as Loops, which are slower. own runs as a Loop, be"
     )
@@ -223,9 +224,17 @@ def test_half_precision_is_refused(dtype, tmp_path, rng):
 
 
 @pytest.mark.slow
-def test_streams_are_refused(tmp_path, rng):
-    with pytest.raises(NotExportableError, match="'openvino' holds no streams"):
-        export(small(kg.GatedRNN(4), rng), tmp_path / "m", "openvino", streaming=True)
+def test_a_stream(tmp_path, rng):
+    """`export` has compared the file, chunk by chunk."""
+    layer = kg.GatedRNN(4, "lstm", candidate_activation="softsign", name="rnn")
+    report = export(small(layer, rng), tmp_path / "m", "openvino", streaming=True)
+    assert list(report.signatures) == ["chunk"]
+    assert {"rnn_hidden", "rnn_cell"} < set(report.signatures["chunk"]["inputs"])
+    assert {sample.mode for sample in report.samples} == {"chunk"}
+    cells = [kg.GRUCell(4), kg.GRUCell(3, candidate_activation="relu6")]
+    model = small(keras.layers.RNN(cells, name="stack"), rng)
+    with pytest.raises(NotExportableError, match="cannot be a stream in OpenVINO. .* Loops"):
+        export(model, tmp_path / "m", "openvino", streaming=True)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Each private part of Keras that is used, by name: a release without it fails here first."""
 
+import gc
 import pathlib
 import re
+import weakref
 
 import keras
 import numpy as np
@@ -28,6 +30,22 @@ def test_automatic_names_are_kept():
     assert keras.layers.Dense(1).name == "dense_1"
 
 
+def test_names_are_reserved():
+    graph.reserve_names(["dense_3", "dense", "lstm"])
+    assert keras.layers.Dense(1).name == "dense_4"
+    assert keras.layers.LSTM(1).name == "lstm_1"
+    assert keras.layers.GRU(1).name == "gru"
+
+
+def test_the_calls_of_a_layer():
+    x = keras.KerasTensor((None, 3), name="x")
+    layer = keras.layers.Dense(1)
+    layer(x, training=True)
+    ((args, kwargs),) = graph.calls(layer)
+    assert args[0] is x
+    assert kwargs["training"] is True
+
+
 def test_a_variable_stands_for_a_keras_tensor():
     variable, x = keras.Variable(2.0), keras.KerasTensor((None, 3), name="x")
     with keras.StatelessScope() as scope:
@@ -42,6 +60,39 @@ def test_a_copy_of_a_layer_has_records_of_its_own():
     graph.disconnected(copy)
     assert copy._inbound_nodes is not layer._inbound_nodes
     assert copy._outbound_nodes is not layer._outbound_nodes
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it is TensorFlow that keeps them")
+def test_gradients_are_forgotten_with_their_graphs():
+    import tensorflow as tf
+
+    def graph_of_a_model():
+        @tf.custom_gradient
+        def doubled(x):
+            return 2 * x, lambda dy: 3 * dy
+
+        @tf.function
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = doubled(x)
+            return tape.gradient(y, x)
+
+        x = tf.constant(1.0)
+        assert float(gradient(x)) == 3.0
+        return gradient, weakref.ref(gradient.get_concrete_function(x).graph)
+
+    gradient, kept = graph_of_a_model()
+    del gradient
+    gc.collect()
+    assert kept() is not None  # else TensorFlow has mended it, and we need not
+    with graph.gradients_forgotten():
+        gradient, let_go = graph_of_a_model()
+    assert float(gradient(tf.constant(1.0))) == 3.0
+    del gradient
+    gc.collect()
+    assert let_go() is None
+    assert kept() is not None  # what was there before is not touched
 
 
 def test_private_parts_are_imported_in_one_place():

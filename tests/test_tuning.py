@@ -414,9 +414,10 @@ KILLS = """
         def _build_and_fit_model(self, trial, *args, **kwargs):
             with open(os.path.join(self.directory, "runs"), "a") as runs:
                 runs.write(trial.trial_id + "\\n")
-            if trial.hyperparameters.get("a") == 1:
+            a, b = (trial.hyperparameters.get(name) for name in "ab")
+            if a == 1:
                 return float("nan")
-            loss = float(10 * trial.hyperparameters.get("a") + trial.hyperparameters.get("b"))
+            loss = float(10 * a + b)
             watch = kwargs["callbacks"][-1]
             if watch.report(1, {{"loss": loss}}):
                 watch.outcome, watch.reason = records.PRUNED, "no better"

@@ -425,6 +425,88 @@ def test_intervals_cover_the_truth_in_95_of_100_searches():
     assert np.mean(zero) < 0.5  # and they are narrow enough to find what there is
 
 
+def noisy(rng, levels, counts, seeds, of_trials, of_seeds, of_both, of_trainings):
+    """Trials without any effect of `levels`: each score has a part of its trial, one of its seed,
+    one of its level with that seed, and one of its own."""
+    shared, own = rng.normal(size=seeds), rng.normal(size=(len(levels), seeds))
+    trials = []
+    for k, (level, count) in enumerate(zip(levels, counts, strict=True)):
+        for i in range(count):
+            scores = of_trials * rng.normal() + of_seeds * shared + of_both * own[k]
+            scores = scores + of_trainings * rng.normal(size=seeds)
+            trials.append(finished(f"{level} {i}", {"cell": level}, *map(float, scores)))
+    return trials
+
+
+# How much of a score is from its trial, its seed, its level with the seed, and the training alone.
+NOISES = {
+    "of trials": (1.0, 0.0, 0.0, 0.3),
+    "of trainings": (0.0, 0.0, 0.0, 1.0),
+    "shared by all with a seed": (0.3, 2.0, 0.0, 0.5),
+    "shared by a level with a seed": (0.3, 1.0, 0.5, 0.5),
+    "shared by a level with a seed alone": (0.0, 0.0, 1.0, 0.2),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize(("counts", "seeds"), [((9, 9, 9), 2), ((3, 6, 12), 3), ((8, 8), 4)])
+def test_where_nothing_has_an_effect_5_of_100_intervals_leave_0_out(noise, counts, seeds):
+    rng = np.random.default_rng(5)
+    levels = ["gru", "lstm", "simple"][: len(counts)]
+    runs, without = 600, 0
+    for _ in range(runs):
+        trials = noisy(rng, levels, counts, seeds, *noise)
+        effect = effect_of(main_effects(searched(trials)), "cell")["gru"]
+        assert effect.seeds == seeds
+        without += not effect.low <= 0 <= effect.high
+    assert 0.01 < without / runs < 0.08
+
+
+def test_where_nothing_has_a_slope_5_of_100_intervals_leave_0_out():
+    rng = np.random.default_rng(2)
+    runs, seeds, without, narrow = 600, 4, 0, []
+    for run in range(runs):
+        rates, tilt = np.linspace(-1, 1, 20), rng.normal(size=seeds) * (run % 2)
+        trials = [
+            finished(f"{i}", {"x": float(x)}, *map(float, x * tilt + rng.normal(size=seeds)))
+            for i, x in enumerate(rates)
+        ]
+        (effect,) = main_effects(searched(trials))
+        without += not effect.low <= 0 <= effect.high
+        narrow.append(effect.high - effect.low)
+    assert 0.01 < without / runs < 0.08
+    assert np.median(narrow[::2]) < 0.5 * np.median(narrow[1::2])
+
+
+def test_the_noise_of_seeds_by_hand():
+    """Levels that are two apart with one seed and the other way round with the other."""
+    a = [finished(f"a{i}", {"cell": "a"}, 1.0 + i / 10, -0.8 + i / 10) for i in range(3)]
+    b = [finished(f"b{i}", {"cell": "b"}, -1.0 + i / 10, 1.0 + i / 10) for i in range(3)]
+    effect = effect_of(main_effects(searched([*a, *b])), "cell")["a"]
+    assert effect.effect == pytest.approx(0.05)
+    # The effect is 1 with one seed and -0.9 with the other, whose mean has the variance 0.95^2; of
+    # trials it is 0.01 (within the levels) * (0.5^2 / 3 + 0.5^2 / 3). Trainings have no noise.
+    by_seeds, by_trials = 0.95**2, 0.01 / 6
+    total = by_seeds + by_trials
+    freedom = total**2 / (by_seeds**2 / 1 + by_trials**2 / 4)
+    margin = stats.t.ppf(0.975, freedom) * math.sqrt(total)
+    assert effect.high == pytest.approx(0.05 + margin, rel=1e-6)
+    for trial in [*a, *b]:
+        del trial.executions[1]
+    effect = effect_of(main_effects(searched([*a, *b])), "cell")["a"]
+    assert effect.effect == pytest.approx(1.0)
+    assert effect.seeds == 1
+    assert effect.high == pytest.approx(1 + stats.t.ppf(0.975, 4) * math.sqrt(by_trials))
+
+
+def test_print_says_which_noise_the_intervals_hold(mixed, tmp_path):
+    assert "The intervals hold the noise of trials and of seeds.\n" in str(search_report(mixed))
+    (tmp_path / "one").mkdir()
+    one = [finished("0", DEFAULT, 0.7), finished("1", HARD, 0.6), finished("2", HARD, 0.5)]
+    text = str(search_report(written(tmp_path / "one", one)))
+    assert "of trials alone; of the noise of seeds nothing is known with one seed" in text
+
+
 def test_levels_without_a_finished_trial_tell_how_often_they_diverged():
     trials = factorial(lambda i, **_: 0.1 * i, {"gate": ["sigmoid", "tanh"]}, 2)
     trials += [diverged("x", {"gate": "relu"}), diverged("y", {"gate": "sigmoid"}, after=(0.5,))]
@@ -547,13 +629,15 @@ def test_within_the_noise_says_how_many_seeds_it_takes():
     effect = found.difference / found.noise
 
     def power(n):
-        critical = stats.t.ppf(0.975, 2 * n - 2)
-        return stats.nct.sf(critical, 2 * n - 2, effect * math.sqrt(n / 2))
+        """Of a t-test of so many differences, each of which has the noise of two trainings."""
+        critical = stats.t.ppf(0.975, n - 1)
+        return stats.nct.sf(critical, n - 1, effect * math.sqrt(n / 2))
 
-    assert power(found.seeds_needed) == pytest.approx(0.8, abs=0.02)
-    assert f"takes about {found.seeds_needed} new ones for each of the two" in found.sentence
+    needed = found.seeds_needed
+    assert power(needed) == pytest.approx(0.8, abs=0.02)
+    assert f"takes about {needed} new seeds: tuner.confirm(seeds={needed}) trains" in found.sentence
     trials[1] = finished("1", HARD, 0.7001, 0.7401, 0.7801)
-    assert "about more than 1000 new ones" in compare(searched(trials)).sentence
+    assert "takes more than 1000 new seeds." in compare(searched(trials)).sentence
     trials = [finished("0", HARD, 0.7, 0.8), finished("1", DEFAULT, 0.7, 0.8)]
     found = compare(searched(trials))
     assert (found.verdict, found.seeds_needed, found.difference) == ("within noise", None, 0.0)
@@ -565,7 +649,7 @@ def test_other_verdicts():
     assert one.verdict == "one seed"
     assert one.noise is one.low is one.high is one.margin(1, 1) is None
     assert one.difference == pytest.approx(0.1)
-    assert "nothing can be said about the noise" in one.sentence
+    assert "nothing can be said about the noise: tuner.confirm(seeds=5) trains" in one.sentence
     best = compare(searched([finished("0", DEFAULT, 0.9, 0.8), finished("1", HARD, 0.8, 0.7)]))
     assert best.verdict == "default is best"
     assert best.difference is None

@@ -32,6 +32,8 @@ def right(model: keras.Model, x, folder: pathlib.Path) -> None:
     kg.check_activations("gru", "relu", "tanh", reset_after=False).level.upper()
     kg.check_activations(OwnCell, candidate_activation="tanh", leak=0.2)
     kg.from_keras(model, grad_clip_norm=1.0)
+    kg.from_torch(x, return_state=True, grad_clip_norm=1.0)
+    kg.load_keras2(folder / "model.h5", {"OwnCell": OwnCell}).summary()
     kg.export(model, folder, "litert", batch_size=1, quantize="int8").to_dict()
     kg.diagnose(model, x, x, margin=0.1)
     kg.GateMonitor(x, every=1, on_divergence="stop")
@@ -50,6 +52,7 @@ def wrong(model: keras.Model) -> None:
     kg.SimpleRNNCell(8, candidate_l2=0.1)  # type: ignore[call-arg]
     kg.check_activations("gru", grad_clip=1.0)  # type: ignore[call-overload]
     kg.from_keras(model, grad_clip=1.0)  # type: ignore[call-arg]
+    kg.from_torch({}, grad_clip=1.0)  # type: ignore[call-arg]
     kg.export(model, "path", format="tflite")  # type: ignore[arg-type]
     kg.export(model, "path", quantise="int8")  # type: ignore[call-arg]
     kg.GateMonitor(None, on_divergence="halt")  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """How Keras records what is done with a KerasTensor."""
 
+import collections
 import contextlib
+import re
 
 import keras
 from keras.src.backend.common import global_state
@@ -24,6 +26,44 @@ def names_kept():
         yield
     finally:
         global_state.set_global_attribute("object_name_uids", before)
+
+
+def calls(layer):
+    """(args, kwargs) of every call of a layer on KerasTensors."""
+    return [(node.arguments.args, node.arguments.kwargs) for node in layer._inbound_nodes]
+
+
+def reserve_names(names):
+    """Has automatic names begin after those given, such as "concatenate_3"."""
+    uids = global_state.get_global_attribute(
+        "object_name_uids", default=collections.defaultdict(int), set_to_default=True
+    )
+    for name in names:
+        base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+        uids[base] = max(uids[base], int(number or 0) + 1)
+
+
+@contextlib.contextmanager
+def gradients_forgotten():
+    """TensorFlow keeps every gradient that a `tf.custom_gradient` in a graph has for as long as the
+    process lives, and with it the graph. Those that come up while this lasts are let go at its end.
+
+    After that no further gradient can be taken through the graphs made meanwhile. Those that are in
+    a graph, such as those of a step of training, stay.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.python.framework import ops
+
+    known = ops.gradient_registry._registry
+    before = set(known)
+    try:
+        yield
+    finally:
+        for name in set(known) - before:
+            if name.startswith("CustomGradient-"):
+                del known[name]
 
 
 def disconnected(layer):

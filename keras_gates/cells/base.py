@@ -513,6 +513,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             return uniform.bias(block)
         return np.ones(self.units) if block == self.ones_in_bias else None
 
+    def load_own_variables(self, store):
+        if self.weights and not store.keys():
+            raise ValueError(
+                f"the file has no weights for {self.name!r}. Keras looks for them by the class of "
+                "the layer that has the cell; if the file is of a model with keras.layers.GRU, "
+                "LSTM or SimpleRNN, load it into that model, and convert that: "
+                "keras_gates.from_keras(model)"
+            )
+        super().load_own_variables(store)
+
     def get_config(self):
         per_gate = {
             gate: activations.serialize(activation, f"gate_activation[{gate!r}]")

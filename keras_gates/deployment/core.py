@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_gates.cells.arguments import sign
-from keras_gates.deployment.errors import NotExportableError, ParityError
+from keras_gates.deployment.errors import ParityError
 from keras_gates.deployment.place import atomic_write
 from keras_gates.deployment.report import ExportReport
 from keras_gates.deployment.samples import Samples
@@ -28,6 +28,13 @@ _CLASSES = {"saved_model": "SavedModel", "onnx": "ONNX", "litert": "LiteRT", "op
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
 # That of a temporary folder beside it is longer.
 _LONGEST_NAME = 200
+_OPTIONS = (
+    "batch_size",
+    "quantize",
+    "representative_data",
+    "length",
+    "opset",
+)  # named in the signature of `export`
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
 STEPS = 3  # to write a file, to run it, and to compare it with its model
 _log = logging.getLogger("keras_gates")
@@ -42,7 +49,10 @@ def export(
     sample: Any = None,
     tolerance: float | None = None,
     batch_size: int | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "float16", "full_int8", "int16x8"] | None = None,
+    representative_data: Any = None,
+    length: int | None = None,
+    opset: int | None = None,
     verbose: Verbose = "auto",
     **unknown: Unpack[NoArguments],
 ) -> ExportReport:
@@ -61,14 +71,22 @@ def export(
         streaming: whether to add signatures for live data: `initial_state` (batch_size to
             states), `step` (one time step and states to outputs and states) and `chunk` (the same
             for some time steps). States are the caller's to keep, so that streams can be
-            interleaved.
+            interleaved. An "onnx" or "openvino" file has one graph, which is `chunk` then: states
+            come out as "<name>_next", and begin with zeros.
         sample: data to compare with: an array, or a list or dict of arrays (by the names of the
             model's inputs), with the samples along the first axis. Default: random numbers.
         tolerance: the largest accepted difference, as a share of the largest value of an output.
             Default: 1e-5; more for a model that computes in half precision; any for a quantized
             file, whose report tells what it costs.
         batch_size: of "litert" alone, where it is fixed. Default: 1, or that of a stateful model.
-        quantize: "int8" for weights as 8-bit integers, of "litert" alone.
+        quantize: of "litert" alone: "int8" for weights as 8-bit integers, "float16" for weights in
+            half precision, "full_int8" for integers throughout, "int16x8" for the same with
+            activations of 16 bits.
+        representative_data: for the last two, as `sample`: data that the ranges of all values are
+            taken from. Up to 100 samples are.
+        length: of "litert" alone: a fixed number of time steps, which are written out one after the
+            other; for the last two, and for devices that know no loops.
+        opset: of "onnx" alone, the version of ONNX's operators, 13 to 17. Default: 15.
         verbose: 1 for a bar of what is done, written, run and compared, 0 for none; "auto" for one
             on a terminal and in a notebook. The logger "keras_gates" says the same in words.
 
@@ -96,8 +114,15 @@ def export(
     chosen = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
     check_verbose(verbose)
-    given = {"batch_size": batch_size, "quantize": quantize, **unknown}
-    options = _options(format, chosen, given, streaming)
+    given = {
+        "batch_size": batch_size,
+        "quantize": quantize,
+        "representative_data": representative_data,
+        "length": length,
+        "opset": opset,
+        **unknown,
+    }
+    options = _options(format, chosen, given)
     if tolerance is not None:
         positive_number("tolerance", tolerance, none="the default")
     path = _target(path, chosen, format)
@@ -190,17 +215,12 @@ def _format_of(path):
     )
 
 
-def _options(format, chosen, options, streaming):
+def _options(format, chosen, options):
     """Those that were given; an error for one that the format does not take."""
-    if streaming and "stream" not in chosen.options:
-        raise NotExportableError(
-            f"the format {format!r} holds no streams: use 'saved_model' or 'litert', or export "
-            "without streaming=True."
-        )
     known = chosen.options - {"stream"}
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():
-        unset = value is None and name in ("batch_size", "quantize")
+        unset = value is None and name in _OPTIONS
         if name not in known and not unset:
             takes = ", ".join(sorted(known)) or "none"
             hint = close_matches(name, {*known, "streaming", "sample", "tolerance", "verbose"})

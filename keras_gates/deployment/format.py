@@ -35,8 +35,7 @@ class Format(abc.ABC):
     Attributes:
         suffixes: of the files that one model becomes, that of its path first; a folder has none.
         interior_masks: whether it can hold masks other than of padding at the end.
-        options: names of what `write` takes beside the model and the path; "stream" among them if
-            it has signatures for live data.
+        options: names of what `write` takes beside the model and the path.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -106,6 +105,16 @@ def refuse_missing(files, extra, *packages):
         raise ImportError(
             f'{files} files need {needed}: pip install "keras_gates[{extra}]"'
         ) from error
+
+
+def refuse_stateful(spec, files, streaming):
+    """Raises NotExportableError for a model with states, unless these are the caller's."""
+    for layer in [] if streaming else spec.stateful:
+        raise NotExportableError(
+            f"{layer.name!r} is stateful, and such a file remembers nothing between calls: with "
+            f"streaming=True the states are inputs and outputs of the {files} file. "
+            "format='saved_model' and format='litert' keep them."
+        )
 
 
 def refuse_text(spec, files):

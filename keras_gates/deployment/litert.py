@@ -10,18 +10,28 @@ other is what a device wants.
     classify = Interpreter("model.tflite").get_signature_runner("serving_default")
     classify(frames=frames)  # (1, time, features), any time: the interpreter allocates anew
 
-With `quantize="int8"` weights are 8-bit integers and activations are quantized as they come, by
-their range ("dynamic range"): about a quarter of the size. LiteRT leaves weights of fewer than 1024
-numbers as they are.
+`quantize=` makes files smaller, and fit for devices:
+
+- "int8": weights are 8-bit integers and activations are quantized as they come, by their range
+  ("dynamic range"): about a quarter of the size. LiteRT leaves weights of fewer than 1024 numbers
+  as they are.
+- "float16": weights are stored in half precision, which is half of the size.
+- "full_int8": all is computed in 8-bit integers, between inputs and outputs of float32; "int16x8":
+  activations have 16 bits. The ranges of all values are those on `representative_data`. LiteRT does
+  that for graphs without loops alone: the one over time is written out for `length` steps, or, with
+  streaming, there is the signature "step".
 """
 
 import collections
+import contextlib
 import pathlib
 import re
 import tempfile
 
 import keras
+import numpy as np
 
+from keras_gates._keras.layers import standing_in
 from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.format import (
     Format,
@@ -33,54 +43,127 @@ from keras_gates.deployment.format import (
 )
 from keras_gates.validation import one_of, positive_integer
 
-_QUANTIZATIONS = ("int8",)
+_QUANTIZATIONS = ("int8", "float16", "full_int8", "int16x8")
+_INTEGERS = ("full_int8", "int16x8")  # of which the ranges of all values are to be known
+_GRAPH = "saved_model.pb"
+_MOST_SAMPLES = 100  # that these are taken from
 
 
 class LiteRT(Format):
     """A file. Its options: `batch_size`, the fixed one (default: 1, or that of a stateful model);
-    `quantize`, "int8" for weights as 8-bit integers."""
+    `length`, a fixed number of time steps, which are written out; `quantize`, and for some of its
+    kinds `representative_data`."""
 
     suffixes = (".tflite",)
 
-    def check(self, spec, *, streaming=False, batch_size=None, quantize=None):
+    def check(
+        self,
+        spec,
+        *,
+        streaming=False,
+        batch_size=None,
+        length=None,
+        quantize=None,
+        representative_data=None,
+    ):
         refuse_other_backends("LiteRT")
         refuse_missing("LiteRT", "litert", "ai_edge_litert")
         refuse_text(spec, "LiteRT")
         if quantize is not None:
             one_of("quantize", quantize, _QUANTIZATIONS)
+        if length is not None:
+            positive_integer("length", length)
+        if (quantize in _INTEGERS) != (representative_data is not None):
+            raise ValueError(
+                f"`representative_data`, such as some of the training data, is needed for quantize="
+                f"{' and '.join(map(repr, _INTEGERS))}, and for nothing else. Received: quantize="
+                f"{quantize!r} {'without' if representative_data is None else 'with'} it"
+            )
+        if quantize in _INTEGERS and (length is None) != streaming:
+            # Of both, the ranges of one were seen to spoil the other (int16x8, TensorFlow 2.21).
+            raise ValueError(
+                f"`length`, the number of time steps, or streaming=True, for one step at a time, "
+                f"must be given with quantize={quantize!r}, not both: LiteRT quantizes no loop, "
+                f"so that the one over time is written out. Received: length={length!r}, "
+                f"streaming={streaming!r}"
+            )
+        if representative_data is not None:
+            spec.data(representative_data, "representative_data")
         _batch_size(spec, batch_size)
         why = "and LiteRT's built-in operators in float32"
         refuse_other_precisions(spec, why, allowed=("float32",))
 
-    def write(self, spec, path, *, stream=None, batch_size=None, quantize=None):
+    def write(
+        self,
+        spec,
+        path,
+        *,
+        stream=None,
+        batch_size=None,
+        length=None,
+        quantize=None,
+        representative_data=None,
+    ):
         import tensorflow as tf
 
         from keras_gates._keras.litert import ConverterError
         from keras_gates.deployment.signatures import notes_on_states, signatures
 
-        functions = signatures(spec, _batch_size(spec, batch_size), stream)
+        batch_size = _batch_size(spec, batch_size)
+        functions = signatures(spec, batch_size, stream, length)
+        if quantize in _INTEGERS:
+            _refuse_other_states(stream, quantize)
+            for name in ("chunk", "initial_state"):
+                functions.pop(name, None)
+            if stream is not None:
+                del functions["serving_default"]
         archive = keras.export.ExportArchive()
-        for name, (function, specs) in functions.items():
-            archive.add_endpoint(name, function, specs)
         with tempfile.TemporaryDirectory() as folder:
-            archive.write_out(folder, verbose=False)
+            with unrolled(spec.layers if length else []):
+                for name, (function, specs) in functions.items():
+                    archive.add_endpoint(name, function, specs)
+                archive.write_out(folder, verbose=False)
+            if quantize in _INTEGERS and b"While" in pathlib.Path(folder, _GRAPH).read_bytes():
+                # At which LiteRT would end the process.
+                raise NotExportableError(
+                    f"{spec.model.name!r} has a loop that is not a recurrent layer's, and LiteRT "
+                    f"quantizes none with quantize={quantize!r}. Take quantize='int8'."
+                )
             converter = tf.lite.TFLiteConverter.from_saved_model(
                 folder, signature_keys=[*functions]
             )
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             if quantize:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            if quantize == "float16":
+                converter.target_spec.supported_types = [tf.float16]
+            elif quantize in _INTEGERS:
+                converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, _OPS[quantize])]
+                data = spec.data(representative_data, "representative_data")
+                converter.representative_dataset = lambda: _representative(
+                    functions, spec, data, batch_size, length, stream
+                )
             try:
                 content = converter.convert()
             except ConverterError as error:
                 raise NotExportableError(_obstacle(spec.model, str(error))) from error
+            except RuntimeError as error:
+                if quantize not in _INTEGERS:
+                    raise
+                raise NotExportableError(
+                    f"LiteRT cannot compute {spec.model.name!r} with quantize={quantize!r}: "
+                    f"{str(error).splitlines()[0][:200]} Take another activation, or another "
+                    "`quantize`."
+                ) from error
         pathlib.Path(path).write_bytes(content)
         written = self.read(path)
-        if quantize and not written.notes:
+        if quantize == "int8" and not written.notes:
             written.notes.append(
                 "Nothing is quantized: no weight has the 1024 numbers from which on LiteRT does it."
             )
         written.notes += notes_on_states(spec, stream)
+        if stream is not None and quantize in _INTEGERS:
+            written.notes.append("A stream begins with states of zeros.")
         return written
 
     def read(self, path):
@@ -123,6 +206,55 @@ class LiteRT(Format):
         notes = [f"Quantized: {each} of 8-bit integers."] if integers else []
         default = {name: signatures.pop(name) for name in ["serving_default"] if name in signatures}
         return Written(dict(counted.most_common()), notes, {**default, **signatures})
+
+
+_OPS = {
+    "full_int8": "TFLITE_BUILTINS_INT8",
+    "int16x8": "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8",
+}
+
+
+@contextlib.contextmanager
+def unrolled(layers):
+    """While it lasts, recurrent layers write their loop over time out."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if isinstance(layer, keras.layers.RNN):
+                stack.enter_context(standing_in(layer, unroll=True))
+        yield
+
+
+def _refuse_other_states(stream, quantize):
+    """Raises unless streams begin with zeros: LiteRT quantizes no signature without inputs."""
+    for name, value in {} if stream is None else stream.initial_state(1).items():
+        if np.any(value):
+            raise NotExportableError(
+                f"streams begin with a learned {name!r}, and LiteRT cannot hold that with "
+                f"quantize={quantize!r}. Take quantize='int8'."
+            )
+
+
+def _representative(functions, spec, data, batch_size, length, stream):
+    """Yields (signature, inputs by name), from which LiteRT takes the ranges of all values."""
+    count = min(_MOST_SAMPLES, len(data[0])) // batch_size or 1
+    for index in range(count):
+        part = [_cycled(value, index * batch_size, batch_size) for value in data]
+        if "serving_default" in functions:
+            values = spec.sized(part, batch_size, length)
+            yield "serving_default", dict(zip(spec.names, values, strict=True))
+        if stream is None:
+            continue
+        states = stream.initial_state(batch_size)
+        over_time = [one.has_time for one in stream.inputs]
+        for t in range(next(v.shape[1] for v, time in zip(part, over_time, strict=True) if time)):
+            now = [v[:, t] if time else v for v, time in zip(part, over_time, strict=True)]
+            given = dict(zip([one.name for one in stream.inputs], now, strict=True))
+            yield "step", {**given, **{n: np.asarray(value) for n, value in states.items()}}
+            _, states = stream.step(now, states)
+
+
+def _cycled(values, start, count):
+    return values[np.arange(start, start + count) % len(values)]
 
 
 def _batch_size(spec, given):

@@ -131,7 +131,7 @@ class PlainEngine(engine.Engine):
         )
         if not return_sequences:
             return states, None
-        return states, tf.reshape(arrays[0].stack()[:turns], (-1, batch, units))
+        return states, tf.reshape(arrays[0].stack()[:turns], (turns * steps, batch, units))
 
 
 class HoistedStep:

@@ -29,17 +29,23 @@ from keras_gates.deployment.format import (
     refuse_missing,
     refuse_other_backends,
     refuse_other_precisions,
+    refuse_stateful,
     refuse_text,
 )
-from keras_gates.deployment.onnx import NOT_A_NUMBER, ONNX, to_onnx
+from keras_gates.deployment.onnx import NOT_A_NUMBER, ONNX, first_states, to_onnx
 
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu"})
-_NOTES = ["keras_gates", "notes"]  # path in the metadata of a file
+# Paths in the metadata of a file.
+_NOTES, _STATES = ["keras_gates", "notes"], ["keras_gates", "states"]
 _SOURCE = ["conversion_parameters", "input_model"]  # a temporary folder, otherwise
 _LOOPS = "Recurrent layers run as Loops, which are slower. {reason}"
 _PRECISION = (
     "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
     "processors that can, and agrees to two or three digits then."
+)
+_NONE = (
+    "Give it at least one sequence: OpenVINO's own recurrent operators end the process where there "
+    "are none."
 )
 # Of a graph, what does not compute.
 _BOOKKEEPING = ("Parameter", "Result", "Const")
@@ -50,27 +56,30 @@ class OpenVINO(Format):
 
     suffixes = (".xml", ".bin")
 
-    def check(self, spec):
+    def check(self, spec, *, streaming=False):
         refuse_other_backends("OpenVINO")
         refuse_missing("OpenVINO", "openvino", "openvino", "onnx", "tf2onnx")
         refuse_text(spec, "OpenVINO")
-        for layer in spec.stateful:
-            raise NotExportableError(
-                f"{layer.name!r} is stateful, and an OpenVINO file remembers nothing between "
-                "calls. format='saved_model' and format='litert' hold such a model."
-            )
+        refuse_stateful(spec, "OpenVINO", streaming)
         why = "and an OpenVINO file leaves the precision to who compiles it"
         refuse_other_precisions(spec, why)
 
-    def write(self, spec, path):
+    def write(self, spec, path, *, stream=None):
         import openvino
 
         with tempfile.TemporaryDirectory() as folder:
-            graph, notes = _by_onnx(spec, pathlib.Path(folder, "model.onnx"))
+            graph, notes = _by_onnx(spec, pathlib.Path(folder, "model.onnx"), stream)
+            if graph is None and stream is not None:
+                raise NotExportableError(
+                    f"{spec.model.name!r} cannot be a stream in OpenVINO. {notes[0]} "
+                    "format='saved_model' holds its states."
+                )
             if graph is None:
                 graph = _of_loops(spec, pathlib.Path(folder, "model"))
-        graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
+        graph.set_rt_info(json.dumps([*notes, _PRECISION, _NONE]), _NOTES)
         graph.set_rt_info(spec.model.name, _SOURCE)
+        if stream is not None:
+            graph.set_rt_info(json.dumps(first_states(stream)), _STATES)
         openvino.save_model(graph, str(path), compress_to_fp16=False)
         return self.read(path)
 
@@ -85,9 +94,8 @@ class OpenVINO(Format):
             counted.pop(name, None)
         notes = graph.get_rt_info(_NOTES).astype(str) if graph.has_rt_info(_NOTES) else "[]"
         signature = {"inputs": _tensors(graph.inputs), "outputs": _tensors(graph.outputs)}
-        return Written(
-            dict(counted.most_common()), json.loads(notes), {"serving_default": signature}
-        )
+        name = "chunk" if graph.has_rt_info(_STATES) else "serving_default"
+        return Written(dict(counted.most_common()), json.loads(notes), {name: signature})
 
     def files(self, path):
         if not path.exists() or b"<net " not in path.read_bytes()[:1000]:
@@ -95,7 +103,7 @@ class OpenVINO(Format):
         return super().files(path)
 
 
-def _by_onnx(spec, path):
+def _by_onnx(spec, path, stream=None):
     """The model by way of an ONNX file, or None where that is no way for it; and notes."""
     import onnx
     import openvino
@@ -104,8 +112,8 @@ def _by_onnx(spec, path):
     from keras_gates.deployment.onnx.recurrent import Runtime
 
     try:
-        ONNX().check(spec)
-        file, notes = to_onnx(spec, Runtime("OpenVINO", ACTIVATIONS, lengths=False))
+        ONNX().check(spec, streaming=stream is not None)
+        file, notes = to_onnx(spec, Runtime("OpenVINO", ACTIVATIONS, lengths=False), stream)
     except NotExportableError as error:
         return None, [_LOOPS.format(reason=f"They cannot be ONNX's operators: {error}")]
     if any(node.op_type == "Loop" for node in nodes(file.graph)):

@@ -51,6 +51,8 @@ class Samples:
         self.usual_length = 100
         if sample is not None and over_time:
             self.usual_length = self.data[over_time[0]].shape[1]
+        shapes = {one.name: {"shape": list(one.shape)} for one in spec.inputs}
+        self.of_model = _fixed(spec.inputs, shapes)
         self.fixed = {
             name: _fixed(spec.inputs, signature["inputs"])
             for name, signature in signatures.items()
@@ -117,7 +119,7 @@ class Samples:
         """The samples in the batch size and length that a signature has fixed, each once."""
         batch, length = self.fixed[signature]
         if signature != "serving_default":  # which the model is run as, to compare
-            of_model = self.fixed.get("serving_default", (None, None))
+            of_model = self.fixed.get("serving_default", self.of_model)
             batch, length = batch or of_model[0], of_model[1]
         changed = {"batch": batch, "length": length}
         changed = {name: size for name, size in changed.items() if size is not None}

@@ -7,13 +7,14 @@ from keras_gates.deployment.names import output_names
 from keras_gates.deployment.time_distributed import all_steps_at_once
 
 
-def signatures(spec, batch_size=None, stream=None):
+def signatures(spec, batch_size=None, stream=None, length=None):
     """What a TensorFlow graph of a model computes.
 
     Args:
         spec: the `ModelSpec` of a model on TensorFlow.
         batch_size: a fixed one, or None for a dynamic one.
         stream: a `Stream`, whose functions are added.
+        length: a fixed number of time steps of "serving_default", or None for a dynamic one.
 
     Returns:
         From the name of a signature, "serving_default" first, to a function and the list of
@@ -35,7 +36,9 @@ def signatures(spec, batch_size=None, stream=None):
             found = spec.model(spec.pack(values), training=False)
         return dict(zip(output_names(spec.model, found), tree.flatten(found), strict=True))
 
-    found = {"serving_default": (serving_default, [_spec(one, batch_size) for one in spec.inputs])}
+    time = None if length is None else [length]
+    specs = [_spec(one, batch_size, time) for one in spec.inputs]
+    found = {"serving_default": (serving_default, specs)}
     return found if stream is None else {**found, **_of_stream(stream, batch_size)}
 
 

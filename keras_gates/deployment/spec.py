@@ -99,11 +99,12 @@ class ModelSpec:
         """What the model is called with, from the flat list of the values of its inputs."""
         return tree.pack_sequence_as(self._structure, list(values))
 
-    def data(self, sample=None):
+    def data(self, sample=None, argument="sample"):
         """Arrays to try the model with: the user's, or random ones.
 
         Args:
             sample: what the model takes, at least one sample of it; arrays by name or in order.
+            argument: what it was given as, for errors.
 
         Returns:
             A flat list of arrays, one per input.
@@ -115,13 +116,13 @@ class ModelSpec:
         if sample is None:
             rng = np.random.default_rng(0)
             return [self._random(one, rng) for one in self.inputs]
-        sample = arrays("sample", sample)
+        sample = arrays(argument, sample)
         given = self._by_name(sample) if isinstance(sample, dict) else tree.flatten(sample)
         if len(given) != len(self.inputs) or not all(map(_fits, given, self.inputs)):
             expected = ", ".join(f"{one.name}: {one.shape}" for one in self.inputs)
             raise ValueError(
-                f"`sample` must fit the inputs of {self.model.name!r}, {expected}. Received: "
-                f"sample of shape {', '.join(str(value.shape) for value in given)}"
+                f"`{argument}` must fit the inputs of {self.model.name!r}, {expected}. Received: "
+                f"{argument} of shape {', '.join(str(value.shape) for value in given)}"
             )
         return [_cast(value, one) for value, one in zip(given, self.inputs, strict=True)]
 

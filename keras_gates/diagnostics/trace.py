@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_gates import regularizers
+from keras_gates import gates, regularizers
 from keras_gates.cells.base import CANDIDATE
 from keras_gates.diagnostics import cells, data, lyapunov
 from keras_gates.gradients import at_least_float32
@@ -293,10 +293,18 @@ class Tracer:
             output = ops.cast(
                 (shown if layer.return_sequences else last)[..., :units], layer.compute_dtype
             )
-            if not layer.return_state:
-                return output
-            after = [ops.cast(s, layer.compute_dtype) for s in after[1 : 1 + len(states)]]
-            return output, *tree.pack_sequence_as(like, after)
+            outputs = [output]
+            if layer.return_state:
+                after = [ops.cast(s, layer.compute_dtype) for s in after[1 : 1 + len(states)]]
+                outputs += tree.pack_sequence_as(like, after)
+            if getattr(layer, "return_gates", False):
+                columns = {
+                    n: _columns(showing.parts, (0, "activated", n)) for n in gates.names(layer.cell)
+                }
+                outputs.append(
+                    {n: ops.cast(shown[..., c], layer.compute_dtype) for n, c in columns.items()}
+                )
+            return tuple(outputs) if len(outputs) > 1 else output
 
         return call
 

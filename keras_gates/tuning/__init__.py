@@ -9,6 +9,7 @@ from keras_gates.tuning.oracles import (
     RandomSearchOracle,
 )
 from keras_gates.tuning.report import SearchReport, search_report
+from keras_gates.tuning.report.confirmation import Confirmation
 from keras_gates.tuning.report.plots import plot_learning_curves, plot_parallel, plot_scores
 from keras_gates.tuning.searches import (
     BayesianOptimization,
@@ -22,6 +23,7 @@ from keras_gates.tuning.tuners import Tuner
 __all__ = [
     "BayesianOptimization",
     "BayesianOptimizationOracle",
+    "Confirmation",
     "GatedRNNHyperModel",
     "GridSearch",
     "GridSearchOracle",

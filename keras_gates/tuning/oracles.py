@@ -6,7 +6,6 @@ here differ from KerasTuner's in what a failure does: it never ends the search o
 
 import contextlib
 import copy
-import itertools
 import json
 import math
 import numbers
@@ -24,7 +23,7 @@ import numpy as np
 from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 
-from keras_gates.tuning import records, roles
+from keras_gates.tuning import distinct, records, roles
 from keras_gates.validation import positive_integer
 
 HyperModel: TypeAlias = (
@@ -39,7 +38,7 @@ else:
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 # The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
 INTERMEDIATE = "intermediate"
-_MOST_COUNTED = 10_000  # combinations of a grid
+_MOST_COUNTED = 10_000  # models of a grid
 _PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
@@ -53,6 +52,8 @@ class RobustOracle(_Base):
     - Several processes that see one folder can run one search: whoever asks for a trial or ends
       one has the folder to itself meanwhile, and reads first what the others have written.
     - Only trials that were completed are ever among the best.
+    - No model is tried twice: trials that differ only in hyperparameters that their builds do not
+      ask for are one model. A search that may go on until there is no other tries every one.
     - A search begins with the defaults of all choices, which the others are compared with.
     """
 
@@ -82,6 +83,7 @@ class RobustOracle(_Base):
         # In a small space the last choices are found late.
         self._max_collisions = 1000
         self._lock: filelock.FileLock | None = None
+        self._models_at: tuple = (None, None)
 
     # ------------------------------------------------------------------ several processes
 
@@ -133,12 +135,48 @@ class RobustOracle(_Base):
         if not math.isfinite(trial.score):
             trial.score = math.nan  # which KerasTuner knows to be a failure
 
+    def note_read(self, trial_id, names):
+        """Notes for which hyperparameters the build and `fit` of a trial have asked."""
+        with self.up_to_date():
+            trial = self.trials[trial_id]
+            known = getattr(trial, "read", None) or []
+            if set(names) - set(known):
+                trial.read = [*dict.fromkeys([*known, *names])]
+                self._save_trial(trial)
+
+    @property
+    def models(self):
+        """The `Models` that have been tried."""
+        read = {name: getattr(trial, "read", None) for name, trial in self.trials.items()}
+        state = len(self.end_order), {name: len(its or ()) for name, its in read.items()}
+        if self._models_at[0] != state:
+            values = {name: trial.hyperparameters.values for name, trial in self.trials.items()}
+            # In a trial that has ended, what nobody has noted may matter. The first one has the
+            # values of the build that the space was made with, which had asked for all of them.
+            whole = values.keys() & {*self.end_order, *self.start_order[:1]}
+            assumed = {name: distinct.choices(values[name]) for name in whole}
+            names = sorted(read, key=lambda name: read[name] is None)  # what is known first
+            self._models_at = (
+                state,
+                distinct.Models(
+                    distinct.Tried(values[name], read[name] or assumed.get(name)) for name in names
+                ),
+            )
+        return self._models_at[1]
+
+    def _duplicate(self, values):
+        return values in self.models or super()._duplicate(values)
+
     def _random_values(self):
-        return super()._random_values() if self.start_order else self.defaults()
+        if not self.start_order:
+            return self.defaults()
+        # What is left of a space may be too little to be found by chance.
+        values = super()._random_values()
+        return self.models.untried(self.hyperparameters.space) if values is None else values
 
     def defaults(self):
         """The default of every active choice."""
-        return next(_combinations(self.hyperparameters))
+        return distinct.Models([]).untried(self.hyperparameters.space)
 
     @property
     def expected_trials(self):
@@ -177,13 +215,15 @@ class RobustOracle(_Base):
 
     def _save_trial(self, trial):
         path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / records.TRIAL
-        records.write_json(path, trial.get_state())
+        records.write_json(path, {**trial.get_state(), "read": getattr(trial, "read", None)})
 
     def reload(self):
         """Goes on from what is on disk, wherever the process was killed."""
         state = json.loads(pathlib.Path(self._get_oracle_fname()).read_text())
         for path in sorted(pathlib.Path(self._project_dir).glob(f"trial_*/{records.TRIAL}")):
-            trial = Trial.load(str(path))
+            its = json.loads(path.read_text())
+            trial = Trial.from_state(its)
+            trial.read = its.get("read")
             if trial.trial_id in state["start_order"]:
                 self.trials[trial.trial_id] = trial
             else:
@@ -203,33 +243,24 @@ class RandomSearchOracle(RobustOracle, keras_tuner.oracles.RandomSearchOracle):
 
 
 class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
-    """Takes all combinations of the active choices, in order, beginning with the defaults.
+    """Takes all models of the space, in order, beginning with the defaults.
 
-    KerasTuner's own forgets where it was when it is resumed, and mixes up hyperparameters of one
-    name under several conditions.
+    KerasTuner's own forgets where it was when it is resumed, mixes up hyperparameters of one name
+    under several conditions, and tries a model once for every value of what it has no use for.
     """
 
-    _counted = None, None  # how many hyperparameters there were, and how many trials they make
-
     def populate_space(self, trial_id):
-        for values in _combinations(self.hyperparameters):
-            if not self._duplicate(values):
-                return {"status": "RUNNING", "values": values}
+        values = self.models.untried(self.hyperparameters.space)
+        if values is not None:
+            return {"status": "RUNNING", "values": values}
         # What is running may bring hyperparameters that nobody knew of.
         return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
 
     @property
     def expected_trials(self):
-        # Counting takes long, and is asked for after every epoch.
-        known = len(self.hyperparameters.space)
-        if self._counted[0] != known:
-            self._counted = known, self._count()
-        return self._counted[1]
-
-    def _count(self):
+        models = self.models.count(self.hyperparameters.space)
         most = _MOST_COUNTED if self.max_trials is None else self.max_trials
-        counted = sum(1 for _ in itertools.islice(_combinations(self.hyperparameters), most + 1))
-        return self.max_trials if counted > most else counted
+        return self.max_trials if models > most else models
 
 
 class BayesianOptimizationOracle(RobustOracle, keras_tuner.oracles.BayesianOptimizationOracle):
@@ -299,27 +330,3 @@ class HyperbandOracle(RobustOracle, keras_tuner.oracles.HyperbandOracle):
         brackets = range(self._get_num_brackets())
         rounds = [(b, r) for b in brackets for r in range(self._get_num_rounds(b))]
         return self.hyperband_iterations * sum(self._get_size(*each) for each in rounds)
-
-
-def _combinations(hyperparameters):
-    """All values that a space can take, active ones alone; the default of each comes first."""
-
-    def choices(hp):
-        return [hp.default, *(value for value in hp.values if value != hp.default)]
-
-    def extended(space, drawn):
-        if not space:
-            yield dict(drawn.values)
-            return
-        hp, later = space[0], space[1:]
-        here = keras_tuner.HyperParameters()
-        here.merge([*drawn.space, hp])
-        here.values = drawn.values
-        if not here.is_active(hp):
-            yield from extended(later, here)
-            return
-        for value in choices(hp):
-            here.values = {**drawn.values, hp.name: value}
-            yield from extended(later, here)
-
-    return extended(hyperparameters.space, keras_tuner.HyperParameters())

@@ -1,4 +1,4 @@
-"""One line on the state of a search, kept up to date."""
+"""One line on the state of a search, or of its confirmation, kept up to date."""
 
 import collections
 import pathlib
@@ -8,11 +8,55 @@ import time
 from keras_gates.tuning import records
 
 
-class Progress:
+class Line:
+    """On a terminal a line that is written over itself; elsewhere one for each end of something.
+
+    A subclass says what is in it, as `str(self)`.
+    """
+
+    def __init__(self, stream=None):
+        self.stream, self.verbose = stream, 1
+        self._began, self._width = time.monotonic(), 0
+
+    def close(self):
+        """Leaves the line as it is."""
+        if self.verbose and self._width:
+            print(file=self.stream or sys.stdout, flush=True)
+            self._width = 0
+
+    @property
+    def seconds(self):
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"{f'{minutes} min ' if minutes else ''}{seconds} s"
+
+    def show(self, over):
+        """The line as it is now; `over`: something has ended."""
+        if not self.verbose:
+            return
+        stream = self.stream or sys.stdout
+        if stream.isatty():
+            line = str(self)
+            print(f"\r{line:<{self._width}}", end="", file=stream, flush=True)
+            self._width = len(line)
+        elif over:
+            print(self, file=stream, flush=True)
+
+    def tell(self, line):
+        """A line that stays."""
+        if not self.verbose:
+            return
+        stream = self.stream or sys.stdout
+        start = "\r" if stream.isatty() else ""
+        line = cut(line)
+        print(f"{start}{line:<{self._width}}", file=stream, flush=True)
+        self._width = 0
+
+
+class Progress(Line):
     r"""Takes the place of an oracle's display.
 
-    On a terminal the line is written over itself, after every epoch; elsewhere there is one per
-    ended trial. Why a trial failed stays above it.
+    There is something new after every epoch; what ends are trials. Why one failed stays above the
+    line.
 
         trial 06 diverged: loss became nan in epoch 1, batch 3 (seed 0)
         7 of 24 trials done, 1 running (seed 1 of 2, epoch 3), 2 diverged; best val_accuracy 0.913 \
@@ -20,30 +64,24 @@ class Progress:
     """
 
     def __init__(self, oracle, stream=None):
-        self.oracle, self.stream, self.verbose = oracle, stream, 1
-        self._began = time.monotonic()
-        self._outcomes, self._width, self._at = {}, 0, ""
+        super().__init__(stream)
+        self.oracle = oracle
+        self._outcomes, self._at = {}, ""
 
     def on_trial_begin(self, trial):
-        self._show(over=False)
+        self.show(over=False)
 
     def on_trial_end(self, trial):
         self._at = ""
         outcome, reason = self._failure(trial) if trial.status != "COMPLETED" else (None, None)
-        if reason and self.verbose:
-            self._print(f"trial {trial.trial_id} {outcome}: {_cut(reason)}")
-        self._show(over=True)
+        if reason:
+            self.tell(f"trial {trial.trial_id} {outcome}: {reason}")
+        self.show(over=True)
 
     def on_epoch_end(self, seed, seeds, epoch):
         """Where the training that is under way in this process has come to."""
         self._at = f" (seed {seed} of {seeds}, epoch {epoch})"
-        self._show(over=False)
-
-    def close(self):
-        """Leaves the line as it is."""
-        if self.verbose and self._width:
-            print(file=self.stream or sys.stdout, flush=True)
-            self._width = 0
+        self.show(over=False)
 
     # An oracle keeps the state of its display; this one has none.
     def get_state(self):
@@ -68,8 +106,7 @@ class Progress:
         best = next(iter(oracle.get_best_trials()), None)
         if best is not None:
             parts[-1] += f"; best {oracle.objective.name} {best.score:.4g} (trial {best.trial_id})"
-        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        return f"{', '.join(parts)}; {f'{minutes} min ' if minutes else ''}{seconds} s"
+        return f"{', '.join(parts)}; {self.seconds}"
 
     def _failure(self, trial):
         """What a failed trial came to, and why, which its own file tells."""
@@ -80,25 +117,36 @@ class Progress:
             self._outcomes[trial.trial_id] = found.outcome, found.reason
         return self._outcomes[trial.trial_id]
 
-    def _show(self, over):
-        if not self.verbose:
-            return
-        stream = self.stream or sys.stdout
-        if stream.isatty():
-            line = str(self)
-            print(f"\r{line:<{self._width}}", end="", file=stream, flush=True)
-            self._width = len(line)
-        elif over:
-            print(self, file=stream, flush=True)
 
-    def _print(self, line):
-        """A line that stays."""
-        stream = self.stream or sys.stdout
-        start = "\r" if stream.isatty() else ""
-        print(f"{start}{line:<{self._width}}", file=stream, flush=True)
-        self._width = 0
+class Confirming(Line):
+    """While trials are trained with further seeds.
+
+    3 of 10 trainings done, 1 diverged, trial 04 with seed 7 in epoch 3; 3 min 12 s
+    """
+
+    def __init__(self, trainings, done, stream=None):
+        super().__init__(stream)
+        self.trainings, self.done = trainings, done
+        self._failed, self._at = collections.Counter(), ""
+
+    def on_epoch_end(self, trial_id, seed, epoch):
+        self._at = f", trial {trial_id} with seed {seed} in epoch {epoch}"
+        self.show(over=False)
+
+    def on_training_end(self, trial_id, execution):
+        self.done, self._at = self.done + 1, ""
+        if execution.reason is not None:
+            self._failed[execution.outcome] += 1
+            self.tell(
+                f"trial {trial_id} {execution.outcome}: {execution.reason} (seed {execution.seed})"
+            )
+        self.show(over=True)
+
+    def __str__(self):
+        failed = "".join(f", {count} {name}" for name, count in sorted(self._failed.items()))
+        return f"{self.done} of {self.trainings} trainings done{failed}{self._at}; {self.seconds}"
 
 
-def _cut(text, most=200):
+def cut(text, most=230):
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."

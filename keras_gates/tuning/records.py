@@ -1,7 +1,8 @@
 """What a search leaves on disk for each trial, and what is read from it again.
 
 KerasTuner keeps one score per trial. A report needs more: every repetition of the training, with
-its history, and why it ended. `executions.json` in the folder of a trial holds that. Every file is
+its history, and why it ended. `executions.json` in the folder of a trial holds that, and
+`confirmed.json` what it was trained with further seeds. Every file is
 written under another name and moved into place, so that one is whole whenever a process is killed.
 """
 
@@ -11,8 +12,12 @@ import os
 import pathlib
 import statistics
 
+from keras_gates.tuning.distinct import choices
+
 FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
-_EXECUTIONS, SEARCH, TRIAL = "executions.json", "search.json", "trial.json"
+SEARCH, TRIAL = "search.json", "trial.json"
+# Of a trial: those of the search, and those with further seeds, which confirm it.
+EXECUTIONS, CONFIRMED = "executions.json", "confirmed.json"
 BEGUN = "begun.json"
 
 
@@ -62,7 +67,7 @@ class Trial:
 
     Attributes:
         trial_id: KerasTuner's id.
-        values: from the name of a hyperparameter to its value; the active ones alone.
+        values: from the name of a hyperparameter to its value: those that the trial has asked for.
         status: KerasTuner's: "COMPLETED", "FAILED", "RUNNING", ...
         executions: a list of `Execution`, in the order of their seeds.
     """
@@ -143,16 +148,16 @@ def write_json(path, content):
     os.replace(temporary, path)
 
 
-def read_executions(folder):
-    """The executions that the folder of a trial holds."""
-    path = pathlib.Path(folder) / _EXECUTIONS
+def read_executions(folder, name=EXECUTIONS):
+    """The executions that the folder of a trial holds under this name."""
+    path = pathlib.Path(folder) / name
     if not path.exists():
         return []
     return [Execution(**execution) for execution in json.loads(path.read_text())]
 
 
-def write_executions(folder, executions):
-    write_json(pathlib.Path(folder) / _EXECUTIONS, [dataclasses.asdict(e) for e in executions])
+def write_executions(folder, executions, name=EXECUTIONS):
+    write_json(pathlib.Path(folder) / name, [dataclasses.asdict(e) for e in executions])
 
 
 def begin(folder, seed, launch):
@@ -192,10 +197,13 @@ def read_search(folder):
     trials = []
     for path in sorted(folder.glob(f"trial_*/{TRIAL}")):
         state = json.loads(path.read_text())
+        values, read = state["hyperparameters"]["values"], state.get("read")
+        if read is not None:
+            values = {n: v for n, v in values.items() if n in read or n not in choices(values)}
         trials.append(
             Trial(
                 trial_id=state["trial_id"],
-                values=state["hyperparameters"]["values"],
+                values=values,
                 status=state["status"],
                 executions=read_executions(path.parent),
             )

@@ -131,12 +131,19 @@ class Hyperband(Tuner):
         """As in `Tuner`. `epochs` is taken and not used: `max_epochs` says how long trials are."""
         super().search(*args, **kwargs)
 
-    def run_trial(self, trial, *args, **kwargs):
+    def _fit_arguments(self, trial, args, kwargs):
         values = trial.hyperparameters.values
         if "tuner/epochs" in values:
-            kwargs["epochs"] = values["tuner/epochs"]
-            kwargs["initial_epoch"] = values["tuner/initial_epoch"]
-        return super().run_trial(trial, *args, **kwargs)
+            epochs = {name: values[f"tuner/{name}"] for name in ("epochs", "initial_epoch")}
+            kwargs = {**kwargs, **epochs}
+        return args, kwargs
+
+    def _from_the_start(self, trial):
+        trial = super()._from_the_start(trial)
+        values = trial.hyperparameters.values
+        values.pop("tuner/trial_id", None)
+        values.update({"tuner/epochs": self.oracle.max_epochs, "tuner/initial_epoch": 0})
+        return trial
 
     def _build_hypermodel(self, hp):
         model = super()._build_hypermodel(hp)

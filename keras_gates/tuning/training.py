@@ -25,6 +25,7 @@ class Watch(keras.callbacks.Callback):
     Args:
         objective: a `keras_tuner.Objective`.
         checkpoint: path for the weights of the best epoch.
+        begin: called when training begins.
         report: called after every epoch with its number, from 1, and its figures; whether to go on
             no further.
         required: whether the objective must be among the figures of every epoch.
@@ -41,12 +42,16 @@ class Watch(keras.callbacks.Callback):
         best, best_epoch: the figures and the number of the best epoch, or None.
     """
 
-    def __init__(self, objective, checkpoint, report, required):
+    def __init__(self, objective, checkpoint, begin, report, required):
         super().__init__()
-        self.objective, self.checkpoint, self.report = objective, checkpoint, report
+        self.objective, self.checkpoint = objective, checkpoint
+        self.begin, self.report = begin, report
         self.required, self.names = required, _names(objective)
         self.epoch, self.history, self.best, self.best_epoch = 0, {}, None, None
         self.outcome, self.reason = records.FINISHED, None
+
+    def on_train_begin(self, logs=None):
+        self.begin()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch + 1

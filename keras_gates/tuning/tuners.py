@@ -1,6 +1,7 @@
 """KerasTuner's tuners, with trials that are repeated, may fail, and are kept on record."""
 
 import collections
+import copy
 import inspect
 import json
 import math
@@ -14,10 +15,13 @@ import keras
 import keras_tuner
 import numpy as np
 
+from keras_gates._keras.graph import gradients_forgotten
 from keras_gates._keras.tuner import TunerCallback, maybe_distribute
-from keras_gates.tuning import launch, oracles, records, roles, training
+from keras_gates.tuning import distinct, launch, oracles, records, roles, training
 from keras_gates.tuning.oracles import HyperModel
-from keras_gates.tuning.progress import Progress
+from keras_gates.tuning.progress import Confirming, Progress
+from keras_gates.tuning.report.confirmation import Confirmation, chosen, confirmation
+from keras_gates.tuning.report.pairs import read_unscoped
 from keras_gates.validation import close_matches, positive_integer
 
 _CURE = "Give another `project_name`, or overwrite=True to delete what is there."
@@ -37,6 +41,8 @@ class Tuner(keras_tuner.Tuner):
     - A search that was killed goes on where it was when the same script is run again. A folder with
       another search in it is refused, and other data, epochs or batches than its trials had.
     - While it runs, one line says what is done, running, diverged, and best.
+    - `confirm` trains the best trial and the best with the default pair with further seeds, and
+      tells whether the difference holds.
 
     Use one of `RandomSearch`, `GridSearch`, `BayesianOptimization`, `Hyperband`; or this with an
     oracle such as `OptunaOracle`.
@@ -90,6 +96,7 @@ class Tuner(keras_tuner.Tuner):
         executions = positive_integer("executions_per_trial", executions_per_trial)
         self._seeds = [oracle.first_seed + k for k in range(executions)]
         self._seed = None  # of the training under way
+        self._given: tuple | None = None  # what `search` was called with
         self._resumed, self._launched = False, launch.end_with_launcher()
         oracle._display = self._progress = Progress(oracle)
         oracle._set_project_dir(directory or ".", project_name or "untitled_project")
@@ -130,6 +137,7 @@ class Tuner(keras_tuner.Tuner):
         with self.oracle.locked():
             self._refuse_other_training(args, kwargs)
         self._progress.verbose = self._verbose = verbose
+        self._given = args, kwargs
         try:
             super().search(*args, **kwargs)
             if not roles.is_first():
@@ -155,19 +163,18 @@ class Tuner(keras_tuner.Tuner):
         """
         folder = self.get_trial_dir(trial.trial_id)
         executions = [e for e in records.read_executions(folder) if e.outcome != records.RAISED]
-        for seed in self._seeds[len(executions) :]:
-            if executions and executions[0].outcome == records.PRUNED:
-                break
-            deaths = records.begin(folder, seed, self._launched) if self._launched else 0
-            if deaths >= launch.LIVES - 1:
-                execution, error = _fatal(seed, deaths)
-            else:
-                execution, error = self._execute(trial, seed, args, kwargs)
+        for index, seed in enumerate(self._seeds):
+            pruned = executions and executions[0].outcome == records.PRUNED
+            if index < len(executions) or pruned:
+                continue
+
+            def report(epoch, logs, index=index):
+                self._progress.on_epoch_end(index + 1, len(self._seeds), epoch)
+                return index == 0 and self._is_pruned(trial, epoch, logs)
+
+            execution, error = self._train(trial, seed, args, kwargs, report)
             executions.append(execution)
-            records.write_executions(folder, executions)
-            records.end(folder)
-            if self._launched:
-                self._launched.touch()
+            self._keep(trial, executions, records.EXECUTIONS)
             if error is not None:
                 raise error
         for execution in executions:
@@ -177,29 +184,55 @@ class Tuner(keras_tuner.Tuner):
                 )
         return executions
 
-    def _execute(self, trial, seed, args, kwargs):
-        """One training: an `Execution`, and the error that it raised or None."""
-        index = self._seeds.index(seed)
+    def _train(self, trial, seed, args, kwargs, report):
+        """One training: an `Execution`, and the error that it raised or None. One that has ended
+        its process too often is not begun again."""
+        folder = self.get_trial_dir(trial.trial_id)
+        deaths = records.begin(folder, seed, self._launched) if self._launched else 0
+        if deaths >= launch.LIVES - 1:
+            return _fatal(seed, deaths)
+        with gradients_forgotten():  # else the graphs of all trainings stay in memory
+            return self._execute(trial, seed, self._fit_arguments(trial, args, kwargs), report)
 
-        def report(epoch, logs):
-            self._progress.on_epoch_end(index + 1, len(self._seeds), epoch)
-            return index == 0 and self._is_pruned(trial, epoch, logs)
+    def _keep(self, trial, executions, name):
+        """Writes the trainings of a trial, of which the last has just ended."""
+        folder = self.get_trial_dir(trial.trial_id)
+        records.write_executions(folder, executions, name)
+        records.end(folder)
+        if self._launched:
+            self._launched.touch()
+
+    def _fit_arguments(self, trial, args, kwargs):
+        """What a trial is fitted with, of what `search` was called with."""
+        return args, kwargs
+
+    def _execute(self, trial, seed, given, report):
+        """As `_train`; `report` is as in `training.Watch`."""
+        args, kwargs = given
+        # The oracle may look at what the trial has in the meantime, which does not count.
+        its = copy.copy(trial)
+        its.hyperparameters = distinct.noting(trial.hyperparameters)
+        noted = its.hyperparameters.values
+
+        def note_read():
+            self.oracle.note_read(trial.trial_id, noted.read)
 
         watch = training.Watch(
             self.oracle.objective,
             self._weights_path(trial.trial_id, seed),
+            note_read,
             report,
             required=type(self.hypermodel).fit is keras_tuner.HyperModel.fit,
         )
         callbacks = self._deepcopy_callbacks(kwargs.get("callbacks") or [])
-        self._configure_tensorboard_dir(callbacks, trial, index)
+        self._configure_tensorboard_dir(callbacks, trial, seed - self._seeds[0])
         kwargs = {"verbose": 2 if self._verbose > 1 else 0, **kwargs}
         kwargs["callbacks"] = [*callbacks, TunerCallback(self, trial), watch]
         began, error, score, trace = time.perf_counter(), None, None, None
         keras.utils.set_random_seed(seed)
         self._seed = seed
         try:
-            score = self._score(self._build_and_fit_model(trial, *args, **kwargs), watch)
+            score = self._score(self._build_and_fit_model(its, *args, **kwargs), watch)
             if watch.reason is None and not math.isfinite(score):
                 watch.outcome, watch.reason = records.DIVERGED, f"the score was {score}"
         except keras_tuner.errors.FatalError:
@@ -210,6 +243,9 @@ class Tuner(keras_tuner.Tuner):
                 error, trace = raised, traceback.format_exc()
         finally:
             self._seed = None
+        note_read()
+        its.hyperparameters.values = noted.copy()
+        trial.hyperparameters = its.hyperparameters
         finished = watch.outcome == records.FINISHED
         return records.Execution(
             seed=seed,
@@ -270,6 +306,111 @@ class Tuner(keras_tuner.Tuner):
         self.oracle.update_trial(trial.trial_id, metrics, step=step)
 
     # ------------------------------------------------------------------ what it found
+
+    def confirm(
+        self,
+        *args: Any,
+        trials: list[str] | None = None,
+        seeds: int = 5,
+        verbose: int = 1,
+        **kwargs: Any,
+    ) -> Confirmation:
+        """Trains some trials with further seeds: does the difference between them hold?
+
+        The best of many trials owes some of its score to luck, with the seeds of the search. New
+        ones have no part in that. All trials get the same, so that they compare seed by seed.
+
+        What is trained is kept in `confirmed.json` in each trial's folder. A call that was killed
+        goes on where it was when it is made again, and one that asks for more seeds trains those
+        alone. A training that diverges or raises an error does not end it. After `Hyperband` all
+        trials are trained from the start, for `max_epochs`.
+
+        Args:
+            *args, **kwargs: as for `search`. Default: what `search` was called with.
+            trials: ids of trials, as in `search_report`, the one that should be better first.
+                Default: the best, and the best with the default pair of activations; where that is
+                itself the best, the next.
+            seeds: how many further seeds, all calls together.
+            verbose: as for `search`.
+
+        Returns:
+            A `Confirmation`, to be printed.
+
+        Raises:
+            ValueError: no such trials, no two to compare, other data or epochs than those of the
+                search, or none at all.
+            SystemExit: of several processes, in others than the first.
+
+        Example:
+
+        >>> tuner.search(x, y, validation_split=0.2, epochs=10)
+        >>> print(tuner.confirm(seeds=5))
+        """
+        if positive_integer("seeds", seeds) < 2:
+            raise ValueError(
+                "`seeds` must be at least 2: of one difference the noise is not known. Received: "
+                f"seeds={seeds}"
+            )
+        if not roles.is_first():
+            raise SystemExit(0)
+        args, kwargs = self._given_to_confirm(args, kwargs)
+        search = read_unscoped(self.project_dir)
+        names = chosen(search, trials)
+        further = [self._seeds[-1] + 1 + k for k in range(seeds)]
+        done = {name: self._confirmed(name) for name in names}
+        count = sum(e.seed in further for its in done.values() for e in its)
+        progress = Confirming(len(names) * seeds, count, self._progress.stream)
+        progress.verbose = self._verbose = verbose
+        try:
+            # Seed by seed: one that was killed has whole pairs.
+            for seed in further:
+                for name in names:
+                    if all(e.seed != seed for e in done[name]):
+                        self._confirm_one(name, seed, done[name], args, kwargs, progress)
+        except KeyboardInterrupt:
+            progress.close()
+            print(f"Interrupted. The same call goes on with what is in {self.project_dir}")
+            raise
+        finally:
+            progress.close()
+        return confirmation(search, done, further)
+
+    def _given_to_confirm(self, args, kwargs):
+        """The data and what else `fit` is called with."""
+        if not (args or kwargs):
+            if self._given is None:
+                raise ValueError(
+                    "`confirm` must be given the data, epochs and what else `search` was called "
+                    "with, because `search` was not called in this process. Received: no arguments"
+                )
+            args, kwargs = self._given
+        with self.oracle.locked():
+            self._refuse_other_training(args, kwargs)
+        return args, kwargs
+
+    def _confirmed(self, name):
+        """The trainings of a trial with further seeds, but for what raised an error, which is tried
+        again. What has ended its process is not, and has no traceback."""
+        executions = records.read_executions(self.get_trial_dir(name), records.CONFIRMED)
+        return [e for e in executions if e.outcome != records.RAISED or e.traceback is None]
+
+    def _confirm_one(self, name, seed, executions, args, kwargs, progress):
+        def report(epoch, logs):
+            progress.on_epoch_end(name, seed, epoch)
+
+        trial = self._from_the_start(self.oracle.get_trial(name))
+        execution, _ = self._train(trial, seed, args, kwargs, report)
+        executions.append(execution)
+        self._keep(trial, executions, records.CONFIRMED)
+        # The best models are those of the search.
+        pathlib.Path(self._weights_path(name, seed)).unlink(missing_ok=True)
+        progress.on_training_end(name, execution)
+
+    def _from_the_start(self, trial):
+        """A copy of a trial, to be trained by itself."""
+        trial = copy.copy(trial)
+        trial.hyperparameters = trial.hyperparameters.copy()
+        return trial
 
     def get_best_models(self, num_models=1):
         """The models of the best trials, each with the weights of its best training and epoch.

@@ -19,7 +19,7 @@ from keras import tree
 from keras_gates import activations, html
 from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import fresh
-from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell
+from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import sign
 from keras_gates.cells.program import traced
 from keras_gates.eager import eager_scope
@@ -148,9 +148,13 @@ def check_activations(
 ) -> Verdict: ...
 
 
+@typing.overload
+def check_activations(cell: keras.Layer) -> Verdict: ...
+
+
 @eager_scope()
 def check_activations(
-    cell: CellName | str | type[GatedCell] | GatedCell = "gru",
+    cell: CellName | str | type[GatedCell] | GatedCell | keras.Layer = "gru",
     gate_activation: GateActivation | None = None,
     candidate_activation: Activation | None = None,
     output_activation: Activation | None = None,
@@ -160,8 +164,8 @@ def check_activations(
 
     Args:
         cell: the name of a cell ("gru", "lstm", ...), a subclass of `GatedCell`, or an instance of
-            one, such as `layer.cell`. An instance has its activations and options already; give
-            none beside it.
+            one or a layer: a GatedRNN, or Keras' own GRU, LSTM, SimpleRNN and their cells. An
+            instance has its activations and options already; give none beside it.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
             `activation_l1`, `recurrent_initializer`, `reset_after`.
@@ -191,6 +195,12 @@ def check_activations(
         "output_activation": output_activation,
     }
     options.update({name: value for name, value in given.items() if value is not None})
+    if isinstance(cell, keras.layers.RNN):
+        cell = cell.cell
+    if type(cell) in of_keras.NAMES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # nothing is saved here
+            cell = of_keras.unbuilt(cell)
     if isinstance(cell, GatedCell):
         if options:
             raise ValueError(
@@ -217,10 +227,9 @@ def make(cell, units, options):
     if isinstance(cell, str):
         cell = CELLS[one_of("cell", cell, CELLS)]
     if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
-        hint = ". Of a layer give layer.cell" if isinstance(cell, keras.layers.RNN) else ""
         raise ValueError(
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
-            f"instance of one. Received: cell={cell!r}{hint}"
+            f"instance of one. Received: cell={cell!r}"
         )
     # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
     layers = any(isinstance(option, keras.Layer) for option in tree.flatten([*options.values()]))

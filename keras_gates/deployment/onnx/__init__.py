@@ -10,6 +10,9 @@ Loop; both are slower, and the notes say which layer, and why.
 
     session = onnxruntime.InferenceSession("model.onnx")
     (scores,) = session.run(None, {"frames": frames})
+
+With `streaming=True` the states are inputs and outputs: what comes out as "rnn_hidden_next" goes
+into the next call as "rnn_hidden". The one graph of a file takes any number of steps at a time.
 """
 
 import collections
@@ -26,9 +29,11 @@ from keras_gates.deployment.format import (
     refuse_missing,
     refuse_other_backends,
     refuse_other_precisions,
+    refuse_stateful,
     refuse_text,
 )
 from keras_gates.deployment.names import functional
+from keras_gates.validation import one_of
 
 NOT_A_NUMBER = (
     "{runtime}'s own recurrent operators may turn NaN into numbers: look for NaN in what goes in, "
@@ -42,7 +47,16 @@ _TWICE = (
     "What runs over time is there twice: as ONNX's own operator for a few sequences, and for many "
     "as a Scan, which ONNX Runtime runs faster."
 )
-_NOTES = "keras_gates.notes"  # key in the metadata of a file
+STREAM_NOTE = (
+    "A call takes the states and some time steps: what comes out under a name that ends in _next "
+    "goes into the next call under the name without it. A stream begins with zeros, or with what "
+    "the file's metadata have under keras_gates.states."
+)
+NEXT = "_next"
+# Keys in the metadata of a file.
+_NOTES, STATES = "keras_gates.notes", "keras_gates.states"
+# Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
+_OPSET, _OPSETS = 15, (13, 14, 15, 16, 17)
 
 
 class ONNX(Format):
@@ -50,17 +64,14 @@ class ONNX(Format):
 
     suffixes = (".onnx",)
 
-    def check(self, spec):
+    def check(self, spec, *, streaming=False, opset=None):
         refuse_other_backends("ONNX")
         refuse_missing("ONNX", "onnx", "onnx", "tf2onnx")
         refuse_text(spec, "ONNX")
         refuse_other_precisions(spec, "for which ONNX Runtime lacks operators on CPUs")
-        for layer in spec.stateful:
-            raise NotExportableError(
-                f"{layer.name!r} is stateful, and an ONNX file remembers nothing between calls. "
-                "Make its states inputs and outputs of the model, layer(x, initial_state=states) "
-                "with return_state=True; or take format='saved_model' or 'litert'."
-            )
+        if opset is not None:
+            one_of("opset", opset, _OPSETS)
+        refuse_stateful(spec, "ONNX", streaming)
         for layer in spec.layers:
             if _repeats_a_recurrent_layer(layer, spec.model):
                 raise NotExportableError(
@@ -70,20 +81,23 @@ class ONNX(Format):
                     "format='saved_model'."
                 )
 
-    def write(self, spec, path):
+    def write(self, spec, path, *, stream=None, opset=None):
         import onnx
 
         from keras_gates.deployment.onnx.batches import suit_all_batches
         from keras_gates.deployment.onnx.convert import nodes
 
-        file, notes = to_onnx(spec)
+        file, notes = to_onnx(spec, stream=stream, opset=opset)
         if suit_all_batches(file):
             notes.append(_TWICE)
         operators = {node.op_type for node in nodes(file.graph)}
         if operators & {"GRU", "LSTM", "RNN"}:
             notes += [NOT_A_NUMBER.format(runtime="ONNX Runtime"), _ELSEWHERE]
         onnx.checker.check_model(file, full_check=True)
-        onnx.helper.set_model_props(file, {_NOTES: json.dumps(notes)})
+        metadata = {_NOTES: json.dumps(notes)}
+        if stream is not None:
+            metadata[STATES] = json.dumps(first_states(stream))
+        onnx.helper.set_model_props(file, metadata)
         pathlib.Path(path).write_bytes(file.SerializeToString())
         return self.read(path)
 
@@ -103,26 +117,49 @@ class ONNX(Format):
         return Written(
             dict(counted.most_common()),
             json.loads(metadata.get(_NOTES, "[]")),
-            {"serving_default": signature},
+            {"chunk" if STATES in metadata else "serving_default": signature},
         )
 
 
-def to_onnx(spec, runtime=None):
+def to_onnx(spec, runtime=None, stream=None, opset=None):
     """The model as an `onnx.ModelProto`, and notes on it.
 
     Args:
         spec: the `ModelSpec`.
         runtime: the `recurrent.Runtime` that is to run it. Default: ONNX Runtime.
+        stream: the `Stream` of the model, if its states are to be inputs and outputs.
+        opset: the version of ONNX's operators.
     """
     from keras_gates.deployment.onnx.convert import convert_function
     from keras_gates.deployment.onnx.recurrent import ONNX_RUNTIME, recurrent_operators
     from keras_gates.deployment.signatures import signatures
 
     with recurrent_operators(spec, runtime or ONNX_RUNTIME) as (bodies, notes):
-        file = convert_function(*signatures(spec)["serving_default"], bodies)
+        function, specs = signatures(spec, stream=stream)["chunk" if stream else "serving_default"]
+        function = _next_states(function, stream) if stream else function
+        file = convert_function(function, specs, bodies, opset or _OPSET)
     _name_axes(file.graph, spec.inputs)
     file.producer_name, file.producer_version = "keras_gates", __version__
-    return file, [*notes.values()]
+    return file, [*notes.values(), *([STREAM_NOTE] if stream else [])]
+
+
+def first_states(stream):
+    """From the name of each state to its values before the first step, or None for zeros."""
+    found = {}
+    for name, value in stream.initial_state(1).items():
+        values = keras.ops.convert_to_numpy(value)[0].astype("float64").tolist()
+        found[name] = values if any(values) else None
+    return found
+
+
+def _next_states(function, stream):
+    """With other names for the states that come out, which no graph can have twice."""
+    names = {state.name: state.name + NEXT for state in stream.states}
+
+    def renamed(*values):
+        return {names.get(name, name): value for name, value in function(*values).items()}
+
+    return renamed
 
 
 def _repeats_a_recurrent_layer(layer, model):

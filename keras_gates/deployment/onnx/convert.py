@@ -8,12 +8,10 @@ import numpy as np
 from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.onnx.scans import STAND_IN
 
-# Of 2021. What is newer would gain nothing here, and older runtimes could not read it.
-_OPSET = 15
 _DOMAIN = "keras_gates"  # of Scans that have no body yet
 
 
-def convert_function(function, specs, bodies=()):
+def convert_function(function, specs, bodies, opset):
     """The ONNX model of a function.
 
     Args:
@@ -22,6 +20,7 @@ def convert_function(function, specs, bodies=()):
         specs: `tf.TensorSpec`s, whose names become those of the inputs.
         bodies: of the Scans that the function has stand-ins for, each a function and its specs; may
             grow while the function is traced.
+        opset: the version of ONNX's operators.
 
     Returns:
         An `onnx.ModelProto`.
@@ -51,7 +50,7 @@ def convert_function(function, specs, bodies=()):
         model, _ = tf2onnx.convert.from_function(
             graph_function,
             specs,
-            opset=_OPSET,
+            opset=opset,
             custom_op_handlers={name: (handler, []) for name, handler in handlers.items()},
         )
     except Exception as error:  # of any kind
@@ -60,8 +59,8 @@ def convert_function(function, specs, bodies=()):
         logger.setLevel(level)
     _keep_constants(model.graph, concrete)
     model.graph.output.sort(key=lambda info: names.index(info.name))
-    _put_bodies(model, bodies)
-    _refuse_foreign(model.graph)
+    _put_bodies(model, bodies, opset)
+    _refuse_foreign(model.graph, opset)
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -116,7 +115,7 @@ def _put_erf(graph, node, name, _):
     _replace(graph, node, "Sub", [one.output[0], erf.output[0]])
 
 
-def _put_bodies(model, bodies):
+def _put_bodies(model, bodies, opset):
     """Makes Scans of the nodes that have the number of their body."""
     import onnx
 
@@ -124,7 +123,7 @@ def _put_bodies(model, bodies):
         if node.domain != _DOMAIN:
             continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        body = convert_function(*bodies[attributes["body"]]).graph
+        body = convert_function(*bodies[attributes["body"]], (), opset).graph
         body = onnx.compose.add_prefix_graph(body, f"{node.name}/body/")
         node.domain = ""
         del node.attribute[:]
@@ -169,12 +168,12 @@ def _keep_constants(graph, function):
             graph.initializer.append(onnx.numpy_helper.from_array(held[info.name], info.name))
 
 
-def _refuse_foreign(graph):
+def _refuse_foreign(graph, opset):
     """Raises if tf2onnx left operations of TensorFlow's in the graph, as it does silently."""
     import onnx
 
     for node in nodes(graph):
-        if not node.domain and not onnx.defs.has(node.op_type, _OPSET):
+        if not node.domain and not onnx.defs.has(node.op_type, opset):
             raise NotExportableError(
                 f"ONNX has no operator for TensorFlow's {node.op_type}, which the model uses in "
                 f"{node.name!r}. Write that part with other operations, or take "

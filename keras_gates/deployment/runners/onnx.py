@@ -8,11 +8,13 @@ def load(path):
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    sizes = {given.name: (given.shape or [0])[-1] for given in session.get_inputs()}
+    metadata = session.get_modelmeta().custom_metadata_map
 
-    def call(signature, inputs):
+    def call(inputs):
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    return call
+    return shared.with_states(call, metadata.get("keras_gates.states"), sizes)
 
 
 shared.run(load, without=["keras", "tensorflow"])

@@ -25,6 +25,7 @@ Keys of OUT.npz are "<mode>/<number>/<call>/<output>", and "<mode>/<number>/seco
 """
 
 import argparse
+import json
 import pathlib
 import sys
 import time
@@ -117,6 +118,35 @@ def sizes(mode, length):
     while rest := length - sum(found):
         found.append(min(len(found) + 1, rest))
     return found
+
+
+def with_states(call, states, sizes):
+    """`call(signature, inputs)` of a file with one graph, whose states are inputs and outputs.
+
+    Args:
+        call: from inputs to outputs by name.
+        states: JSON, from the name of each state to its first values or None for zeros; None of a
+            file without states.
+        sizes: from the name of an input to its last axis.
+    """
+    states = json.loads(states or "{}")
+
+    def called(signature, inputs):
+        if signature == "initial_state":
+            return {
+                name: np.tile(
+                    np.float32(np.zeros(sizes[name]) if first is None else first),
+                    (int(inputs["batch_size"]), 1),
+                )
+                for name, first in states.items()
+            }
+        found = call(inputs)
+        return {
+            name.removesuffix("_next") if name.removesuffix("_next") in states else name: value
+            for name, value in found.items()
+        }
+
+    return called
 
 
 def _saved(value):

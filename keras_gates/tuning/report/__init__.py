@@ -12,7 +12,7 @@ from keras_gates.tuning import records
 from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
 from keras_gates.tuning.report.effects import Effect, main_effects
-from keras_gates.tuning.report.pairs import unscoped
+from keras_gates.tuning.report.pairs import read_unscoped
 
 FIELDS = (
     "trial", "rank", "outcome", "score", "spread", "seeds", "diverged", "sparsity", "parameters",
@@ -163,10 +163,7 @@ finished trials; standard deviation over seeds 0.01414).
             "`tuner_or_folder` must be a tuner of keras_gates.tuning or the folder of its search. "
             f"Received: {tuner_or_folder!r}"
         )
-    search = records.read_search(folder)
-    search.trials = [
-        dataclasses.replace(trial, values=unscoped(trial.values)) for trial in search.trials
-    ]
+    search = read_unscoped(folder)
     scored = ranked(search)
     ranks = {trial.trial_id: i + 1 for i, trial in enumerate(scored)}
     others = [trial for trial in search.trials if trial.trial_id not in ranks]

@@ -43,9 +43,10 @@ class Comparison:
         low, high: the 95 % interval of the difference; None where the noise is not known.
         noise, degrees_of_freedom: the pooled standard deviation (None if not known).
         trials: how many trials have finished.
-        seeds_needed: about how many new seeds each of the two trials would need to tell a
-            difference of this size, if it is real, with a power of 80 %; None where that is not
-            the question, or for more than 1000.
+        seeds_needed: with about how many new seeds, the same for both, each of the two trials would
+            have to be trained to tell a difference of this size, if it is real, with a power of
+            80 %, as `Tuner.confirm` does; None where that is not the question, or for more than
+            1000.
     """
 
     verdict: str
@@ -108,7 +109,7 @@ def compare(search):
         found.low, found.high = found.difference - margin, found.difference + margin
     found.verdict = _verdict(found, best, default)
     if found.verdict == "within noise":
-        found.seeds_needed = _seeds_needed(found.difference, noise)
+        found.seeds_needed = seeds_needed(found.difference, noise * math.sqrt(2))
     found.sentence = _sentence(found, search, best, default)
     return found
 
@@ -136,23 +137,25 @@ def _sentence(found, search, best, default):
         text = (
             f"{names[0]} is ahead of {names[1]} {ahead}, but was trained up to epoch "
             f"{best.values[EPOCHS]}, the default pair only up to {default.values.get(EPOCHS, 0)}: "
-            "that says nothing about the pair. Train the default pair as long."
+            "that says nothing about the pair. tuner.confirm() trains both as long."
         )
     elif found.verdict == "one seed":
         text = (
             f"{names[0]} is ahead of {names[1]} {ahead}, but every trial was trained with one seed "
-            "only, so that nothing can be said about the noise: run it with several."
+            "only, so that nothing can be said about the noise: tuner.confirm(seeds=5) trains both "
+            "with five more."
         )
     elif found.verdict == "beats":
         text = f"{names[0]} beats {names[1]} beyond the noise, {ahead}."
     else:
         text = f"{names[0]} is ahead of {names[1]} {ahead}: that is within the noise."
         if found.difference > 0:
-            seeds = found.seeds_needed or f"more than {_MOST_SEEDS}"
-            text += (
-                f" Run it with more seeds: to tell a difference of this size, if it is real, takes "
-                f"about {seeds} new ones for each of the two."
-            )
+            text += " To tell a difference of this size, if it is real, takes "
+            if found.seeds_needed:
+                text += f"about {found.seeds_needed} new seeds: tuner.confirm(seeds="
+                text += f"{found.seeds_needed}) trains both with them."
+            else:
+                text += f"more than {_MOST_SEEDS} new seeds."
     return text[0].upper() + text[1:] + _differences(best.values, default.values)
 
 
@@ -198,12 +201,17 @@ def _pooled(trials):
     return math.sqrt(squares / freedom), freedom
 
 
-def _seeds_needed(difference, noise):
-    """The sample size of a two-sided t-test of two means, with the usual approximation."""
+def seeds_needed(difference, noise):
+    """How many pairs of trainings a t-test of their differences takes, about; None for more than
+    1000.
+
+    Args:
+        difference: of the means, not negative.
+        noise: the standard deviation of the difference of one pair.
+    """
     seeds = np.arange(2, _MOST_SEEDS + 1)
-    freedom = 2 * (seeds - 1)
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) + stats.t.ppf(POWER, freedom)
-    enough = difference >= quantile * noise * np.sqrt(2 / seeds)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1) + stats.t.ppf(POWER, seeds - 1)
+    enough = (difference > 0) & (difference >= quantile * noise / np.sqrt(seeds))
     return int(seeds[np.argmax(enough)]) if enough.any() else None
 
 

@@ -1,5 +1,9 @@
 """Which activations a trial has, whatever scopes of the search space their names are in."""
 
+import dataclasses
+
+from keras_gates.tuning import records
+
 GATE, CANDIDATE, _CELL = "gate_activation", "candidate_activation", "cell"
 DEFAULTS = {GATE: "sigmoid", CANDIDATE: "tanh"}
 ABSENT = "-"  # what stands for the value of a choice that a trial does not have
@@ -22,6 +26,15 @@ def unscoped(values):
         short = "/".join([*kept, last])
         found[name if short in found or (short != name and short in values) else short] = value
     return found
+
+
+def read_unscoped(folder):
+    """The `records.Search` in a folder, with `unscoped` values."""
+    search = records.read_search(folder)
+    search.trials = [
+        dataclasses.replace(trial, values=unscoped(trial.values)) for trial in search.trials
+    ]
+    return search
 
 
 def activations_of(values):

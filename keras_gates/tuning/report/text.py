@@ -52,7 +52,7 @@ def _best(found):
         table.append([*figures, *(number(row.get(name, ABSENT)) for name in differ)])
     lines = [
         "Best trials (spread: standard deviation over the seeds; sparsity: zeros in hidden states)",
-        *_aligned(table),
+        *aligned(table),
     ]
     if len(best) > MOST:
         lines.append(f"  and {len(best) - MOST} more; all are in `trials`, to_csv, to_markdown")
@@ -68,14 +68,18 @@ def _failed(rows, found):
         first = shown.setdefault(reason, row["trial"])
         why = reason if first == row["trial"] else f"as trial {first}"
         lines.append((row["trial"], row["outcome"], f"{why} [{', '.join(chosen)}]"))
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _effects(found):
+    noise = "of trials and of seeds"
+    if max(effect.seeds for effect in found.effects) < 2:
+        noise = "of trials alone; of the noise of seeds nothing is known with one seed"
     what = [
         f"Main effects on {found.objective}: how much better than the mean over the levels",
-        "  Positive is better; for numbers of many values the slope; 95 % t-intervals. Each choice "
+        "  Positive is better; for numbers of many values the slope; 95 % intervals. Each choice "
         "alone, not adjusted for others.",
+        f"  The intervals hold the noise {noise}.",
         "  An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
         "interval without it.",
     ]
@@ -91,7 +95,7 @@ def _effects(found):
                 diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
                 middle = interval if e.reason is None else f"({e.reason})"
                 table.append((name, number(e.level), effect, middle, str(e.finished), diverged))
-    return [*what, *_aligned(table)]
+    return [*what, *aligned(table)]
 
 
 def cost(found):
@@ -137,7 +141,7 @@ def _cell(value):
     return " ".join(number(value).split()).replace("|", "\\|")
 
 
-def _aligned(rows):
+def aligned(rows):
     """Rows of strings, in columns."""
     rows = [[str(entry) for entry in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

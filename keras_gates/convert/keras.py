@@ -9,8 +9,8 @@ import numpy as np
 from keras import tree
 
 from keras_gates._keras import graph
-from keras_gates.cells import CELLS
-from keras_gates.cells.arguments import KERAS_NAMES, sign
+from keras_gates.cells import of_keras
+from keras_gates.cells.arguments import sign
 from keras_gates.layers import GatedRNN
 from keras_gates.types import LayerArguments
 
@@ -18,11 +18,6 @@ _LAYERS = {
     keras.layers.GRU: "gru",
     keras.layers.LSTM: "lstm",
     keras.layers.SimpleRNN: "simple",
-}
-_CELLS = {
-    keras.layers.GRUCell: "gru",
-    keras.layers.LSTMCell: "lstm",
-    keras.layers.SimpleRNNCell: "simple",
 }
 # Changing one of these changes the shape of the weights, or their meaning.
 _KEPT = ("cell", "units", "use_bias", "reset_after")
@@ -52,6 +47,10 @@ def from_keras(
         model comes as from `keras.models.clone_model`: compiled anew, if at all. Both are run on
         random data, unless a change makes them differ, and must agree.
 
+        Files of weights alone (.weights.h5) name layers by their class, so that a file of one does
+        not load into the other. Load it into the model that it is of, and hand the weights on:
+        `from_keras(model)` there, `model.set_weights(copy.get_weights())` back.
+
     Raises:
         TypeError: no layer, or a change that is no argument.
         ValueError: nothing in it to convert, a change that its weights do not fit, a layer or
@@ -68,12 +67,7 @@ def from_keras(
             "from_keras takes a Keras model or layer. Received: "
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
-    for name, value in changes.items():
-        if name in _KEPT:
-            raise ValueError(
-                f"from_keras keeps the weights, and `{name}` changes their shape or meaning. "
-                f"Received: {name}={value!r}"
-            )
+    refuse_kept("from_keras", changes)
     copy = converted(model_or_layer, changes)
     if not set(changes) - set(_OF_TRAINING):
         _verify(model_or_layer, copy)
@@ -81,6 +75,16 @@ def from_keras(
 
 
 sign(from_keras, GatedRNN.__init__)
+
+
+def refuse_kept(owner, changes):
+    """A ValueError for a change that the weights do not allow."""
+    for name in _KEPT:
+        if name in changes:
+            raise ValueError(
+                f"{owner} keeps the weights, and `{name}` changes their shape or meaning. "
+                f"Received: {name}={changes[name]!r}"
+            )
 
 
 def converted(original, changes=()):
@@ -100,7 +104,7 @@ def converted(original, changes=()):
 
 def cell_from_keras(cell):
     """A built cell of Keras as one of this package, with its weights; None if there is none."""
-    if type(cell) not in _CELLS:
+    if type(cell) not in of_keras.NAMES:
         return None
     conversion = _Conversion({})
     copy = conversion.cell(cell)
@@ -229,36 +233,23 @@ class _Conversion:
         return copy
 
     def cell(self, cell):
-        if type(cell) not in _CELLS:
+        if type(cell) not in of_keras.NAMES:
             copy = type(cell).from_config(cell.get_config())
             self.others.append((cell, copy))
             return copy
-        arguments = {**cell.get_config(), **_activations(cell), **self.changes}
-        copy = CELLS[_CELLS[type(cell)]](**_renamed(arguments))
+        copy = of_keras.unbuilt(cell, **self.changes)
         self.recurrent.append((cell, copy))
         return copy
 
     def _layer_arguments(self, layer):
         # The layer's config alone is not complete: SimpleRNN leaves out its seed.
         config = {**layer.cell.get_config(), **layer.get_config()}
-        return _renamed({**config, **_activations(layer.cell), **self.changes})
+        return of_keras.renamed({**config, **of_keras.activations(layer.cell), **self.changes})
 
     @staticmethod
     def _holds_keras_cells(cell):
         cells = cell.cells if isinstance(cell, keras.layers.StackedRNNCells) else [cell]
-        return any(type(cell) in _CELLS for cell in cells)
-
-
-def _activations(cell):
-    """The cell's activations by Keras' names: the functions themselves, which a config may not
-    hold; a layer as a copy, for the weights that it may have."""
-    return {name: _copied(getattr(cell, name)) for name in KERAS_NAMES if hasattr(cell, name)}
-
-
-def _copied(activation):
-    if isinstance(activation, keras.layers.Layer):
-        return type(activation).from_config(activation.get_config())
-    return activation
+        return any(type(cell) in of_keras.NAMES for cell in cells)
 
 
 def copy_state(original, copy):
@@ -321,7 +312,3 @@ def _random(tensor, rng):
         return keras.ops.convert_to_tensor(np.full(shape, "a"))
     values = rng.normal(size=shape) if "float" in str(tensor.dtype) else rng.integers(0, 2, shape)
     return keras.ops.convert_to_tensor(values.astype(str(tensor.dtype)))
-
-
-def _renamed(arguments):
-    return {KERAS_NAMES.get(name, name): value for name, value in arguments.items()}

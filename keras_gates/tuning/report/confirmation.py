@@ -1,0 +1,241 @@
+"""Does a difference between trials hold with seeds that had no part in choosing them?"""
+
+import dataclasses
+import math
+import statistics
+from typing import Any
+
+from scipy import stats
+
+from keras_gates.diagnostics.report import plain
+from keras_gates.tuning import records
+from keras_gates.tuning.report import text
+from keras_gates.tuning.report.comparison import CONFIDENCE, compare, ranked, seeds_needed
+from keras_gates.tuning.report.pairs import pair_of
+from keras_gates.tuning.report.text import number
+
+
+@dataclasses.dataclass
+class Difference:
+    """One trial against another, seed by seed.
+
+    The interval is a t-interval of the mean of the differences within each seed, so that what a
+    seed does to both cancels; with several trials to compare with, corrected for their number
+    (Dunn, "Multiple comparisons among means", 1961).
+
+    Attributes:
+        first, other: ids of the trials.
+        verdict: "holds" (the first is better), "reversed" (the other is), "undecided", "failed"
+            (the first did not finish with every seed), or "too few" (fewer than two seeds with
+            which both finished).
+        sentence: the verdict in words.
+        differences: from each seed with which both finished to by how much the first was better in
+            the objective: positive for "min", too.
+        difference: the mean of these; None without any.
+        low, high: its 95 % interval; None for fewer than two.
+        seeds_needed: about how many seeds, those trained with included, it takes to tell a
+            difference of this size, if it is real, with a power of 80 %. None where that is not the
+            question, or for more than 1000.
+    """
+
+    first: str
+    other: str
+    verdict: str
+    sentence: str
+    differences: dict
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds_needed: int | None = None
+
+
+@dataclasses.dataclass
+class Confirmation:
+    """What `Tuner.confirm` finds. `print` shows the verdicts and the scores of every seed.
+
+    Attributes:
+        objective, direction: what was optimized, and "min" or "max".
+        seeds: those that the trials were trained with.
+        scores: from the id of each trial to a dict from each seed to the objective at the best
+            epoch; None where the training did not finish.
+        reasons: from (id, seed) to why a training did not finish.
+        differences: a list of `Difference`: the first of the trials against each of the others.
+    """
+
+    objective: str
+    direction: str
+    seeds: list
+    scores: dict
+    reasons: dict
+    differences: list[Difference]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain dicts, lists and numbers, for JSON. None stands for what is not
+        finite."""
+        found = dataclasses.asdict(self)
+        found["reasons"] = [[*key, reason] for key, reason in self.reasons.items()]
+        return plain(found)
+
+    def __str__(self) -> str:
+        table = [["seed", *(f"trial {name}" for name in self.scores)]]
+        for seed in self.seeds:
+            table.append([str(seed), *(number(its[seed]) or "-" for its in self.scores.values())])
+        lines = [each.sentence for each in self.differences]
+        lines += ["", f"{self.objective} with every seed", *text.aligned(table)]
+        if self.reasons:
+            lines += ["", "Without a score"]
+            lines += text.aligned([(f"trial {n}", *rest) for (n, _), *rest in self.reasons.items()])
+        return "\n".join(lines)
+
+
+def chosen(search: records.Search, trials: list | None) -> list[str]:
+    """The ids of the trials to confirm, the one that should be better first.
+
+    Args:
+        search: with the scopes of its choices left out.
+        trials: ids; None for the best one and the best one with the default pair of activations,
+            or, where that is itself the best, the best one and the next.
+
+    Raises:
+        TypeError, ValueError: no such trials.
+    """
+    if trials is None:
+        found, scored = compare(search), ranked(search)
+        if found.verdict == "default is best" and len(scored) > 1:
+            return [scored[0].trial_id, scored[1].trial_id]
+        if found.default is None or found.default == found.best:
+            raise ValueError(
+                "`trials` must be given, as there are no two to compare by default. "
+                f"{found.sentence} Received: trials=None"
+            )
+        return [found.best, found.default]
+    known = [trial.trial_id for trial in search.trials if trial.outcome != "running"]
+    expected = "`trials` must be a list of the ids of at least two ended trials, each once"
+    if not isinstance(trials, (list, tuple)):
+        raise TypeError(f"{expected}. Received: trials={trials!r}")
+    if len(trials) < 2 or len(set(trials)) < len(trials) or set(trials) - set(known):
+        raise ValueError(f"{expected}: {', '.join(known)}. Received: trials={trials!r}")
+    return list(trials)
+
+
+def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> Confirmation:
+    """The `Confirmation` from what was trained.
+
+    Args:
+        search: with the scopes of its choices left out.
+        executions: from the id of each trial to its `records.Execution`s with further seeds.
+        seeds: those that count.
+
+    >>> from keras_gates.tuning.records import Execution, Search, Trial
+    >>> trials = [Trial("0", {"candidate_activation": "tanh"}, "COMPLETED", []),
+    ...           Trial("1", {"candidate_activation": "relu"}, "COMPLETED", [])]
+    >>> scores = {"1": [0.83, 0.87, 0.86], "0": [0.80, 0.85, 0.83]}
+    >>> executions = {name: [Execution(seed, "finished", 5, score=score)
+    ...                      for seed, score in enumerate(its, start=2)]
+    ...               for name, its in scores.items()}
+    >>> print(confirmation(Search("val_accuracy", "max", trials), executions, [2, 3, 4]))
+    Trial 1 (relu) is better than trial 0 (tanh) by 0.02667 in val_accuracy (95 % interval 0.01232 \
+to 0.04101, paired by seed, over 3 further seeds): the difference holds.
+    <BLANKLINE>
+    val_accuracy with every seed
+      seed  trial 1  trial 0
+      2     0.83     0.8
+      3     0.87     0.85
+      4     0.86     0.83
+    """
+    by_seed = {name: {e.seed: e for e in its} for name, its in executions.items()}
+    scores = {
+        name: {seed: its[seed].score if seed in its else None for seed in seeds}
+        for name, its in by_seed.items()
+    }
+    reasons = {
+        (name, seed): f"seed {seed}: {its[seed].outcome}, {its[seed].reason}"
+        for name, its in by_seed.items()
+        for seed in seeds
+        if seed in its and its[seed].outcome != records.FINISHED
+    }
+    values = {trial.trial_id: trial.values for trial in search.trials}
+    names = {}
+    for name in by_seed:
+        pair = pair_of(values[name])
+        names[name] = f"trial {name} ({pair})" if pair else f"trial {name}"
+    first, *others = by_seed
+    return Confirmation(
+        search.objective,
+        search.direction,
+        list(seeds),
+        scores,
+        reasons,
+        [_difference(search, scores, first, other, names, len(others)) for other in others],
+    )
+
+
+def _difference(search, scores, first, other, names, comparisons):
+    """The `Difference` of two trials, among so many comparisons."""
+    sign = 1 if search.direction == "max" else -1
+    failed = {name: [s for s, score in scores[name].items() if score is None] for name in scores}
+    differences = {
+        seed: sign * (score - scores[other][seed])
+        for seed, score in scores[first].items()
+        if score is not None and scores[other][seed] is not None
+    }
+    found = Difference(first, other, "", "", differences)
+    one, two = names[first], names[other]
+    if failed[first]:
+        found.verdict = "failed"
+        found.sentence = f"T{one[1:]} did not finish with {_seeds(failed[first])}"
+        if failed[other]:
+            found.sentence += f", {two} with {_seeds(failed[other])}"
+        found.sentence += ": what it scored with others is no reason to take it."
+        return found
+    if len(differences) < 2:
+        found.verdict = "too few"
+        found.sentence = (
+            f"T{two[1:]} did not finish with {_seeds(failed[other])}: too few are left to compare "
+            f"it with {one}, which finished with all."
+        )
+        return found
+    count, values = len(differences), list(differences.values())
+    noise = statistics.stdev(values)
+    quantile = stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, count - 1)
+    margin = float(quantile * noise / math.sqrt(count))
+    found.difference = statistics.fmean(values)
+    found.low, found.high = found.difference - margin, found.difference + margin
+    corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+    ahead = (
+        f"by {number(abs(found.difference))} in {search.objective} (95 % interval "
+        "{} to {}" + f", paired by seed, over {count} further seeds{corrected})"
+    )
+    if found.difference < 0:
+        one, two = two, one
+        ahead = ahead.format(number(-found.high), number(-found.low))
+    else:
+        ahead = ahead.format(number(found.low), number(found.high))
+    if found.low > 0 or found.high < 0:
+        found.verdict = "holds" if found.low > 0 else "reversed"
+        end = "the difference holds" if found.low > 0 else "the other way round than in the search"
+        found.sentence = f"T{one[1:]} is better than {two} {ahead}: {end}."
+    else:
+        found.verdict = "undecided"
+        needed = seeds_needed(abs(found.difference), noise)
+        found.seeds_needed = needed and max(needed, len(scores[first]) + 1)
+        found.sentence = (
+            f"T{one[1:]} is ahead of {two} {ahead}: the interval has 0 in it, so that either may "
+            "be the better one."
+        )
+        if found.seeds_needed:
+            found.sentence += (
+                f" To tell a difference of this size, if it is real, takes about "
+                f"tuner.confirm(seeds={found.seeds_needed}), these included."
+            )
+        else:
+            found.sentence += " No number of seeds that is worth it would tell."
+    if failed[other]:
+        found.sentence += (
+            f" T{names[other][1:]} did not finish with {_seeds(failed[other])}, which do not count."
+        )
+    return found
+
+
+def _seeds(seeds):
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
