@@ -5,9 +5,16 @@ import contextlib
 from keras_gates import html
 from keras_gates.tuning.report import plots
 from keras_gates.tuning.report.pairs import ABSENT, activations_of
-from keras_gates.tuning.report.text import FIGURES, MOST, cost, counts, differing, number
-
-_EFFECTS = ("choice", "level", "effect", "95 % interval", "finished", "diverged")
+from keras_gates.tuning.report.text import (
+    FIGURES,
+    MOST,
+    cost,
+    counts,
+    differing,
+    effects_in_words,
+    effects_table,
+    number,
+)
 
 
 def block(found):
@@ -52,15 +59,12 @@ def _tables(found, heading):
     if failed:
         yield html.element(heading, "Without a score")
         yield _of_trials(failed, ["trial", "outcome", "reason", *differing(found)])
-    effects = [effect for effect in found.effects if effect.finished or effect.diverged]
-    if effects:
-        yield html.element(heading, f"Main effects on {found.objective}")
-        yield html.table(_EFFECTS, map(_effect, effects), words=["95 % interval"])
-        what = (
-            "How much better than the mean over the levels: positive is better. Each choice alone, "
-            "not adjusted for others. An interval with 0 in it proves nothing."
-        )
-        yield html.element("p", what, class_="faint")
+    if any(effect.finished or effect.diverged for effect in found.effects):
+        what, *notes = effects_in_words(found)
+        header, *rows = effects_table(found)
+        yield html.element(heading, what)
+        yield html.table(header, rows, words=["95 % interval"])
+        yield html.element("p", " ".join(notes), class_="faint")
 
 
 def _all(found):
@@ -74,18 +78,6 @@ def _of_trials(rows, names):
     names = [name for name in names if any(row.get(name) is not None for row in rows)]
     entries = [[number(row.get(name, ABSENT)) for name in names] for row in rows]
     return html.table(names, entries, words=["reason"])
-
-
-def _effect(effect):
-    interval = "" if effect.low is None else f"{effect.low:+.3g} to {effect.high:+.3g}"
-    return (
-        effect.choice,
-        number(effect.level),
-        ABSENT if effect.effect is None else f"{effect.effect:+.3g}",
-        interval if effect.reason is None else effect.reason,
-        effect.finished,
-        f"{round(effect.diverged * effect.ended)} of {effect.ended}",
-    )
 
 
 def _pictures(found):

@@ -72,17 +72,27 @@ def _failed(rows, found):
 
 
 def _effects(found):
+    head, *notes = effects_in_words(found)
+    return [head, *(f"  {note}" for note in notes), *aligned(effects_table(found))]
+
+
+def effects_in_words(found):
+    """What the main effects are, and how to read them."""
     noise = "of trials and of seeds"
     if max(effect.seeds for effect in found.effects) < 2:
         noise = "of trials alone; of the noise of seeds nothing is known with one seed"
-    what = [
+    return [
         f"Main effects on {found.objective}: how much better than the mean over the levels",
-        "  Positive is better; for numbers of many values the slope; 95 % intervals. Each choice "
+        "Positive is better; for numbers of many values the slope; 95 % intervals. Each choice "
         "alone, not adjusted for others.",
-        f"  The intervals hold the noise {noise}.",
-        "  An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
+        f"The intervals hold the noise {noise}.",
+        "An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
         "interval without it.",
     ]
+
+
+def effects_table(found):
+    """A row for every level of every choice, with the header first."""
     table = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
     best_first = sorted(
         found.effects, key=lambda e: float("inf") if e.effect is None else -e.effect
@@ -95,7 +105,7 @@ def _effects(found):
                 diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
                 middle = interval if e.reason is None else f"({e.reason})"
                 table.append((name, number(e.level), effect, middle, str(e.finished), diverged))
-    return [*what, *aligned(table)]
+    return table
 
 
 def cost(found):
