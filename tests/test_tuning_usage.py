@@ -48,7 +48,7 @@ def json_files(folder):
         ({"max_trials": 0}, ValueError, "`max_trials` must be a positive integer.*max_trials=0"),
         ({"max_trials": -3}, ValueError, "`max_trials` must be a positive integer"),
         ({"max_trials": "3"}, ValueError, "`max_trials` must be a positive integer.*'3'"),
-        ({"seed": "a"}, ValueError, "`seed` must be an integer, or None.*seed='a'"),
+        ({"seed": "a"}, ValueError, "`seed` must be an integer from 0 to.*seed='a'"),
         ({"executions_per_trial": 0}, ValueError, "`executions_per_trial` must be a positive"),
         ({"max_trails": 3}, TypeError, "takes no argument `max_trails`.*'max_trials'"),
         ({"model": None}, TypeError, "`hypermodel` must be a function of a .*hypermodel=None"),
@@ -318,3 +318,58 @@ def test_a_long_reason_is_cut_in_the_line():
     first = progress.stream.getvalue().strip().splitlines()[0].strip()
     assert first.endswith("...")
     assert len(first) < 250
+
+
+def _build(hp):
+    raise AssertionError("nothing is built")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": []}, r"`objective` must be a name.*objective=\[\]"),
+        ({"objective": keras_tuner.Objective("val_loss", "up")}, "direction is 'min' or 'max'"),
+        ({"seed": -1}, "`seed` must be an integer from 0"),
+        ({"seed": "a"}, "`seed` must be an integer from 0"),
+        ({"directory": 3}, "`directory` must be a path. Received: directory=3"),
+        ({"project_name": 3}, "`project_name` must be a text"),
+        ({"overwrite": "yes"}, "`overwrite` must be True or False"),
+    ],
+)
+def test_arguments_of_a_search(given, message, tmp_path):
+    options = {"objective": "val_loss", "directory": tmp_path, **given}
+    for search in (tuning.RandomSearch, tuning.BayesianOptimization):
+        with pytest.raises(ValueError, match=message):
+            search(_build, max_trials=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "message"),
+    [
+        ((1, 2), {"verbose": "a"}, "`verbose` must be one of 'auto', 0, 1, 2"),
+        ((1, 2), {"callbacks": 3}, "`callbacks` must be a list of keras.callbacks.Callback"),
+    ],
+)
+def test_arguments_of_search_itself(args, given, message, tmp_path):
+    tuner = tuning.RandomSearch(build, "val_loss", directory=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        tuner.search(*args, **given)
+
+
+def test_arguments_of_a_space():
+    hp = keras_tuner.HyperParameters()
+    for wrong in (None, {}, keras_tuner.HyperParameters):
+        with pytest.raises(ValueError, match="`hp` must be the keras_tuner.HyperParameters"):
+            tuning.activation_space(wrong)
+    for name in ("unstable", "double_one_sided"):
+        with pytest.raises(ValueError, match=f"`{name}` must be True or False"):
+            tuning.activation_space(hp, **{name: "no"})
+    with pytest.raises(ValueError, match="`units` must be a positive integer. Received: units=-4"):
+        tuning.activation_space(hp, units=-4)
+    for shape in ((None, -3), (0, 3), (None, True)):
+        with pytest.raises(ValueError, match="`input_shape` must be"):
+            tuning.GatedRNNHyperModel("classification", shape, 2)
+    with pytest.raises(ValueError, match="`mask_value` must be a finite number"):
+        tuning.GatedRNNHyperModel("classification", (None, 3), 2, mask_value="a")
+    with pytest.raises(ValueError, match="`stem` must be a list of Keras layers"):
+        tuning.GatedRNNHyperModel("classification", (None, 3), 2, stem=keras.layers.Dense)

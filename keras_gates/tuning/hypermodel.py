@@ -21,7 +21,13 @@ from keras_gates.tuning.space import (
     choice,
     named_cells,
 )
-from keras_gates.validation import fraction, one_of, positive_integer, true_or_false
+from keras_gates.validation import (
+    finite_number,
+    fraction,
+    one_of,
+    positive_integer,
+    true_or_false,
+)
 
 # From each task to its loss and its metrics.
 _CLASSES = ("sparse_categorical_crossentropy", ["accuracy"])
@@ -218,7 +224,7 @@ def _part(argument, part):
     if isinstance(part, keras.Layer):
         part = [part]
     layers = isinstance(part, (list, tuple)) and all(isinstance(p, keras.Layer) for p in part)
-    if not (part is None or layers or callable(part)):
+    if not (part is None or layers or callable(part)) or isinstance(part, type):
         raise ValueError(
             f"`{argument}` must be a list of Keras layers, or a function of a tensor and `hp`. "
             f"Received: {argument}={part!r}"
@@ -255,13 +261,16 @@ def _rate(argument, value):
 
 def _input_shape(shape, stem, mask_value):
     sizes = tuple(shape) if isinstance(shape, (list, tuple)) else ()
-    if not all(isinstance(size, numbers.Integral) or size is None for size in sizes) or not (
-        sizes if stem is not None else len(sizes) == 2 and sizes[1] is not None
-    ):
+    known = [size for size in sizes if size is not None]
+    if any(
+        not isinstance(s, numbers.Integral) or isinstance(s, bool) or s < 1 for s in known
+    ) or not (sizes if stem is not None else len(sizes) == 2 and sizes[1] is not None):
         raise ValueError(
             "`input_shape` must be (time, features), without the samples, where time may be None; "
             f"only a `stem` can take another. Received: input_shape={shape!r}"
         )
+    if mask_value is not None:
+        finite_number("mask_value", mask_value)
     if mask_value is not None and len(sizes) != 2:
         raise ValueError(
             "`mask_value` is looked for in all features of a step, so that `input_shape` must be "

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import json
 import math
-import numbers
 import os
 import pathlib
 import time
@@ -24,7 +23,7 @@ from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 
 from keras_gates.tuning import distinct, records, roles
-from keras_gates.validation import positive_integer
+from keras_gates.validation import positive_integer, seed_or_none
 
 HyperModel: TypeAlias = (
     keras_tuner.HyperModel | Callable[[keras_tuner.HyperParameters], keras.Model]
@@ -66,6 +65,7 @@ class RobustOracle(_Base):
         max_consecutive_failed_trials: int | None = None,
         **kwargs: Any,
     ) -> None:
+        seed_or_none("seed", seed)
         super().__init__(
             *args,
             seed=seed,
@@ -74,8 +74,13 @@ class RobustOracle(_Base):
         )
         if self.max_trials is not None:
             positive_integer("max_trials", self.max_trials)
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral | None):
-            raise ValueError(f"`seed` must be an integer, or None. Received: seed={seed!r}")
+        objectives = getattr(self.objective, "objectives", [self.objective])
+        directions = [getattr(each, "direction", None) for each in objectives]
+        if not objectives or any(d not in ("min", "max", None) for d in directions):
+            raise ValueError(
+                "`objective` must be a name such as 'val_accuracy', or a keras_tuner.Objective "
+                f"whose direction is 'min' or 'max'. Received: objective={objectives!r}"
+            )
         if seed is not None:
             self.seed = self._seed_state = seed  # KerasTuner takes 0 for no seed
         # Of the trainings: every trial gets the same seeds, in every process.

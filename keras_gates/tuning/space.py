@@ -23,7 +23,7 @@ from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import refuse_unknown
 from keras_gates.cells.base import CLIP_PLACES
 from keras_gates.cells.step import recurrent_blocks
-from keras_gates.validation import close_matches
+from keras_gates.validation import close_matches, positive_integer, true_or_false
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
 GATES = ("sigmoid", "hard_sigmoid", "tanh_gate", "softsign_gate")
@@ -117,7 +117,15 @@ def activation_space(
     units", 2015 (identity); Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
     neural networks", 2013 (clipping).
     """
+    if not isinstance(hp, keras_tuner.HyperParameters):
+        raise ValueError(
+            "`hp` must be the keras_tuner.HyperParameters that `build` is called with. "
+            f"Received: hp={hp!r}"
+        )
     gates, candidates = _names("gates", gates), _names("candidates", candidates)
+    unstable = true_or_false("unstable", unstable)
+    double_one_sided = true_or_false("double_one_sided", double_one_sided)
+    units = None if units is None else positive_integer("units", units)
     if double_one_sided and units is None:
         raise ValueError(
             "`double_one_sided` needs the number to be doubled: give `units` as well. Received: "

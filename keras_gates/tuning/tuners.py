@@ -22,7 +22,7 @@ from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Confirming, Progress
 from keras_gates.tuning.report.confirmation import Confirmation, chosen, confirmation
 from keras_gates.tuning.report.pairs import read_unscoped
-from keras_gates.validation import close_matches, positive_integer
+from keras_gates.validation import close_matches, one_of, positive_integer, true_or_false
 
 _CURE = "Give another `project_name`, or overwrite=True to delete what is there."
 
@@ -92,6 +92,11 @@ class Tuner(keras_tuner.Tuner):
                 "started again would delete the finished trials. Delete the folder before the "
                 "search begins."
             )
+        true_or_false("overwrite", overwrite)
+        if not isinstance(project_name, str | None):
+            raise ValueError(
+                f"`project_name` must be a text. Received: project_name={project_name!r}"
+            )
         _check_arguments(type(self), oracle, hypermodel, directory, kwargs)
         executions = positive_integer("executions_per_trial", executions_per_trial)
         self._seeds = [oracle.first_seed + k for k in range(executions)]
@@ -132,8 +137,14 @@ class Tuner(keras_tuner.Tuner):
             SystemExit: in other processes than the first, always.
             ValueError: the trials that there are had other data, epochs or batches.
         """
+        one_of("verbose", verbose, ("auto", 0, 1, 2))
         if "epochs" in kwargs:
             positive_integer("epochs", kwargs["epochs"])
+        if not isinstance(kwargs.get("callbacks") or [], (list, tuple)):
+            raise ValueError(
+                "`callbacks` must be a list of keras.callbacks.Callback. Received: callbacks="
+                f"{kwargs['callbacks']!r}"
+            )
         with self.oracle.locked():
             self._refuse_other_training(args, kwargs)
         self._progress.verbose = self._verbose = verbose
@@ -544,6 +555,8 @@ def _check_arguments(tuner_class, oracle, hypermodel, directory, kwargs):
             "`hypermodel` must be a function of a keras_tuner.HyperParameters that returns a "
             "compiled model, or a keras_tuner.HyperModel. Received: hypermodel=None"
         )
+    if not isinstance(directory, str | os.PathLike | None):
+        raise ValueError(f"`directory` must be a path. Received: directory={directory!r}")
     if directory is not None and pathlib.Path(directory).is_file():
         raise ValueError(
             f"`directory` must be a folder. Received: directory={str(directory)!r}, which is a file"
