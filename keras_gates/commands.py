@@ -3,12 +3,15 @@
 They return what is to be printed, or an exit status. `keras_gates_command` reads the arguments.
 """
 
+import contextlib
 import importlib
+import json
 import logging
 import os
 import sys
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 
@@ -51,7 +54,7 @@ def export(given):
 def inspect(given):
     from keras_gates import deployment
 
-    if given.path.endswith(".keras"):
+    if given.path.lower().endswith(".keras"):
         return deployment.inspect_keras(given.path)
     _log.info("reading %s", given.path)
     return deployment.inspect(given.path)
@@ -116,6 +119,7 @@ def _cell(name):
 
 def _chosen(given):
     """The arguments of the cell."""
+    _import(given.modules)
     chosen = dict(given.others)
     for name in ("candidate_activation", "output_activation"):
         if getattr(given, name) is not None:
@@ -134,9 +138,12 @@ def _chosen(given):
 
 
 def _load(given, compile=True):
-    for module in given.modules:
-        _imported("modules", module)
+    _import(given.modules)
     _log.info("loading %s", given.model)
+    if _saved_by_keras2(given.model):
+        from keras_gates.convert import load_keras2
+
+        return load_keras2(given.model)
     try:
         return keras.saving.load_model(given.model, compile=compile)
     except TypeError as error:  # of a class or function that Keras cannot find
@@ -148,6 +155,22 @@ def _load(given, compile=True):
             f"{given.model} cannot be loaded; if it holds cells or functions of your own, name the "
             f"module that registers them: --import my_module. Keras says: {reason}"
         ) from error
+
+
+def _saved_by_keras2(path):
+    version = ""
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(KeyError), zipfile.ZipFile(path) as archive:
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    elif h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            version = file.attrs.get("keras_version", "")
+    return version.startswith("2")
+
+
+def _import(modules):
+    for module in modules:
+        _imported("modules", module)
 
 
 def _imported(argument, module):

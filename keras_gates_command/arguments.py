@@ -61,7 +61,9 @@ def in_terms_of_options(given, message):
 def _check(command):
     """Say whether a choice of activations will work in a cell, before training."""
     _add_cell(command)
-    command.set_defaults(needs_backend=lambda given: ":" in given.cell)
+    command.set_defaults(
+        needs_backend=lambda given: ":" in given.cell or bool(given.modules),
+    )
 
 
 def _export(command):
@@ -107,7 +109,7 @@ def _inspect(command):
     )
     command.set_defaults(
         refuse_missing=_refuse_missing("path"),
-        needs_backend=lambda given: not given.path.endswith(".keras"),
+        needs_backend=lambda given: not given.path.lower().endswith(".keras"),
     )
 
 
@@ -175,17 +177,22 @@ def _add_cell(command):
         metavar="ARGUMENT=VALUE",
         help="a further argument of the cell, such as grad_clip_norm=1.0 or layer_norm=True",
     )
+    _add_import(command, "the activations")
 
 
 def _add_model(command):
-    command.add_argument("model", help="a .keras file")
+    command.add_argument("model", help="a .keras file, or a model that Keras 2 saved")
+    _add_import(command, "the model's own cells and functions")
+
+
+def _add_import(command, what):
     command.add_argument(
         "--import",
         dest="modules",
         action="append",
         default=[],
         metavar="MODULE",
-        help="import it first: the one that registers the model's own cells and functions",
+        help=f"import it first: the one that registers {what}",
     )
 
 

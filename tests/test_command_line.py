@@ -6,12 +6,13 @@ import pathlib
 import re
 import runpy
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
+from helpers import GOLDEN, run_python
 
 import keras_gates as kg
 import keras_gates_command
@@ -386,6 +387,22 @@ def test_a_cell_of_ones_own_is_judged_by_its_place(here, capsys, monkeypatch):
     sys.modules.pop("leaky")
 
 
+def test_an_activation_of_ones_own_is_judged_once_it_is_registered(here, capsys, monkeypatch):
+    (here / "steep.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable(package='steep')\n"
+        "def steep_gate(x):\n"
+        "    return keras.ops.sigmoid(4 * x)\n"
+    )
+    command = ["check", "gru", "--gate", "steep>steep_gate"]
+    assert run(capsys, *command)[0] == 1
+    status, out, err = run(capsys, *command, "--import", "steep")
+    assert status == 0, err
+    assert "GRUCell: gates steep_gate; candidate tanh: sound" in out
+    keras.saving.get_custom_objects().pop("steep>steep_gate")
+    sys.modules.pop("steep")
+
+
 # ---------------------------------------------------------------------- the others
 
 
@@ -417,8 +434,19 @@ def test_what_is_being_done_is_said_on_stderr(saved, capsys, quick):
     assert said[1].startswith("writing ")
     assert said[2].startswith("running the file in a process of its own")
     assert said[3].startswith("running the model")
-    status, _, err = run(capsys, "export", "model.keras", "served", "--quiet")
-    assert (status, err) == (0, "")
+    assert run(capsys, "inspect", "served")[2].endswith(" s  reading served\n")
+    assert run(capsys, "inspect", "served", "--quiet")[2] == ""
+
+
+def test_models_of_keras_2_are_loaded(here, capsys):
+    with zipfile.ZipFile(max(GOLDEN.glob("keras_2*.zip"))) as packed:
+        packed.extractall(here)
+    frames = np.load("expected.npz")["frames"]
+    np.save("x.npy", frames)
+    for path in ("sequential.h5", "functional.keras"):
+        status, out, err = run(capsys, "diagnose", path, "x.npy")
+        assert status == 0, err
+        assert f"{len(frames)} samples" in out
 
 
 def test_inspect_shows_layers_and_cells_of_a_keras_file(here, rng, capsys):
