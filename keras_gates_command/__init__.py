@@ -81,12 +81,11 @@ def _plain(value):
 
 
 def _import_keras(backend):
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not backend:
         without_backend.import_keras()
     elif "keras" not in sys.modules:
-        name = os.environ.get("KERAS_BACKEND", "tensorflow")
-        logging.getLogger("keras_gates").info("importing Keras and %s", name)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        logging.getLogger("keras_gates").info("importing Keras and its backend")
         with _silent():
             importlib.import_module("keras")
 

@@ -13,15 +13,14 @@ import types
 
 _EMPTY = ("jax", "jax.lax", "keras.src.backend.jax", "keras.src.backend.jax.math")
 _PASSED_OVER = ("sklearn", "matplotlib")
-_BACKEND = "KERAS_BACKEND"
 
 
 def import_keras():
     """Imports Keras on its NumPy backend; with another Keras, for which that fails, as usual."""
     if "keras" in sys.modules:
         return
-    before, backend = set(sys.modules), os.environ.get(_BACKEND)
-    os.environ[_BACKEND] = "numpy"
+    before, environment = set(sys.modules), dict(os.environ)
+    os.environ["KERAS_BACKEND"] = "numpy"
     try:
         with _in_place():
             import keras  # noqa: F401
@@ -30,10 +29,10 @@ def import_keras():
             if name.partition(".")[0] == "keras":
                 del sys.modules[name]
     finally:
-        # Processes that this one starts have the user's.
-        del os.environ[_BACKEND]
-        if backend is not None:
-            os.environ[_BACKEND] = backend
+        # Processes that this one starts have the user's; Keras has changed more of it.
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 @contextlib.contextmanager
