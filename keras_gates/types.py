@@ -16,6 +16,7 @@ CellName = Literal[
 ClipPlace = Literal["state", "preactivation"]
 Initialization = Literal["uniform_gates"]
 Backprop = Literal["auto", "fused", "autodiff"]
+Verbose = Literal["auto", 0, 1]
 InitialState = Literal["zeros", "learned"]
 Format = Literal["saved_model", "onnx", "litert", "openvino"]
 

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_gates import activations
+from keras_gates import activations, html
 from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
@@ -102,21 +102,38 @@ class Verdict:
         return {**dataclasses.asdict(self), "suggestions": self.suggestions}
 
     def __str__(self) -> str:
-        names = sorted(set(self.gates.values()))
-        gates = f"gates {', '.join(names)}; " if names else ""
-        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
-        lines = [f"{self.cell}: {gates}candidate {self.candidate}{output}: {self.level}"]
+        lines = [f"{self._judged()}: {self.level}"]
         lines += [f"  {symbol} = {expression}" for symbol, expression in self.equations]
         lines += [f"  {reason.level}: {reason.what}" for reason in self.reasons]
         lines += [f"  what helps: {advice}" for advice in self.suggestions]
+        return "\n".join([*lines, *(f"  {figure}" for figure in self._figures())])
+
+    def _repr_html_(self) -> str:
+        equations = "\n".join(f"{symbol} = {text}" for symbol, text in self.equations)
+        return html.block(
+            html.element("h3", f"{self._judged()}: ", html.level(self.level)),
+            html.element("pre", equations) if equations else None,
+            *[html.finding(r.level, f"{r.what}.", r.advice) for r in self.reasons],
+            html.element("ul", *[html.element("li", figure) for figure in self._figures()]),
+        )
+
+    def _judged(self):
+        """What was judged, in words."""
+        names = sorted(set(self.gates.values()))
+        gates = f"gates {', '.join(names)}; " if names else ""
+        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
+        return f"{self.cell}: {gates}candidate {self.candidate}{output}"
+
+    def _figures(self):
+        """What is known in numbers, each in words."""
         for state, (low, high) in self.carry.items():
             if (low or high) and low == low:
-                lines.append(f"  the {state} state is carried on by factors in [{low:g}, {high:g}]")
+                yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
         if self.growth == self.growth:
-            lines.append(f"  worst-case growth of the state per step: {self.growth:.3g}")
+            yield f"worst-case growth of the state per step: {self.growth:.3g}"
         if self.spectral_radius is not None:
-            lines.append(
-                "  expected spectral radius of the state Jacobian at initialization: "
+            yield (
+                "expected spectral radius of the state Jacobian at initialization: "
                 f"{self.spectral_radius:.2f}"
             )
         for memory, how in (
@@ -125,11 +142,10 @@ class Verdict:
         ):
             if memory is not None:
                 left = np.exp(-self.steps / max(memory, 1e-9))
-                lines.append(
-                    f"  {how} {left:.1g} of a difference in the state is left after "
+                yield (
+                    f"{how} {left:.1g} of a difference in the state is left after "
                     f"{self.steps} steps"
                 )
-        return "\n".join(lines)
 
 
 @typing.overload
