@@ -60,6 +60,7 @@ def run(capsys, *command):
     return status, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_export_writes_a_file_and_inspect_shows_it(saved, capsys):
     model, x, _ = saved
     status, out, _ = run(
@@ -428,6 +429,7 @@ def test_the_suffix_says_which_format(path, format, saved, capsys, monkeypatch):
     assert asked[0][1:] == (path, format)
 
 
+@pytest.mark.slow
 def test_what_is_being_done_is_said_on_stderr(saved, capsys, quick):
     status, out, err = run(capsys, "export", "model.keras", "served")
     assert status == 0

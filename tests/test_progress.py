@@ -78,6 +78,7 @@ def test_nothing_to_do_has_no_bar():
     assert not shown(lambda: progress.bar(0, 1).__enter__())
 
 
+@pytest.mark.slow
 def test_export_counts_writing_running_and_comparing(tmp_path, quick):
     found = counts(shown(lambda: kg.export(model(), tmp_path / "model", verbose=1)))
     assert (found[0], found[-1]) == ((0, 3), (3, 3))
