@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gates import activations, engine, regularizers, verdicts
 from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
-from keras_gates.cells import CELLS, GatedCell
+from keras_gates.cells import CELLS, GatedCell, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
@@ -50,8 +50,9 @@ class GatedRNN(keras.layers.RNN):
             candidate. Adds to the loss λ / N times the sum of |h| over all units and all N
             valid (sample, step) pairs.
         Further arguments of the cell: `use_bias`, the initializers, regularizers and constraints,
-            `dropout`, `recurrent_dropout`, `seed`; `reset_after` (gru); `output_activation`,
-            `unit_forget_bias` (lstms); `beta` (janet). See `GatedCell`, and the class of each cell.
+            `dropout`, `recurrent_dropout`, `zoneout`, `seed`; `reset_after` (gru);
+            `output_activation`, `unit_forget_bias` (lstms); `beta` (janet). See `GatedCell`, and
+            the class of each cell.
         activity_regularizer: Keras' own, with Keras' meaning.
         name, dtype, trainable: as in every Keras layer.
 
@@ -59,7 +60,7 @@ class GatedRNN(keras.layers.RNN):
         sequences: (batch, time, features).
         initial_state: list of the states, each (batch, units). Default: zeros.
         mask: booleans, (batch, time). A masked step carries the states and repeats the output.
-        training: whether dropout applies.
+        training: whether dropout applies, and units are drawn for zoneout.
 
     Returns:
         (batch, units), or (batch, time, units) with `return_sequences`; with `return_state`
@@ -282,6 +283,9 @@ class GatedRNN(keras.layers.RNN):
             except (engine.NotFusableError, NotTraceableError) as reason:
                 self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)
+        if training and self.cell.zoneout:
+            masks = zoneout.drawn(self.cell, ops.shape(sequences)[:2])
+            sequences = zoneout.beside(sequences, masks)
         return super().inner_loop(sequences, states, mask, training=training)
 
     def _general_obstacle(self):

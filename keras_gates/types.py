@@ -38,6 +38,7 @@ class CellOptions(TypedDict, total=False):
     bias_constraint: Any
     dropout: float
     recurrent_dropout: float
+    zoneout: float | Mapping[str, float]
     grad_clip_value: float | None
     grad_clip_norm: float | None
     grad_clip_at: ClipPlace

@@ -8,6 +8,7 @@ import types
 
 from keras import ops
 
+from keras_gates.cells import zoneout
 from keras_gates.gradients import clip_gradient, clipped
 from keras_gates.validation import one_of
 
@@ -18,11 +19,14 @@ class Step:
     Args:
         cell: a GatedCell.
         input_masks, recurrent_masks: dropout masks, one or a list with one per block, or None.
+        kept: where the states with zoneout are kept, in training: booleans (rows, units), in their
+            order.
         may_clip: whether gradients of what is computed now may be asked for.
     """
 
-    def __init__(self, cell, input_masks=None, recurrent_masks=None, may_clip=False):
+    def __init__(self, cell, input_masks=None, recurrent_masks=None, kept=(), may_clip=False):
         self.cell = cell
+        self.kept = dict(zip(zoneout.shares(cell), kept, strict=False))
         self.input_masks, self.recurrent_masks = input_masks, recurrent_masks
         self.input_bias, self.recurrent_bias = cell.biases
         self.may_clip = may_clip

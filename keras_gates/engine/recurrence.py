@@ -15,8 +15,9 @@ from keras import ops
 from keras_gates._keras.layers import AutocastScope
 from keras_gates.cells.step import Step, named, projected_blocks, running
 
-# Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block.
-Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent"])
+# Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block; and
+# where zoneout keeps each state that has it, of one step or, with an axis for time, of all.
+Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent", "kept"], defaults=[()])
 
 
 class Recurrence:
@@ -69,7 +70,7 @@ class Recurrence:
             states: the states before, each (rows, units), and the running sums of the penalties,
                 each (rows, 1).
             valid: booleans (rows, 1), or None: whether the step is not masked.
-            dropout: the masks.
+            dropout: the masks, for zoneout those of this step.
         """
         cell = self.cell
         with self._given(values, dropout):
@@ -87,7 +88,7 @@ class Recurrence:
         scope = keras.StatelessScope(mapping)
         masks = _one_or_list(dropout.inputs), _one_or_list(dropout.recurrent)
         with scope, AutocastScope(self.cell.compute_dtype):
-            step = Step(self.cell, *masks, may_clip=True)
+            step = Step(self.cell, *masks, dropout.kept, may_clip=True)
             with running(self.cell, step):
                 yield step
         if len(scope.state_mapping) > len(mapping):
