@@ -257,11 +257,14 @@ class GatedRNN(keras.layers.RNN):
         except NotTraceableError as reason:
             return [f"  its equations cannot be traced: {reason}"]
         bias = " + c_k" if self.cell.two_biases else ""
+        kernel = ""
+        if type(self.cell).parametrize is not GatedCell.parametrize:
+            kernel = f", of U as {type(self.cell).__name__}.parametrize makes it"
         return [
-            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}:"
+            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}{kernel}:"
             if not self.cell.layer_norm
-            else "  with x_k = x W_k and u_k = h U_k, and L(v) = v, normalized over units, times a "
-            "gain, plus a bias:",
+            else f"  with x_k = x W_k and u_k = h U_k{kernel}, and L(v) = v, normalized over "
+            "units, times a gain, plus a bias:",
             *[f"  {symbol} = {text}" for symbol, text in lines],
         ]
 

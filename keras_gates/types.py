@@ -9,9 +9,9 @@ import keras
 Activation = Union[str, Callable[[Any], Any], keras.layers.Layer, dict[str, Any]]  # noqa: UP007
 GateActivation = Activation | Mapping[str, Activation | None]
 CellName = Literal[
-    "gru", "lstm", "simple", "cifg", "fast_grnn", "ind_rnn", "janet", "layer_norm_gru",
-    "layer_norm_lstm", "li_gru", "mgu", "min_gru",
-    "min_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
+    "gru", "lstm", "simple", "antisymmetric", "cifg", "fast_grnn", "gated_antisymmetric",
+    "ind_rnn", "janet", "layer_norm_gru", "layer_norm_lstm", "lem", "li_gru", "mgu", "min_gru",
+    "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
 Initialization = Literal["uniform_gates"]
@@ -67,6 +67,9 @@ class BuiltInOptions(CellOptions, total=False):
     reset_after: bool
     unit_forget_bias: bool
     beta: float
+    dt: float
+    epsilon: float
+    gamma: float
 
 
 class LayerArguments(BuiltInOptions, total=False):

@@ -287,6 +287,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         """With `layer_norm`, one of `normalized_states` normalized; else the state as it is."""
         return self._normalized("state", {name: state})[name] if self.layer_norm else state
 
+    def parametrize(self, recurrent_kernel):
+        """U as the equations use it, of the shape of the trainable weight: by default that itself.
+
+        A cell whose U has a structure, such as `U - Uᵀ`, makes it here with `keras.ops`.
+        """
+        return recurrent_kernel
+
     def clip_state(self, state):
         """`state`, with its gradient clipped. `call` does this to the hidden state; a cell with a
         further state that gradients flow along does it in its equations."""
@@ -333,6 +340,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             self.get_dropout_mask(inputs) if training else None,
             self.get_recurrent_dropout_mask(states[0]) if training else None,
             kept,
+            recurrent_kernel=self.parametrized_kernel,
             may_clip=bool(training) or may_be_recorded(),
         )
         with entered(self, step):
@@ -467,6 +475,19 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                     f"`{argument}` must give values of the shape that it is asked for. "
                     f"Received: shape {tuple(weight.value.shape)}"
                 )
+        if self.recurrent_kernel is not None:
+            found, shape = self.parametrized_kernel, tuple(self.recurrent_kernel.shape)
+            if not _same_shapes([found], [shape]):
+                raise ValueError(
+                    f"`parametrize` of {type(self).__name__} must return a tensor of the shape of "
+                    f"the recurrent kernel, {shape}. Received: {found!r}"
+                )
+
+    @property
+    def parametrized_kernel(self):
+        """U as the equations use it, or None."""
+        weight = self.recurrent_kernel
+        return None if weight is None else self.parametrize(weight)
 
     @property
     def biases(self):

@@ -28,7 +28,7 @@ class Recurrence:
 
     Attributes:
         variables: the cell's weights: W, U, b, as far as there are, then what activations and
-            subclasses add.
+            subclasses add. The functions take U as the equations use it.
         usual: how many of them are W, U and b.
         projected: names of the blocks that `project_state` gives.
     """
@@ -44,7 +44,10 @@ class Recurrence:
     def values(self):
         """The present values of `variables`, in their own dtypes."""
         with AutocastScope(None):
-            return [variable.value for variable in self.variables]
+            values = [variable.value for variable in self.variables]
+            if self.cell.recurrent_kernel is not None:
+                values[1] = self.cell.parametrize(values[1])
+        return values
 
     def project_input(self, values, inputs, dropout):
         """`x W_k + b_k` of every block k; `inputs` (rows, features), each result (rows, units)."""
@@ -88,7 +91,8 @@ class Recurrence:
         scope = keras.StatelessScope(mapping)
         masks = _one_or_list(dropout.inputs), _one_or_list(dropout.recurrent)
         with scope, AutocastScope(self.cell.compute_dtype):
-            step = Step(self.cell, *masks, dropout.kept, may_clip=True)
+            kernel = self.cell.recurrent_kernel
+            step = Step(self.cell, *masks, dropout.kept, kernel, may_clip=True)
             with running(self.cell, step):
                 yield step
         if len(scope.state_mapping) > len(mapping):
