@@ -133,7 +133,7 @@ class GatedRNN(keras.layers.RNN):
             **layer_arguments,
         )
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
-        self._engine = None
+        self._engine: Any = None
         self._not_fusable = None  # what the engine said when it could not run the cell
         # Of the fused path, when last traced for "training" and for "inference".
         self._obstacles: dict[str, str | None] = {}
@@ -247,7 +247,7 @@ class GatedRNN(keras.layers.RNN):
             )
         lines = [f"{self.name}: can run fused on {keras.backend.backend()}", *self._equations()]
         for what, reason in self._obstacles.items():
-            path = f"Keras' own loop, because {reason}" if reason else "fused"
+            path = f"Keras' own loop, because {reason}" if reason else self._engine.how
             lines.append(f"  {what}, when last traced: {path}")
         return "\n".join(lines)
 

@@ -15,6 +15,8 @@ from keras_gates.engine.recurrence import Dropout
 class Engine(abc.ABC):
     """Runs one built cell over sequences."""
 
+    how = "fused"  # as `explain` says it
+
     @abc.abstractmethod
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         """The hidden states and the last states.
