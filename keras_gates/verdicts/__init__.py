@@ -18,9 +18,9 @@ from keras import tree
 
 from keras_gates import activations
 from keras_gates._keras.calls import stacklevel
-from keras_gates.activations.profiles import fresh
+from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
-from keras_gates.cells.arguments import sign
+from keras_gates.cells.arguments import refuse_given, sign
 from keras_gates.cells.program import traced
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
@@ -178,6 +178,7 @@ def check_activations(
         "candidate_activation": candidate_activation,
         "output_activation": output_activation,
     }
+    refuse_given("check_activations", options, ("units",), "a verdict holds for any number")
     options.update({name: value for name, value in given.items() if value is not None})
     if isinstance(cell, keras.layers.RNN):
         cell = cell.cell
@@ -198,7 +199,7 @@ def check_activations(
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
     try:
         radius = probe.spectral_radius(make(cell, 64, options))
-    except NotTraceableError:
+    except (NotTraceableError, NotJudgedError):
         return verdict
     return dataclasses.replace(verdict, spectral_radius=radius)
 
