@@ -195,9 +195,11 @@ def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
                     f"{expected}, which raised {type(failure).__name__} for inputs of shape "
                     f"{given.shape}: {failure}"
                 ) from failure
-        if y.shape != given.shape or np.iscomplexobj(y):
+        if y.shape != given.shape:
+            raise NotJudgedError(f"{expected}, with values of shape {y.shape} for {given.shape}")
+        if np.iscomplexobj(y):
             raise NotJudgedError(
-                f"{expected}, with values of shape {y.shape} and dtype {y.dtype} for {given.shape}"
+                f"an activation must give real numbers. Received: {name}, {y.dtype}"
             )
         return np.asarray(y, "float64")[:, 0]
 

@@ -140,12 +140,11 @@ def check_targets(model, y):
     given, outputs = tree.flatten(y), getattr(model, "outputs", None) or ()
     for value in given:
         _refuse_text("y", value)
-    other = isinstance(y, dict) and not set(y) <= {*model.output_names} if outputs else False
-    if len(outputs) == 1 and (len(given) > 1 or other):
+    named = isinstance(y, dict) and not set(y) <= {*getattr(model, "output_names", ())}
+    if len(outputs) == 1 and (len(given) > 1 or named):
         received = f"the keys {list(y)}" if isinstance(y, dict) else f"{len(given)} of them"
         raise ValueError(
-            f"`y` must be one array for {model.name!r}, which has one output, "
-            f"{model.output_names[0]!r}. Received: {received}"
+            f"`y` must be one array for {model.name!r}, which has one output. Received: {received}"
         )
 
 

@@ -183,6 +183,11 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
         if self.mask_value is not None:
             x = keras.layers.Masking(self.mask_value)(x)
         x = _applied("stem", self.stem, x, hp)
+        if len(x.shape) != 3 or x.shape[-1] is None:
+            raise ValueError(
+                "`stem` must return (batch, time, features), with a known feature size. Received: "
+                f"shape {tuple(x.shape)}"
+            )
         for number in range(1, drawn["layers"] + 1):
             layer = GatedRNN(
                 dropout=drawn["dropout"],
@@ -329,4 +334,6 @@ def _outputs(x, y, task):
         return 1 if y.ndim == 1 else y.shape[1]
     if y.min() < 0:
         raise ValueError(f"{error}, with labels down to {y.min()}, and the least must be 0")
+    if y.max() == 0:
+        raise ValueError(f"{error}, with one class alone")
     return int(y.max()) + 1

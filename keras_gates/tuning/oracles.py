@@ -67,6 +67,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "factor": _factor,
     "hyperband_iterations": positive_integer,
 }
+_MAY_BE_NONE = ("hyperparameters", "num_initial_points")
 
 
 class RobustOracle(_Base):
@@ -94,9 +95,9 @@ class RobustOracle(_Base):
         **kwargs: Any,
     ) -> None:
         seed_or_none("seed", seed)
-        for name, check in _CHECKS.items():
-            if kwargs.get(name) is not None:
-                check(name, kwargs[name])
+        for name in _CHECKS.keys() & kwargs.keys():
+            if kwargs[name] is not None or name not in _MAY_BE_NONE:
+                _CHECKS[name](name, kwargs[name])
         if max_consecutive_failed_trials is not None:
             positive_integer("max_consecutive_failed_trials", max_consecutive_failed_trials)
         super().__init__(
