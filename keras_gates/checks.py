@@ -22,6 +22,7 @@ import numpy as np
 from keras import ops
 
 from keras_gates.cells import GatedCell
+from keras_gates.cells.arguments import refuse_given
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.gradients import clip_by_norm, clip_by_value
 from keras_gates.layers import GatedRNN
@@ -45,6 +46,7 @@ def check_cell(cell_class: type[GatedCell], **arguments: Any) -> list[str]:
         raise TypeError(
             f"`cell_class` must be a subclass of GatedCell. Received: cell_class={cell_class!r}"
         )
+    refuse_given("check_cell", arguments, ("units", "cell"), "it makes layers of its own")
     for name, check in CHECKS.items():
         try:
             check(cell_class, arguments)

@@ -16,9 +16,10 @@ from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, InitialState, LayerArguments
-from keras_gates.validation import close_matches, one_of, true_or_false
+from keras_gates.validation import close_matches, known_features, one_of, true_or_false
 
 INITIAL_STATES = typing.get_args(InitialState)
+AXES = ("batch", "time", "features")
 
 
 @keras.saving.register_keras_serializable(package="keras_gates")
@@ -179,28 +180,23 @@ class GatedRNN(keras.layers.RNN):
         super().__setattr__(name, value)
 
     def build(self, sequences_shape, initial_state_shape=None):
-        several = isinstance(sequences_shape, (tuple, list))
-        shape = tuple(sequences_shape) if several else (sequences_shape,)
-        if len(shape) != 3 or shape[-1] is None:
-            raise ValueError(
-                f"{self.name!r} takes `sequences` of shape (batch, time, features) with a known "
-                f"feature size. Received: shape {shape}"
-            )
+        features = known_features(repr(self.name), "sequences", sequences_shape, AXES)
         super().build(sequences_shape)
         if self.initial_state == "learned" and not self.initial_states:
             self.initial_states = [
                 self.add_weight((self.units,), "zeros", name=f"initial_{state}_state")
                 for state in self.cell.state_names
             ]
-        self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: shape[-1]})
+        self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: features})
 
     def __call__(self, *args, **kwargs):
         if args or "sequences" in kwargs:
             sequences = args[0] if args else kwargs["sequences"]
             self._check_sequences(sequences)
+            # Keras makes tensors of these before `call`.
+            states = args[1] if len(args) > 1 else kwargs.get("initial_state")
+            self._check_initial_state(sequences, states)
             if isinstance(sequences, keras.KerasTensor):  # of which `call` is not asked
-                states = args[1] if len(args) > 1 else kwargs.get("initial_state")
-                self._check_initial_state(sequences, states)
                 self._checked_mask(sequences, args[2] if len(args) > 2 else kwargs.get("mask"))
         return super().__call__(*args, **kwargs)
 
@@ -210,8 +206,9 @@ class GatedRNN(keras.layers.RNN):
                 f"{self.name!r} takes `sequences` of at least one time step (axis 1). Received: "
                 f"shape {tuple(sequences.shape)}"
             )
-        self._check_initial_state(sequences, initial_state)
         mask = self._checked_mask(sequences, mask)
+        if training is not None and getattr(training, "shape", None) != ():
+            training = true_or_false("training", training)
         if self.stateful and initial_state is None and sequences.shape[0] is None:
             sequences = self._of_known_batch(sequences)
         if mask is None and getattr(sequences, "_keras_mask", None) is not None:
@@ -286,6 +283,7 @@ class GatedRNN(keras.layers.RNN):
             variable.assign(ops.where(chosen, spread, variable.value))
 
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        known_features(repr(self.name), "sequences", sequences_shape, AXES)
         outputs = super().compute_output_shape(sequences_shape, initial_state_shape)
         if not self.return_gates:
             return outputs
@@ -490,6 +488,11 @@ class GatedRNN(keras.layers.RNN):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        if not isinstance(config, dict) or "cell" not in config:
+            raise ValueError(
+                "`config` must be a dict as `get_config` returns it, with a 'cell'. "
+                f"Received: config={config!r}"
+            )
         config = dict(config)
         config["cell"] = keras.saving.deserialize_keras_object(
             config["cell"], custom_objects=custom_objects

@@ -27,6 +27,24 @@ def positive_integer(argument, value):
     return int(value)
 
 
+def nonnegative_integer(argument, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"`{argument}` must be an integer >= 0. Received: {argument}={value!r}")
+    return int(value)
+
+
+def known_features(owner, argument, shape, axes):
+    """The last size of `shape`, which has these axes."""
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    known = len(sizes) == len(axes) and isinstance(sizes[-1], numbers.Integral)
+    if not known or sizes[-1] < 1:
+        raise ValueError(
+            f"{owner} takes `{argument}` of shape ({', '.join(axes)}) with a known feature size. "
+            f"Received: shape {shape!r}"
+        )
+    return sizes[-1]
+
+
 def _finite_number(value):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return is_number and math.isfinite(value)
@@ -92,12 +110,10 @@ def seed_or_none(argument, value):
     return int(value)
 
 
-def path_or_none(argument, value):
-    """A path of a file or folder that can be made: the folder that it lies in is there."""
-    if value is None:
-        return None
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"`{argument}` must be a path, or None. Received: {argument}={value!r}")
+def file_path(argument, value):
+    """A path of a file that can be made: the folder that it lies in is there."""
+    if not isinstance(value, (str, os.PathLike)) or os.path.isdir(value):
+        raise ValueError(f"`{argument}` must be a path of a file. Received: {argument}={value!r}")
     folder = os.path.dirname(os.path.abspath(value))
     if not os.path.isdir(folder):
         raise ValueError(

@@ -209,6 +209,19 @@ def test_an_activation_with_weights_can_be_put_in():
         assert np.array_equal(ours, theirs)
 
 
+def test_arguments_of_the_layer_reach_a_layer_of_cells(rng):
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    for cells in (keras.layers.GRUCell(4), [keras.layers.GRUCell(3), keras.layers.GRUCell(4)]):
+        layer = keras.layers.RNN(cells)
+        expected = layer(x)
+        copy = kg.from_keras(layer, return_sequences=True, name="ear", dropout=0.25)
+        assert copy.name == "ear"
+        assert copy(x).shape == (2, 5, 4)
+        np.testing.assert_allclose(copy(x)[:, -1], expected, atol=1e-6)
+    copy = kg.from_keras(keras.layers.RNN(keras.layers.GRUCell(4)), backprop="autodiff")
+    assert copy.backprop == "autodiff"
+
+
 def test_an_unbuilt_layer_stays_unbuilt():
     copy = kg.from_keras(keras.layers.GRU(4), activation_l1=0.1)
     assert not copy.built

@@ -59,6 +59,8 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
         (ValueError, "`sample` must fit the inputs of 'small'", {"sample": np.ones((2, 5, 4))}),
         (ValueError, "`sample` must hold at least one sample", {"sample": np.ones((0, 5, 3))}),
         (ValueError, "`sample` must be an array", {"sample": "data"}),
+        (ValueError, "`sample` must be of numbers for 'fr", {"sample": np.full((2, 5, 3), "a")}),
+        (ValueError, "of real numbers, .*dtype complex128", {"sample": FRAMES * 1j}),
     ]
     for error, message, changed in cases:
         arguments = {"model": small(), "path": path, **changed}
@@ -91,6 +93,20 @@ def test_a_path_that_ends_as_another_format_is_refused(name, format, other, tmp_
     with pytest.raises(ValueError, match=f"`path` ends as a file of format '{other}.*`format` is"):
         deployment.export(model, tmp_path / name, format)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise FileNotFoundError(2, "No such file or directory", "/hidden")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refused)
+    with pytest.raises(PermissionError, match="folder that `path` is in .* Received: path='.*/m'"):
+        deployment.export(small(), tmp_path / "m")
+
+
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder `path`"):
+        deployment.inspect(tmp_path / ("a" * 300))
 
 
 @pytest.mark.parametrize("tolerance", [-1, 0, np.nan])

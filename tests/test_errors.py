@@ -343,9 +343,14 @@ def test_from_keras_errors():
 
     with pytest.raises(ValueError, match="keeps the weights, and `units` changes.*units=5"):
         kg.from_keras(keras.layers.GRU(3), units=5)
+    with pytest.raises(ValueError, match="keeps the weights, and `layer_norm` changes"):
+        kg.from_keras(keras.layers.GRU(3), layer_norm=True)
+    with pytest.raises(ValueError, match="found no keras.layers.GRU, LSTM or SimpleRNN"):
+        kg.from_keras(keras.Sequential([]))
     stack = keras.layers.RNN([keras.layers.GRUCell(3), keras.layers.LSTMCell(3)])
-    with pytest.raises(ValueError, match="'rnn' is a stack of cells, where nobody adds activation"):
-        kg.from_keras(stack, activation_l1=1e-3)
+    for name, value in (("activation_l1", 1e-3), ("backprop", "fused")):
+        with pytest.raises(ValueError, match=f"'rnn' is a stack of cells, .* `{name}` does noth"):
+            kg.from_keras(stack, **{name: value})
 
     class Subclassed(keras.Model):
         def __init__(self):
@@ -454,8 +459,143 @@ def test_symbolic_states_and_masks_are_checked_when_the_model_is_made():
     for shape in (None, 3):
         with pytest.raises(ValueError, match="takes `sequences` of shape .*Received: shape"):
             kg.GatedRNN(4).build(shape)
-        with pytest.raises(ValueError, match="takes inputs of shape .*Received: input_shape"):
+        with pytest.raises(ValueError, match="takes `input_shape` of shape .*Received: shape"):
             kg.GRUCell(4).build(shape)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "states", "message"),
+    [
+        (
+            (2, 3),
+            [(2, 5), (2, 4)],
+            r"`states` as a list of hidden, cell, .*\(2, 4\). Rec.*\(2, 5\)",
+        ),
+        ((2, 3), [(2, 4), (1, 4)], r"`states` as a list of hidden, cell, .*\(1, 4\)\]"),
+        ((2, 3), [(2, 4), None], r"`states` as a list .*Received: \[\(2, 4\), 'NoneType'\]"),
+        ((2, 5, 3), [(2, 4), (2, 4)], r"`inputs` as one tensor \(batch, features\).*\(2, 5, 3\)"),
+        (None, [(2, 4), (2, 4)], "`inputs` as one tensor .* of type NoneType"),
+    ],
+)
+def test_a_step_that_fails_names_what_does_not_fit(inputs, states, message):
+    def made(shape):
+        return None if shape is None else np.zeros(shape, "float32")
+
+    cell = kg.LSTMCell(4)
+    cell.build((2, 3))
+    with pytest.raises(ValueError, match=message):
+        cell(made(inputs), [made(shape) for shape in states])
+    if inputs == (2, 3) and None not in states:
+        with pytest.raises(ValueError, match=message):
+            keras.layers.RNN(cell)(made((2, 5, 3)), initial_state=[*map(made, states)])
+
+
+def test_an_error_of_a_step_that_was_given_what_it_takes_stays():
+    class Own(kg.GatedCell):
+        def update(self, x, u, states):
+            raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Own(4)(np.zeros((2, 3), "float32"), [np.zeros((2, 4), "float32")])
+
+
+@pytest.mark.parametrize("size", [None, "a", -1, True])
+def test_initial_states_are_of_a_batch(size):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer >= 0. Received: batch"):
+        kg.GRUCell(4).get_initial_state(size)
+
+
+@pytest.mark.parametrize(
+    "shape", [None, 3, (2, 5), (2, 5, None), (2, 5, 0), (2, 5, -3), (2, 5, "3")]
+)
+def test_shapes_have_features(shape):
+    message = r"`sequences` of shape \(batch, time, features\) with a known feature size. Received"
+    for method in (kg.GatedRNN(4).build, kg.GatedRNN(4).compute_output_shape):
+        with pytest.raises(ValueError, match=message):
+            method(shape)
+
+
+def test_there_are_features():
+    with pytest.raises(ValueError, match=r"known feature size. Received: shape \(2, 5, 0\)"):
+        kg.GatedRNN(4)(np.zeros((2, 5, 0), "float32"))
+
+
+@pytest.mark.parametrize("training", ["no", float("nan"), np.array([True, False])])
+def test_training_is_true_or_false(training):
+    with pytest.raises(ValueError, match="`training` must be True or False. Received: training="):
+        kg.GatedRNN(4, dropout=0.5)(np.zeros((2, 5, 3), "float32"), training=training)
+
+
+@pytest.mark.parametrize("training", [True, 0, None, np.bool_(True)])
+def test_training_as_keras_takes_it(training):
+    kg.GatedRNN(4, dropout=0.5)(np.zeros((2, 5, 3), "float32"), training=training)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"units": 4}, "gru"])
+def test_a_config_has_a_cell(config):
+    with pytest.raises(ValueError, match="`config` must be a dict as `get_config` returns it"):
+        kg.GatedRNN.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"cell": "ind_rnn", "recurrent_initializer": "identity"},
+            r"`recurrent_initializer` must .* 'recurrent_vector' of shape \(4,\): Identity",
+        ),
+        (
+            {"kernel_initializer": lambda shape: 0},
+            r"`kernel_initializer` must give values .* for 'kernel' of shape \(3, 12\): .*'dtype'",
+        ),
+        (
+            {"gate_activation": keras.layers.GRU(4)},
+            r"`gate_activation`, where it is a layer, must take \(batch, units\) = \(None, 4\)",
+        ),
+        (
+            {"cell": "lstm", "output_activation": keras.layers.Concatenate()},
+            "`output_activation`, where it is a layer, must take .*=<Concatenate",
+        ),
+        (
+            {"initialization": "uniform_gates", "candidate_activation": lambda x: None},
+            "`initialization` is read off the equations of GRUCell, which cannot be traced: ",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*works for training")
+def test_what_fails_while_weights_are_made_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kg.GatedRNN(4, **arguments).build((None, None, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*works for training")
+def test_verdicts_on_what_cannot_be_judged():
+    def complex_valued(x):
+        return keras.ops.cast(x, "complex64")
+
+    with pytest.raises(ValueError, match="must give real numbers. Received: complex_valued"):
+        kg.profile(complex_valued)
+
+    def failing(x):
+        raise ArithmeticError
+
+    verdict = kg.check_activations("lstm", output_activation=failing)
+    assert "cannot be judged" in verdict.reasons[0].what
+    with pytest.raises(TypeError, match="check_activations takes no argument `units`"):
+        kg.check_activations("gru", units=4)
+    with pytest.raises(TypeError, match="check_cell takes no argument `units`"):
+        checks.check_cell(kg.GRUCell, units=4)
+
+
+def test_normalized_states_are_those_that_the_class_names():
+    class Own(kg.GatedCell):
+        normalized_states = ("cell",)
+
+        def update(self, x, u, states):
+            return (self.normalize("memory", self.candidate(x.candidate + u.candidate)),)
+
+    with pytest.raises(ValueError, match="`name` must be 'cell'. Received: name='memory'"):
+        kg.GatedRNN(4, Own, layer_norm=True)(np.zeros((2, 5, 3), "float32"))
 
 
 def test_checks_are_of_classes_and_of_built_layers():
@@ -467,8 +607,10 @@ def test_checks_are_of_classes_and_of_built_layers():
 
 def test_paths_of_a_monitor_can_be_written_to(tmp_path):
     for csv in (1, ["a"]):
-        with pytest.raises(ValueError, match="`csv` must be a path, or None. Received: csv="):
+        with pytest.raises(ValueError, match="`csv` must be a path of a file. Received: csv="):
             kg.GateMonitor(np.zeros((2, 5, 3)), csv=csv)
+    with pytest.raises(ValueError, match="`csv` must be a path of a file"):
+        kg.GateMonitor(np.zeros((2, 5, 3)), csv=tmp_path)
     with pytest.raises(ValueError, match="`csv` must lie in a folder that is there"):
         kg.GateMonitor(np.zeros((2, 5, 3)), csv=tmp_path / "nowhere" / "f.csv")
     with pytest.raises(ValueError, match="`log_dir` must be a path"):

@@ -182,6 +182,10 @@ def test_bad_input(trace, monkeypatch):
     assert [line.get_label() for line in twice.lines] == [f"0: {trace.name}", f"1: {trace.name}"]
     with pytest.raises(TypeError, match="`axes` must be of matplotlib.*Received: 3"):
         diagnostics.plot_gate(trace, "update", 3)
+    with pytest.raises(TypeError, match="`axes` must be one of matplotlib's. Received: axes=.None"):
+        diagnostics.plot_gate(trace, "update", [None])
+    with pytest.raises(ValueError, match="`sample` must be the index of one .*sample=True"):
+        diagnostics.plot_states(trace, sample=True)
     with pytest.raises(ValueError, match=r"`margin` is a share.*margin=-1"):
         diagnostics.plot_saturation(trace, "update", margin=-1)
     with pytest.raises(ValueError, match=r"`reach` must be a positive.*reach=0"):

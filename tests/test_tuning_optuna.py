@@ -461,6 +461,11 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match="must be given together.*storage='sqlite"):
         tuning.OptunaOracle("loss", storage="sqlite:///never.db")
     assert not os.path.exists("never.db")
+    for storage in (3, "nowhere://x", "sqlite:////nowhere/x.db"):
+        with pytest.raises(ValueError, match=f"`storage` must be the URL.*storage={storage!r}"):
+            tuning.OptunaOracle("loss", storage=storage, study_name="s")
+    with pytest.raises(ValueError, match="`study_name` must be a text. Received: study_name=3"):
+        tuning.OptunaOracle("loss", storage="sqlite:///never.db", study_name=3)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[optuna\]"'):
         tuning.OptunaOracle("loss")

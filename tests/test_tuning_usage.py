@@ -64,7 +64,10 @@ def test_arguments(options, error, message, tmp_path):
     ("options", "message"),
     [
         ({"max_epochs": 0}, "`max_epochs` must be a positive integer"),
+        ({"max_epochs": None}, "`max_epochs` must be a positive integer"),
         ({"factor": 1}, "`factor` must be a number above 1"),
+        ({"factor": float("nan")}, "`factor` must be a finite number"),
+        ({"factor": "a"}, "`factor` must be a finite number"),
         ({"hyperband_iterations": 0}, "`hyperband_iterations` must be a positive integer"),
     ],
 )
@@ -334,6 +337,12 @@ def _build(hp):
         ({"directory": 3}, "`directory` must be a path. Received: directory=3"),
         ({"project_name": 3}, "`project_name` must be a text"),
         ({"overwrite": "yes"}, "`overwrite` must be True or False"),
+        ({"directory": __file__ + "/under"}, "`directory` must be a folder that can be made"),
+        ({"hyperparameters": 3}, "`hyperparameters` must be a keras_tuner.HyperParameters"),
+        ({"allow_new_entries": 3}, "`allow_new_entries` must be True or False"),
+        ({"tune_new_entries": "a"}, "`tune_new_entries` must be True or False"),
+        ({"max_retries_per_trial": -1}, "`max_retries_per_trial` must be an integer >= 0"),
+        ({"max_consecutive_failed_trials": "a"}, "`max_consecutive_failed_trials` must be a posit"),
     ],
 )
 def test_arguments_of_a_search(given, message, tmp_path):
@@ -348,6 +357,8 @@ def test_arguments_of_a_search(given, message, tmp_path):
     [
         ((1, 2), {"verbose": "a"}, "`verbose` must be one of 'auto', 0, 1, 2"),
         ((1, 2), {"callbacks": 3}, "`callbacks` must be a list of keras.callbacks.Callback"),
+        ((1, 2), {"callbacks": ["a"]}, "`callbacks` must be a list of keras.callbacks.Callback"),
+        ((), {"epochs": 2}, "`search` must be given the data"),
     ],
 )
 def test_arguments_of_search_itself(args, given, message, tmp_path):
@@ -356,11 +367,74 @@ def test_arguments_of_search_itself(args, given, message, tmp_path):
         tuner.search(*args, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"alpha": "a"}, "`alpha` must be a finite number >= 0. Received: alpha='a'"),
+        ({"beta": float("nan")}, "`beta` must be a finite number >= 0"),
+        ({"num_initial_points": -1}, "`num_initial_points` must be a positive integer"),
+    ],
+)
+def test_arguments_of_a_gaussian_process(given, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tuning.BayesianOptimization(_build, "val_loss", directory=tmp_path, **given)
+
+
+@pytest.mark.parametrize("max_epochs", ["a", 0])
+def test_arguments_of_an_oracle(max_epochs):
+    with pytest.raises(ValueError, match="`max_epochs` must be a positive integer"):
+        tuning.HyperbandOracle("val_loss", max_epochs=max_epochs)
+
+
+def test_arguments_of_what_looks_at_the_trials(tmp_path):
+    tuner = tuner_in(tmp_path)
+    for wrong in ("a", None, 1.5, -1):
+        with pytest.raises(ValueError, match="`num_models` must be an integer >= 0"):
+            tuner.get_best_models(wrong)
+        with pytest.raises(ValueError, match="`num_trials` must be an integer >= 0"):
+            tuner.get_best_hyperparameters(wrong)
+    with pytest.raises(ValueError, match="`trial` must be a trial.*Received: trial='0'"):
+        tuner.load_model("0")
+    report = tuning.search_report(tuner)
+    for path in (None, ["a"], tmp_path):
+        with pytest.raises(ValueError, match="`path` must be a path of a file"):
+            report.to_csv(path)
+    with pytest.raises(ValueError, match="`path` must lie in a folder that is there"):
+        report.to_csv(tmp_path / "nowhere" / "trials.csv")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"x": np.full((8, 4, 3), "a")}, ValueError, "`x` must be of numbers; only a `stem`"),
+        ({"x": [[1.0], [1.0, 2.0]]}, ValueError, "`x` must be an array. NumPy says"),
+        ({"y": np.zeros(8, int), "task": "classification"}, ValueError, "`y` .* one class alone"),
+        ({"y": np.full(8, np.nan)}, ValueError, "`y` must be numbers, .*that are NaN or infinite"),
+        ({"outputs": 3}, TypeError, "from_data takes no argument `outputs`: the shape of the data"),
+        ({"input_shape": (4, 3)}, TypeError, "from_data takes no argument `input_shape`"),
+    ],
+)
+def test_data_for_a_hypermodel(given, error, message):
+    given = {"x": np.zeros((8, 4, 3)), "y": np.zeros(8), "task": "regression", **given}
+    with pytest.raises(error, match=message):
+        tuning.GatedRNNHyperModel.from_data(**given)
+
+
+def test_what_a_stem_returns_is_checked():
+    model = tuning.GatedRNNHyperModel(
+        "classification", (None, 3), 2, stem=lambda sequences, hp: sequences[:, 0]
+    )
+    with pytest.raises(ValueError, match=r"`stem` must return \(batch, time, features\).*None, 3"):
+        model.build(keras_tuner.HyperParameters())
+
+
 def test_arguments_of_a_space():
     hp = keras_tuner.HyperParameters()
     for wrong in (None, {}, keras_tuner.HyperParameters):
-        with pytest.raises(ValueError, match="`hp` must be the keras_tuner.HyperParameters"):
+        with pytest.raises(ValueError, match="`hp` must be a keras_tuner.HyperParameters"):
             tuning.activation_space(wrong)
+        with pytest.raises(ValueError, match="`hp` must be a keras_tuner.HyperParameters"):
+            tuning.GatedRNNHyperModel("classification", (None, 3), 2).build(wrong)
     for name in ("unstable", "double_one_sided"):
         with pytest.raises(ValueError, match=f"`{name}` must be True or False"):
             tuning.activation_space(hp, **{name: "no"})

@@ -115,6 +115,10 @@ def profile(activation: Activation) -> Profile:
 _measured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
+class NotJudgedError(ValueError):
+    """An activation gives no value for each of its inputs."""
+
+
 class NotANumberError(ValueError):
     """An activation is NaN where it should have a value."""
 
@@ -187,12 +191,16 @@ def values(activation: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
             try:
                 y = keras.ops.convert_to_numpy(activation(inputs))
             except Exception as failure:
-                raise ValueError(
+                raise NotJudgedError(
                     f"{expected}, which raised {type(failure).__name__} for inputs of shape "
                     f"{given.shape}: {failure}"
                 ) from failure
         if y.shape != given.shape:
-            raise ValueError(f"{expected}, with values of shape {y.shape} for {given.shape}")
+            raise NotJudgedError(f"{expected}, with values of shape {y.shape} for {given.shape}")
+        if np.iscomplexobj(y):
+            raise NotJudgedError(
+                f"an activation must give real numbers. Received: {name}, {y.dtype}"
+            )
         return np.asarray(y, "float64")[:, 0]
 
     with np.errstate(all="ignore"):

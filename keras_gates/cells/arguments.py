@@ -47,6 +47,15 @@ def options(cell_class):
     return frozenset(inspect.signature(cell_class).parameters) - {*LAYER_ARGUMENTS}
 
 
+def refuse_given(owner, given, names, reason):
+    """A TypeError for the first of `names` in `given`, which `owner` sets itself."""
+    for name in names:
+        if name in given:
+            raise TypeError(
+                f"{owner} takes no argument `{name}`: {reason}. Received: {name}={given[name]!r}"
+            )
+
+
 def refuse_unknown(owner, given, known, cells, close=()):
     """A TypeError for the first name in `given` that `owner` does not take.
 

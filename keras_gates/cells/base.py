@@ -30,6 +30,7 @@ from keras_gates.cells.step import (
     running,
     step_of,
 )
+from keras_gates.equations import NotTraceableError
 from keras_gates.types import (
     Activation,
     ClipPlace,
@@ -40,6 +41,8 @@ from keras_gates.types import (
 from keras_gates.validation import (
     close_matches,
     fraction,
+    known_features,
+    nonnegative_integer,
     nonnegative_number,
     one_of,
     positive_integer,
@@ -51,6 +54,14 @@ from keras_gates.validation import (
 CLIP_PLACES = typing.get_args(ClipPlace)
 INITIALIZATIONS = typing.get_args(Initialization)
 CANDIDATE = "candidate"
+_INPUT_AXES = ("batch", "features")  # at each time step
+# From what is made of it to the argument.
+_INITIALIZERS = {
+    "kernel": "kernel_initializer",
+    "recurrent_kernel": "recurrent_initializer",
+    "recurrent_vector": "recurrent_initializer",
+    "bias": "bias_initializer",
+}
 
 
 class GatedCell(keras.layers.Layer, DropoutRNNCell):
@@ -285,7 +296,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def normalize(self, name, state):
         """With `layer_norm`, one of `normalized_states` normalized; else the state as it is."""
-        return self._normalized("state", {name: state})[name] if self.layer_norm else state
+        if not self.layer_norm:
+            return state
+        if name not in self.normalized_states:
+            one_of("name", name, self.normalized_states)
+        return self._normalized("state", {name: state})[name]
 
     def parametrize(self, recurrent_kernel):
         """U as the equations use it, of the shape of the trainable weight: by default that itself.
@@ -315,9 +330,31 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         states, sums = states[: len(self.state_names)], states[len(self.state_names) :]
         self._refuse_lost_penalties(sums)
         with running(self):
-            hidden, states = super().__call__(inputs, states, *args, **kwargs)
+            try:
+                hidden, states = super().__call__(inputs, states, *args, **kwargs)
+            except Exception:
+                self._check_step(inputs, states)  # a look before each step would take its time
+                raise
             sums = self.add_penalized(sums, hidden)
         return hidden, [*states, *sums] if nested else hidden
+
+    def _check_step(self, inputs, states):
+        """Raises if a time step has failed because of what it was given."""
+        shape = tuple(getattr(inputs, "shape", ()))
+        if len(shape) != 2:
+            raise ValueError(
+                f"{type(self).__name__} takes `inputs` as one tensor (batch, features). Received: "
+                f"inputs of type {type(inputs).__name__} and shape {shape}"
+            )
+        if not _same_shapes(states, [(shape[0], self.units)] * len(self.state_names)):
+            given = [
+                tuple(state.shape) if hasattr(state, "shape") else type(state).__name__
+                for state in states
+            ]
+            raise ValueError(
+                f"{type(self).__name__} takes `states` as a list of {', '.join(self.state_names)}, "
+                f"each of shape (batch, units) = {(shape[0], self.units)}. Received: {given}"
+            )
 
     def call(self, inputs, states, training=False):
         """One time step.
@@ -406,18 +443,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def get_initial_state(self, batch_size=None):
         """The states before the first step, zeros: a list of (batch_size, units)."""
+        if not hasattr(batch_size, "dtype"):
+            nonnegative_integer("batch_size", batch_size)
         return [
             ops.zeros((batch_size, self.units), dtype=self.compute_dtype) for _ in self.state_names
         ]
 
     def build(self, input_shape):
-        several = isinstance(input_shape, (tuple, list))
-        if not several or len(input_shape) != 2 or input_shape[-1] is None:
-            raise ValueError(
-                f"{type(self).__name__} takes inputs of shape (batch, features) with a known "
-                f"feature size at each time step. Received: input_shape={input_shape!r}"
-            )
-        features = input_shape[-1]
+        features = known_features(type(self).__name__, "input_shape", input_shape, _INPUT_AXES)
         recurrent = recurrent_blocks(self)
         for name, found, of in (
             ("recurrent_blocks", recurrent, self.blocks),
@@ -459,8 +492,20 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self._check_weights(columns)
         for activation in self.activations_in_use():
             if isinstance(activation, keras.layers.Layer) and not activation.built:
-                activation.build((None, self.units))
+                self._build_activation(activation)
         self.built = True
+
+    def add_weight(self, shape=None, initializer=None, *args, name=None, **kwargs):
+        try:
+            return super().add_weight(shape, initializer, *args, name=name, **kwargs)
+        except (TypeError, ValueError) as error:
+            if name not in _INITIALIZERS:
+                raise
+            raise ValueError(
+                f"`{_INITIALIZERS[name]}` must give values of the shape and dtype that it is asked "
+                f"for. Received: {_INITIALIZERS[name]}={getattr(self, _INITIALIZERS[name])!r}, "
+                f"which fails for {name!r} of shape {shape}: {error}"
+            ) from error
 
     def _check_weights(self, columns):
         """Raises if an initializer made a weight of another shape."""
@@ -500,6 +545,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         """All activations of the cell."""
         return [*self.gate_activations.values(), self.candidate_activation]
 
+    def _build_activation(self, activation):
+        try:
+            activation.build((None, self.units))
+        except Exception as error:  # of any layer, of any kind
+            argument = _argument_of(self, activation)
+            raise ValueError(
+                f"`{argument}`, where it is a layer, must take (batch, units) = "
+                f"{(None, self.units)}. Received: {argument}={activation!r}. {error}"
+            ) from error
+
     def _uniform_gates(self):
         if self.initialization is None:
             return None
@@ -509,7 +564,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. "
                 f"{given}"
             )
-        found = UniformGates(self)
+        try:
+            found = UniformGates(self)
+        except NotTraceableError as error:
+            raise ValueError(
+                f"`initialization` is read off the equations of {name}, which cannot be traced: "
+                f"{error}. {given}"
+            ) from error
         if not found.ways:
             raise ValueError(
                 f"`initialization` spreads the gates that carry the state on, and none of the "
@@ -773,6 +834,12 @@ def of_keras(argument, given):
             f"Received: {argument}=None"
         )
     return found
+
+
+def _argument_of(cell, activation):
+    """The argument that an activation of a cell has come by."""
+    arguments = (name for name in cell.options() if name.endswith("_activation"))
+    return next((n for n in arguments if getattr(cell, n) is activation), "gate_activation")
 
 
 def _same_shapes(tensors, expected):

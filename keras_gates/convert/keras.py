@@ -20,7 +20,12 @@ _LAYERS = {
     keras.layers.SimpleRNN: "simple",
 }
 # Changing one of these changes the shape of the weights, or their meaning.
-_KEPT = ("cell", "units", "use_bias", "reset_after")
+_KEPT = ("cell", "units", "use_bias", "reset_after", "layer_norm")
+# Arguments of a GatedRNN that are not its cell's.
+_OF_LAYER = {
+    "return_sequences", "return_state", "go_backwards", "stateful", "unroll",
+    "zero_output_for_mask", "return_gates", "initial_state", "backprop", "name",
+}  # fmt: skip
 # Changing these leaves the outputs of inference as they are.
 _OF_TRAINING = (
     "activation_l1", "candidate_l1", "grad_clip_norm", "grad_clip_value", "grad_clip_at",
@@ -134,6 +139,8 @@ class _Conversion:
     def _copy(self, layer):
         if not isinstance(layer, keras.layers.Layer):
             return graph.copied(layer)
+        if isinstance(layer, keras.Sequential) and not layer.layers:
+            return keras.Sequential(name=layer.name)  # which Keras cannot clone
         if isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph"):
             return keras.models.clone_model(layer, clone_function=self.layer)
         if type(layer) in _LAYERS:
@@ -205,17 +212,19 @@ class _Conversion:
 
     def _rnn(self, layer):
         """keras.layers.RNN of Keras' cells: the cells change, a stack stays one."""
+        config = layer.get_config()
+        changes = {k: v for k, v in self.changes.items() if k in _OF_LAYER}
         if not isinstance(layer.cell, keras.layers.StackedRNNCells):
-            config = {k: v for k, v in layer.get_config().items() if k != "cell"}
-            return GatedRNN(cell=self.cell(layer.cell), **config)
+            return GatedRNN(**{**config, **changes, "cell": self.cell(layer.cell)})
         lost = [name for name in ("activation_l1", "candidate_l1") if self.changes.get(name)]
+        lost += changes.keys() - config.keys()
         if lost:
             raise ValueError(
-                f"{layer.name!r} is a stack of cells, where nobody adds {lost[0]} to the loss. "
-                "Use one GatedRNN per cell."
+                f"{layer.name!r} is a stack of cells, which stays a keras.layers.RNN, where "
+                f"`{lost[0]}` does nothing. Use one GatedRNN per cell."
             )
-        config = {**layer.get_config(), "cell": [self.cell(cell) for cell in layer.cell.cells]}
-        return keras.layers.RNN(**config)
+        cells = [self.cell(cell) for cell in layer.cell.cells]
+        return keras.layers.RNN(**{**config, **changes, "cell": cells})
 
     def _bidirectional(self, layer):
         forward, backward = layer.forward_layer, layer.backward_layer
@@ -237,7 +246,8 @@ class _Conversion:
             copy = type(cell).from_config(cell.get_config())
             self.others.append((cell, copy))
             return copy
-        copy = of_keras.unbuilt(cell, **self.changes)
+        changes = {k: v for k, v in self.changes.items() if k not in _OF_LAYER}
+        copy = of_keras.unbuilt(cell, **changes)
         self.recurrent.append((cell, copy))
         return copy
 

@@ -170,7 +170,7 @@ def inspect(path: str | os.PathLike) -> ExportReport:
     """
     _check_path(path)
     path = pathlib.Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib raises for a name that no file can have
         raise FileNotFoundError(f"there is no file or folder `path`. Received: path={str(path)!r}")
     format = _format_of(path)
     reader = _format(format)

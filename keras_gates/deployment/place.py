@@ -21,7 +21,14 @@ def atomic_write(path):
     prefix = f".{path.name}.{socket.gethostname()}-"
     _clear_up(path, prefix)
     prefix = f"{prefix}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+    try:
+        beside = tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent)
+    except OSError as error:
+        raise PermissionError(
+            "the folder that `path` is in must be one that you can write to. Received: "
+            f"path={str(path)!r}. {error.strerror}"
+        ) from error
+    with beside as folder:
         new, old = pathlib.Path(folder, "new"), pathlib.Path(folder, "old")
         new.mkdir()
         old.mkdir()

@@ -238,6 +238,11 @@ def _readers(tensor, graph):
 
 def _cast(value, one):
     """The values of a sample in the dtype of an input; an error where they cannot be its values."""
+    if value.dtype.kind in "US" and one.dtype != "string":
+        raise ValueError(
+            f"`sample` must be of numbers for {one.name!r}, which is of dtype {one.dtype}. "
+            f"Received: sample of dtype {value.dtype}"
+        )
     if "int" in one.dtype and value.dtype.kind == "f" and (value != np.round(value)).any():
         raise ValueError(
             f"`sample` must hold integers for {one.name!r}, which is of dtype {one.dtype}. "

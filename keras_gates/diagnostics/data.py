@@ -20,6 +20,7 @@ def checked(model, x, y, purpose):
     check_shapes(model, x)
     if y is not None:
         y = arrays("y", y)
+        check_targets(model, y)
         check_same_length(x, y)
         check_compiled(model, purpose)
     return x, y
@@ -119,6 +120,9 @@ def check_shapes(model, x):
         return
     expected = [tuple(tensor.shape) for tensor in announced]
     shapes = [value.shape for value in given]
+    if not any(str(tensor.dtype) == "string" for tensor in announced):
+        for value in given:
+            _refuse_text("x", value)
     if isinstance(x, dict):
         by_name = {name: np.shape(value) for name, value in x.items()}
         if any(tensor.name not in by_name for tensor in announced):
@@ -128,6 +132,19 @@ def check_shapes(model, x):
         raise ValueError(
             f"`x` must fit the inputs of {model.name!r}, "
             f"{', '.join(map(str, expected))}. Received: x of shape {', '.join(map(str, shapes))}"
+        )
+
+
+def check_targets(model, y):
+    """A ValueError unless `y` is of numbers, and one array for a model with one output."""
+    given, outputs = tree.flatten(y), getattr(model, "outputs", None) or ()
+    for value in given:
+        _refuse_text("y", value)
+    named = isinstance(y, dict) and not set(y) <= {*getattr(model, "output_names", ())}
+    if len(outputs) == 1 and (len(given) > 1 or named):
+        received = f"the keys {list(y)}" if isinstance(y, dict) else f"{len(given)} of them"
+        raise ValueError(
+            f"`y` must be one array for {model.name!r}, which has one output. Received: {received}"
         )
 
 
@@ -165,12 +182,12 @@ def _array(argument, value):
     array = np.asarray(value) if hasattr(value, "__array__") else None
     if array is not None and array.dtype == object and all(isinstance(v, str) for v in array.flat):
         array = array.astype(str)
-    if array is None or array.ndim == 0 or array.dtype == object:
+    if array is None or array.ndim == 0 or array.dtype == object or array.dtype.kind == "c":
         received = "" if array is None else f", shape {array.shape} and dtype {array.dtype}"
         raise ValueError(
-            f"`{argument}` must be an array, or a list or dict of arrays, with the samples along "
-            "the first axis; of an iterator take one batch: x, y = next(x). Received: "
-            f"{argument} of type {type(value).__name__}{received}"
+            f"`{argument}` must be an array, or a list or dict of arrays, of real numbers, with "
+            "the samples along the first axis; of an iterator take one batch: x, y = next(x). "
+            f"Received: {argument} of type {type(value).__name__}{received}"
         )
     if not array.size:
         raise ValueError(
@@ -178,6 +195,13 @@ def _array(argument, value):
             f"of shape {array.shape}"
         )
     return array
+
+
+def _refuse_text(argument, array):
+    if array.dtype.kind in "US":
+        raise ValueError(
+            f"`{argument}` must be of numbers. Received: {argument} of dtype {array.dtype}"
+        )
 
 
 def _fits(shape, expected):

@@ -7,7 +7,7 @@ import keras
 from keras_gates.diagnostics import data, figures, findings, trace
 from keras_gates.diagnostics.report import Diagnosis
 from keras_gates.diagnostics.trace import Trace
-from keras_gates.validation import positive_integer, share
+from keras_gates.validation import positive_integer, share, true_or_false
 
 
 def diagnose(
@@ -116,8 +116,9 @@ def traces(model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32) -
 def _started(model, x, y, batch_size, lyapunov):
     """The `Tracer` and the runs of all batches, of checked arguments."""
     batch_size = positive_integer("batch_size", batch_size)
+    lyapunov = true_or_false("lyapunov", lyapunov)
     x, y = data.checked(model, x, y, "gradients are asked for")
-    tracer = trace.Tracer(model, gradients=y is not None, tangents=bool(lyapunov))
+    tracer = trace.Tracer(model, gradients=y is not None, tangents=lyapunov)
     return tracer, trace.runs(tracer, x, y, batch_size)
 
 

@@ -15,7 +15,7 @@ from keras_gates._keras.calls import stacklevel
 from keras_gates.diagnostics import data, trace
 from keras_gates.diagnostics.diagnosis import of_runs
 from keras_gates.diagnostics.report import Diagnosis
-from keras_gates.validation import one_of, path_or_none, positive_integer, share
+from keras_gates.validation import file_path, one_of, positive_integer, share
 
 # What is small already may grow again without harm: a figure is compared with the smallest so
 # far, but with no less than this share of the first.
@@ -123,7 +123,7 @@ class GateMonitor(keras.callbacks.Callback):
         kept = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
         # Copies, so that the whole of `x` need not stay in memory.
         self.x, self.y = data.take(x, kept), data.take(y, kept)
-        self.csv = path_or_none("csv", csv)
+        self.csv = None if csv is None else file_path("csv", csv)
         if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
             raise ValueError(f"`log_dir` must be a path, or None. Received: log_dir={log_dir!r}")
         self.log_dir = log_dir

@@ -230,7 +230,8 @@ def plot_states(
     trace = _checked(trace)
     one_of("state", state, trace.states)
     count = len(trace.valid)
-    if not isinstance(sample, (int, np.integer)) or not -count <= sample < count:
+    index = isinstance(sample, (int, np.integer)) and not isinstance(sample, bool)
+    if not index or not -count <= sample < count:
         raise ValueError(
             f"`sample` must be the index of one of the {count} samples. Received: sample={sample!r}"
         )
@@ -312,6 +313,8 @@ def plot_verdicts(
 
 
 def axes_or_new(axes):
+    if isinstance(axes, (list, tuple, np.ndarray)):
+        raise TypeError(f"`axes` must be one of matplotlib's. Received: axes={axes!r}")
     return panels(None, "axes", [""])[0] if axes is None else _checked_axes(axes)
 
 

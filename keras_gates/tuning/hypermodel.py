@@ -10,6 +10,7 @@ import keras
 import keras_tuner
 import numpy as np
 
+from keras_gates.cells.arguments import refuse_given
 from keras_gates.layers import GatedRNN
 from keras_gates.tuning.space import (
     CANDIDATES,
@@ -19,6 +20,7 @@ from keras_gates.tuning.space import (
     activation_space,
     cell_options,
     choice,
+    hyper_parameters,
     named_cells,
 )
 from keras_gates.validation import (
@@ -151,17 +153,26 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
         Raises:
             ValueError: arrays that do not fit the task or each other.
         """
-        x, y = np.asarray(x), np.asarray(y)
+        refuse_given(
+            "from_data", arguments, ("input_shape", "outputs"), "the shape of the data says it"
+        )
+        x, y = _array("x", x), _array("y", y)
         one_of("task", task, tuple(TASKS))
         if x.ndim < 2 or (x.ndim != 3 and arguments.get("stem") is None):
             raise ValueError(
                 "`x` must be (samples, time, features), with a `stem` at least (samples, time). "
                 f"Received: x of shape {x.shape}"
             )
+        if x.dtype.kind not in "biufV" and arguments.get("stem") is None:  # V: of bfloat16
+            raise ValueError(
+                "`x` must be of numbers; only a `stem` can take others. Received: x of dtype "
+                f"{x.dtype}"
+            )
         return cls(task, (None, *x.shape[2:]), _outputs(x, y, task), **arguments)
 
     def build(self, hp):
         """A compiled model with the choices of `hp`."""
+        hyper_parameters("hp", hp)
         drawn = {
             name: values[0] if len(values) == 1 else choice(hp, name, values)
             for name, values in self.values.items()
@@ -172,6 +183,11 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
         if self.mask_value is not None:
             x = keras.layers.Masking(self.mask_value)(x)
         x = _applied("stem", self.stem, x, hp)
+        if len(x.shape) != 3 or x.shape[-1] is None:
+            raise ValueError(
+                "`stem` must return (batch, time, features), with a known feature size. Received: "
+                f"shape {tuple(x.shape)}"
+            )
         for number in range(1, drawn["layers"] + 1):
             layer = GatedRNN(
                 dropout=drawn["dropout"],
@@ -205,6 +221,13 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
                 "`head` must return probabilities, as a Dense layer with activation='softmax' "
                 f"does. Received: {last.name!r}, which has no activation"
             )
+
+
+def _array(argument, values):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"`{argument}` must be an array. NumPy says: {error}") from None
 
 
 def _applied(argument, part, x, hp):
@@ -305,8 +328,12 @@ def _outputs(x, y, task):
         raise ValueError(error + hint)
     if not y.size:
         raise ValueError(f"{error}, which holds nothing")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ValueError(f"{error}, with numbers that are NaN or infinite")
     if not classes:
         return 1 if y.ndim == 1 else y.shape[1]
     if y.min() < 0:
         raise ValueError(f"{error}, with labels down to {y.min()}, and the least must be 0")
+    if y.max() == 0:
+        raise ValueError(f"{error}, with one class alone")
     return int(y.max()) + 1

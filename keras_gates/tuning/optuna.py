@@ -92,6 +92,8 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         super().__init__(objective=objective, max_trials=max_trials, seed=seed, **kwargs)
         _refuse_other("sampler", sampler, optuna.samplers.BaseSampler)
         _refuse_other("pruner", pruner, optuna.pruners.BasePruner)
+        if not isinstance(study_name, str | None):
+            raise ValueError(f"`study_name` must be a text. Received: study_name={study_name!r}")
         if (storage is None) != (study_name is None):
             raise ValueError(
                 "`storage` and `study_name` must be given together: where the study is kept, and "
@@ -104,14 +106,22 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         self._search = uuid.uuid4().hex  # by which its trials are known in a study
         self._exhausted = False
         direction = f"{self.objective.direction}imize"
-        self.study = optuna.create_study(
-            storage=storage,
-            sampler=sampler,
-            pruner=pruner,
-            study_name=study_name or "search",  # some pruners make use of the name
-            direction=direction,
-            load_if_exists=True,
-        )
+        try:
+            self.study = optuna.create_study(
+                storage=storage,
+                sampler=sampler,
+                pruner=pruner,
+                study_name=study_name or "search",  # some pruners make use of the name
+                direction=direction,
+                load_if_exists=True,
+            )
+        except Exception as error:  # of the storage, of any kind
+            if storage is None or isinstance(error, ImportError):
+                raise
+            raise ValueError(
+                "`storage` must be the URL of a relational database that can be opened, or one of "
+                f"optuna.storages. Received: storage={storage!r}. {error}"
+            ) from error
         if (there := self.study.direction.name.lower()) != direction:
             raise ValueError(
                 f"The study {study_name!r} is there to {there}, and this search is to {direction} "

@@ -23,7 +23,15 @@ from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 
 from keras_gates.tuning import distinct, records, roles
-from keras_gates.validation import positive_integer, seed_or_none
+from keras_gates.tuning.space import hyper_parameters
+from keras_gates.validation import (
+    finite_number,
+    nonnegative_integer,
+    nonnegative_number,
+    positive_integer,
+    seed_or_none,
+    true_or_false,
+)
 
 HyperModel: TypeAlias = (
     keras_tuner.HyperModel | Callable[[keras_tuner.HyperParameters], keras.Model]
@@ -39,6 +47,27 @@ COMPLETED, FAILED = "COMPLETED", "FAILED"
 INTERMEDIATE = "intermediate"
 _MOST_COUNTED = 10_000  # models of a grid
 _PAUSE = 0.5  # seconds between two looks at what other processes have done
+
+
+def _factor(argument, value):
+    if finite_number(argument, value) <= 1:
+        raise ValueError(f"`{argument}` must be a number above 1. Received: {argument}={value!r}")
+
+
+# Of the arguments of KerasTuner's oracles, which take whatever comes.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "hyperparameters": hyper_parameters,
+    "allow_new_entries": true_or_false,
+    "tune_new_entries": true_or_false,
+    "max_retries_per_trial": nonnegative_integer,
+    "num_initial_points": positive_integer,
+    "alpha": nonnegative_number,
+    "beta": nonnegative_number,
+    "max_epochs": positive_integer,
+    "factor": _factor,
+    "hyperband_iterations": positive_integer,
+}
+_MAY_BE_NONE = ("hyperparameters", "num_initial_points")
 
 
 class RobustOracle(_Base):
@@ -66,6 +95,11 @@ class RobustOracle(_Base):
         **kwargs: Any,
     ) -> None:
         seed_or_none("seed", seed)
+        for name in _CHECKS.keys() & kwargs.keys():
+            if kwargs[name] is not None or name not in _MAY_BE_NONE:
+                _CHECKS[name](name, kwargs[name])
+        if max_consecutive_failed_trials is not None:
+            positive_integer("max_consecutive_failed_trials", max_consecutive_failed_trials)
         super().__init__(
             *args,
             seed=seed,

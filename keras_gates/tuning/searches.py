@@ -1,12 +1,10 @@
 """The searches: what proposes the trials that a `Tuner` runs."""
 
-import numbers
 from typing import Any
 
 from keras_gates.tuning import oracles, records
 from keras_gates.tuning.oracles import HyperModel, Objective
 from keras_gates.tuning.tuners import Tuner, constructor_arguments
-from keras_gates.validation import positive_integer
 
 
 class RandomSearch(Tuner):
@@ -113,10 +111,6 @@ class Hyperband(Tuner):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        positive_integer("max_epochs", max_epochs)
-        positive_integer("hyperband_iterations", hyperband_iterations)
-        if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or factor <= 1:
-            raise ValueError(f"`factor` must be a number above 1. Received: factor={factor!r}")
         oracle = oracles.HyperbandOracle(
             objective,
             max_epochs=max_epochs,

@@ -117,11 +117,7 @@ def activation_space(
     units", 2015 (identity); Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
     neural networks", 2013 (clipping).
     """
-    if not isinstance(hp, keras_tuner.HyperParameters):
-        raise ValueError(
-            "`hp` must be the keras_tuner.HyperParameters that `build` is called with. "
-            f"Received: hp={hp!r}"
-        )
+    hyper_parameters("hp", hp)
     gates, candidates = _names("gates", gates), _names("candidates", candidates)
     unstable = true_or_false("unstable", unstable)
     double_one_sided = true_or_false("double_one_sided", double_one_sided)
@@ -242,6 +238,14 @@ def _judged(cell, gate, candidate, options):
         return verdicts.judge(verdicts.make(cell, 1, given))
     finally:
         random.setstate(state)
+
+
+def hyper_parameters(argument, value):
+    if not isinstance(value, keras_tuner.HyperParameters):
+        raise ValueError(
+            f"`{argument}` must be a keras_tuner.HyperParameters, such as `build` is called with. "
+            f"Received: {argument}={value!r}"
+        )
 
 
 def choice(hp, name, values):

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
+from keras_tuner.engine.trial import Trial
 
 from keras_gates._keras.graph import gradients_forgotten
 from keras_gates._keras.tuner import TunerCallback, maybe_distribute
@@ -22,7 +23,13 @@ from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Confirming, Progress
 from keras_gates.tuning.report.confirmation import Confirmation, chosen, confirmation
 from keras_gates.tuning.report.pairs import read_unscoped
-from keras_gates.validation import close_matches, one_of, positive_integer, true_or_false
+from keras_gates.validation import (
+    close_matches,
+    nonnegative_integer,
+    one_of,
+    positive_integer,
+    true_or_false,
+)
 
 _CURE = "Give another `project_name`, or overwrite=True to delete what is there."
 
@@ -140,10 +147,18 @@ class Tuner(keras_tuner.Tuner):
         one_of("verbose", verbose, ("auto", 0, 1, 2))
         if "epochs" in kwargs:
             positive_integer("epochs", kwargs["epochs"])
-        if not isinstance(kwargs.get("callbacks") or [], (list, tuple)):
+        callbacks = kwargs.get("callbacks") or []
+        if not isinstance(callbacks, (list, tuple)) or not all(
+            isinstance(each, keras.callbacks.Callback) for each in callbacks
+        ):
             raise ValueError(
                 "`callbacks` must be a list of keras.callbacks.Callback. Received: callbacks="
                 f"{kwargs['callbacks']!r}"
+            )
+        own_trials = not type(self).run_trial.__module__.startswith("keras_gates.")
+        if not (args or "x" in kwargs or own_trials) and self._fits_itself():
+            raise ValueError(
+                "`search` must be given the data that `fit` is called with. Received: no `x`"
             )
         with self.oracle.locked():
             self._refuse_other_training(args, kwargs)
@@ -160,6 +175,10 @@ class Tuner(keras_tuner.Tuner):
             raise
         finally:
             self._progress.close()
+
+    def _fits_itself(self):
+        """Whether models are trained by their own `fit`, and not by one of the user's."""
+        return type(self.hypermodel).fit is keras_tuner.HyperModel.fit
 
     def run_trial(self, trial, *args, **kwargs):
         """Trains one trial with every seed, or with those that a run cut short has left.
@@ -233,7 +252,7 @@ class Tuner(keras_tuner.Tuner):
             self._weights_path(trial.trial_id, seed),
             note_read,
             report,
-            required=type(self.hypermodel).fit is keras_tuner.HyperModel.fit,
+            required=self._fits_itself(),
         )
         callbacks = self._deepcopy_callbacks(kwargs.get("callbacks") or [])
         self._configure_tensorboard_dir(callbacks, trial, seed - self._seeds[0])
@@ -429,6 +448,7 @@ class Tuner(keras_tuner.Tuner):
         Raises:
             ValueError: no trial has finished.
         """
+        nonnegative_integer("num_models", num_models)
         self._refuse_no_answer()
         return super().get_best_models(num_models)
 
@@ -438,6 +458,7 @@ class Tuner(keras_tuner.Tuner):
         Raises:
             ValueError: no trial has finished.
         """
+        nonnegative_integer("num_trials", num_trials)
         self._refuse_no_answer()
         return super().get_best_hyperparameters(num_trials)
 
@@ -460,6 +481,11 @@ class Tuner(keras_tuner.Tuner):
 
     def load_model(self, trial):
         """The model of a trial as it was at the best epoch of its best training."""
+        if not isinstance(trial, Trial):
+            raise ValueError(
+                "`trial` must be a trial, as tuner.oracle.get_best_trials() gives them. "
+                f"Received: trial={trial!r}"
+            )
         model = self._try_build(trial.hyperparameters)
         self._restore(model, trial.trial_id, self._get_checkpoint_fname(trial.trial_id))
         return model
@@ -561,6 +587,14 @@ def _check_arguments(tuner_class, oracle, hypermodel, directory, kwargs):
         raise ValueError(
             f"`directory` must be a folder. Received: directory={str(directory)!r}, which is a file"
         )
+    if directory is not None:
+        try:
+            os.makedirs(directory, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`directory` must be a folder that can be made. Received: directory="
+                f"{str(directory)!r}. {error.strerror}"
+            ) from error
     known = constructor_arguments(tuner_class) | constructor_arguments(type(oracle))
     for name in set(kwargs) - known:
         raise TypeError(

@@ -19,7 +19,7 @@ from keras import tree
 
 from keras_gates import activations, html
 from keras_gates._keras.calls import stacklevel
-from keras_gates.activations.profiles import fresh
+from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import sign
 from keras_gates.cells.program import traced
@@ -251,7 +251,7 @@ def check_activations(
 
     try:
         found = {"spectral_radius": probe.spectral_radius(new())}
-    except NotTraceableError:
+    except (NotTraceableError, NotJudgedError):
         return verdict
     found |= {"steps": steps, "memory": probe.memory(new(), steps)}
     if np.isfinite(found["memory"]) and options.get("initialization") is None:

@@ -13,6 +13,7 @@ from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
 from keras_gates.tuning.report.effects import Effect, main_effects
 from keras_gates.tuning.report.pairs import read_unscoped
+from keras_gates.validation import file_path
 
 FIELDS = (
     "trial", "rank", "outcome", "score", "spread", "seeds", "diverged", "sparsity", "parameters",
@@ -89,6 +90,7 @@ class SearchReport:
 
     def to_csv(self, path):
         """Writes the trials to a file, with a line of names first. Empty: not known, not there."""
+        file_path("path", path)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*FIELDS, *self.choices])
             writer.writeheader()
