@@ -60,8 +60,8 @@ class GatedRNN(keras.layers.RNN):
             valid (sample, step) pairs.
         Further arguments of the cell: `use_bias`, the initializers, regularizers and constraints,
             `dropout`, `recurrent_dropout`, `zoneout`, `seed`; `reset_after` (gru);
-            `output_activation`, `unit_forget_bias` (lstms); `beta` (janet). See `GatedCell`, and
-            the class of each cell.
+            `output_activation`, `unit_forget_bias` (lstms); `beta` (janet); `dt` (lem); `epsilon`,
+            `gamma` (antisymmetric cells). See `GatedCell`, and the class of each cell.
         activity_regularizer: Keras' own, with Keras' meaning.
         name, dtype, trainable: as in every Keras layer.
 

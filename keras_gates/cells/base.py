@@ -108,7 +108,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         zoneout: share p of the units that keep their states, in [0, 1), or a dict from the name of
             a state to its share: {"hidden": 0.05, "cell": 0.5}. In training the units are drawn
             anew at every time step, and s' = s in them; otherwise s' = p s + (1 - p) s* with what
-            the equations give, s*. (In a state's equation other states are those before zoneout.)
+            the equations give, s*. (The h* of an LSTM is made of c*, before zoneout.)
         grad_clip_value: c > 0. The gradient d_t = dL/dh_t, with what comes from the output at t
             and from step t+1, becomes its elementwise clip to [-c, c] before it enters the
             equations of step t. (d_t is of the loss as Keras averages it: under a mean loss each
