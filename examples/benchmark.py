@@ -30,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_gates as kg
+from keras_gates.timing import OURS, alternate
 
 try:
     import torch
@@ -56,7 +57,6 @@ LAYERS = {
 }
 KERAS = {"gru": keras.layers.GRU, "lstm": keras.layers.LSTM, "simple": keras.layers.SimpleRNN}
 BLOCKS = {"gru": 3, "lstm": 4, "simple": 1}
-OURS = "keras_gates"
 # The memory of one training step is measured at this shape.
 LONG = Shape(64, 1000, 64, 256)
 
@@ -162,33 +162,6 @@ def data(shape):
 # ---------------------------------------------------------------------- measuring
 
 
-def alternate(calls, rounds, least=0.02):
-    """From name to the median time of one call, in seconds; the sides take turns in every round.
-
-    A turn repeats its call until it lasts `least` seconds, after one that is not timed: memory that
-    the side before gave back has to be got again, which happens to nobody who trains one model.
-    PyTorch's threads spin on after their work, which is no concern of the side that comes next: a
-    turn of PyTorch ends with a pause.
-    """
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        started = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(least / (time.perf_counter() - started)))
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            started = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - started) / repeats[name])
-            if name.startswith("torch"):
-                time.sleep(0.3)
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
 def measure(name, shape, rounds):
     """The two rows, training and inference, of one layer at one shape."""
     keras.utils.clear_session()
@@ -204,7 +177,9 @@ def measure(name, shape, rounds):
                 if side == OURS or side.startswith("torch") == theirs
             }
             if len(calls) > 1:
-                medians = alternate(calls, rounds)
+                # PyTorch's threads spin on after their work, which is no concern of the next side.
+                pauses = {side: 0.3 for side in calls if side.startswith("torch")}
+                medians = alternate(calls, rounds, pauses=pauses)
                 mine = medians.pop(OURS)
                 ratios.update({side: t / mine for side, t in medians.items()})
                 if not theirs:

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_gates import activations, engine, gates, regularizers, verdicts
 from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
-from keras_gates.cells import CELLS, GatedCell
+from keras_gates.cells import CELLS, GatedCell, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
@@ -59,8 +59,9 @@ class GatedRNN(keras.layers.RNN):
             candidate. Adds to the loss λ / N times the sum of |h| over all units and all N
             valid (sample, step) pairs.
         Further arguments of the cell: `use_bias`, the initializers, regularizers and constraints,
-            `dropout`, `recurrent_dropout`, `seed`; `reset_after` (gru); `output_activation`,
-            `unit_forget_bias` (lstms); `beta` (janet). See `GatedCell`, and the class of each cell.
+            `dropout`, `recurrent_dropout`, `zoneout`, `seed`; `reset_after` (gru);
+            `output_activation`, `unit_forget_bias` (lstms); `beta` (janet). See `GatedCell`, and
+            the class of each cell.
         activity_regularizer: Keras' own, with Keras' meaning.
         name, dtype, trainable: as in every Keras layer.
 
@@ -68,7 +69,7 @@ class GatedRNN(keras.layers.RNN):
         sequences: (batch, time, features).
         initial_state: list of the states, each (batch, units). Default: zeros.
         mask: booleans, (batch, time). A masked step carries the states and repeats the output.
-        training: whether dropout applies.
+        training: whether dropout applies, and units are drawn for zoneout.
 
     Returns:
         (batch, units), or (batch, time, units) with `return_sequences`; with `return_state`
@@ -151,7 +152,7 @@ class GatedRNN(keras.layers.RNN):
             )
         self.initial_states: list = []  # the weights of "learned", one per state
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
-        self._engine = None
+        self._engine: Any = None
         self._not_fusable = None  # what the engine said when it could not run the cell
         # Of the fused path, when last traced for "training" and for "inference".
         self._obstacles: dict[str, str | None] = {}
@@ -339,7 +340,7 @@ class GatedRNN(keras.layers.RNN):
             )
         lines = [f"{self.name}: can run fused on {keras.backend.backend()}", *self._equations()]
         for what, reason in self._obstacles.items():
-            path = f"Keras' own loop, because {reason}" if reason else "fused"
+            path = f"Keras' own loop, because {reason}" if reason else self._engine.how
             lines.append(f"  {what}, when last traced: {path}")
         return "\n".join(lines)
 
@@ -349,11 +350,14 @@ class GatedRNN(keras.layers.RNN):
         except NotTraceableError as reason:
             return [f"  its equations cannot be traced: {reason}"]
         bias = " + c_k" if self.cell.two_biases else ""
+        kernel = ""
+        if type(self.cell).parametrize is not GatedCell.parametrize:
+            kernel = f", of U as {type(self.cell).__name__}.parametrize makes it"
         return [
-            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}:"
+            f"  with x_k = x W_k + b_k and u_k = h U_k{bias}{kernel}:"
             if not self.cell.layer_norm
-            else "  with x_k = x W_k and u_k = h U_k, and L(v) = v, normalized over units, times a "
-            "gain, plus a bias:",
+            else f"  with x_k = x W_k and u_k = h U_k{kernel}, and L(v) = v, normalized over "
+            "units, times a gain, plus a bias:",
             *[f"  {symbol} = {text}" for symbol, text in lines],
         ]
 
@@ -375,6 +379,9 @@ class GatedRNN(keras.layers.RNN):
             except (engine.NotFusableError, NotTraceableError) as reason:
                 self._not_fusable = str(reason)
                 return self._loop(sequences, states, mask, training)
+        if training and self.cell.zoneout:
+            masks = zoneout.drawn(self.cell, ops.shape(sequences)[:2])
+            sequences = zoneout.beside(sequences, masks)
         if self.return_gates:
             return gates.loop(self, sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)

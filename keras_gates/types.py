@@ -9,13 +9,14 @@ import keras
 Activation = Union[str, Callable[[Any], Any], keras.layers.Layer, dict[str, Any]]  # noqa: UP007
 GateActivation = Activation | Mapping[str, Activation | None]
 CellName = Literal[
-    "gru", "lstm", "simple", "cifg", "fast_grnn", "ind_rnn", "janet", "layer_norm_gru",
-    "layer_norm_lstm", "li_gru", "mgu", "min_gru",
-    "min_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
+    "gru", "lstm", "simple", "antisymmetric", "cifg", "fast_grnn", "gated_antisymmetric",
+    "ind_rnn", "janet", "layer_norm_gru", "layer_norm_lstm", "lem", "li_gru", "mgu", "min_gru",
+    "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
 Initialization = Literal["uniform_gates"]
 Backprop = Literal["auto", "fused", "autodiff"]
+Verbose = Literal["auto", 0, 1]
 InitialState = Literal["zeros", "learned"]
 Format = Literal["saved_model", "onnx", "litert", "openvino"]
 
@@ -39,6 +40,7 @@ class CellOptions(TypedDict, total=False):
     bias_constraint: Any
     dropout: float
     recurrent_dropout: float
+    zoneout: float | Mapping[str, float]
     grad_clip_value: float | None
     grad_clip_norm: float | None
     grad_clip_at: ClipPlace
@@ -67,6 +69,9 @@ class BuiltInOptions(CellOptions, total=False):
     reset_after: bool
     unit_forget_bias: bool
     beta: float
+    dt: float
+    epsilon: float
+    gamma: float
 
 
 class LayerArguments(BuiltInOptions, total=False):

@@ -1,19 +1,27 @@
-"""`python -m keras_gates`: the same functions, from the command line."""
+"""`keras-gates`: the same functions, from the command line."""
 
+import configparser
 import json
+import pathlib
+import re
+import runpy
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_python
+from helpers import GOLDEN, run_python
 
 import keras_gates as kg
-from keras_gates import __main__ as command_line
-from keras_gates import diagnostics
+import keras_gates_command
+from keras_gates import commands, diagnostics
+from keras_gates_command import arguments, without_backend
 
-EXAMPLES = [line.split()[2:] for line in command_line.__doc__.splitlines() if "python -m" in line]
+TEXT = keras_gates_command.__doc__
+EXAMPLES = [line.split() for line in TEXT.splitlines() if line.startswith("    keras-gates")]
+COMMANDS = ("check", "export", "inspect", "diagnose", "search", "bench")
 
 
 def small_model(**options):
@@ -47,11 +55,12 @@ def saved(here, rng):
 
 
 def run(capsys, *command):
-    status = command_line.main([*map(str, command)])
+    status = keras_gates_command.main([*map(str, command)])
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_export_writes_a_file_and_inspect_shows_it(saved, capsys):
     model, x, _ = saved
     status, out, _ = run(
@@ -84,10 +93,10 @@ def test_diagnose_prints_what_diagnose_returns(saved, capsys):
         expected["layers"][0]["gradient"]["norm_per_step"],
         rtol=1e-4,
     )
-    status, out, _ = run(
-        capsys, "diagnose", "model.keras", "data.npz", "--samples", 4, "--batch-size", 2
-    )
+    command = ["diagnose", "model.keras", "data.npz", "--html", "page.html", "--samples", 4]
+    status, out, _ = run(capsys, *command, "--batch-size", 2)
     assert "4 samples of up to 6 steps" in out
+    assert "4 samples of up to 6 steps" in pathlib.Path("page.html").read_text("utf-8")
 
 
 def test_diagnose_without_targets_or_loss(saved, capsys):
@@ -100,7 +109,7 @@ def test_diagnose_without_targets_or_loss(saved, capsys):
     model.save("bare.keras")
     status, out, err = run(capsys, "diagnose", "bare.keras", "data.npz")
     assert status == 0
-    assert "saved without a loss" in err
+    assert "y is left out: the model was saved without a loss" in err
     assert "dL/dh" not in out
 
 
@@ -116,7 +125,7 @@ def test_inputs_are_found_by_their_names(here, rng, capsys):
     np.savez("one.npz", left=rng.normal(size=(5, 6, 3)))
     status, _, err = run(capsys, "diagnose", "two.keras", "one.npz")
     assert status == 1
-    assert "must hold the array x, or left, right. Received: left" in err
+    assert "`data` must hold the array x, or left, right. Received: data='one.npz', which" in err
 
 
 def test_a_module_is_imported_first(here, monkeypatch, capsys):
@@ -148,41 +157,452 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("export nope.keras out", "nope.keras"),
+        ("export nope.keras out", "`model` must be a file that is there. Received: model='nope"),
         ("export model.keras nowhere/out", "the folder that `path` is in must exist"),
-        ("export model.keras out --quantize int8", "takes no option `quantize`"),
-        ("export model.keras out --sample nope.npz", "--sample: there is no file 'nope.npz'"),
-        ("export model.keras out --sample text.npz", "--sample: 'text.npz' must be a .npz file"),
-        ("export model.keras out --tolerance -1", "`tolerance` must be"),
-        ("inspect nope", "there is no file or folder `path`"),
-        ("diagnose model.keras other.npz", "must hold the array x, or frames. Received: z"),
-        ("diagnose model.keras data.npz --samples 0", "`--samples` must be"),
-        ("diagnose model.keras data.npz --import no_such_module", "no_such_module"),
+        ("export model.keras out --format onxn", "`--format` must be one of"),
+        ("export model.keras out --quantize int8", "takes no option `--quantize`"),
+        ("export model.keras out --sample nope.npz", "`--sample` must be a file that is there"),
+        ("export model.keras out --sample text.npz", "`--sample` must be a .npz file of arrays"),
+        ("export model.keras out --opset 15", "takes no option `--opset`"),
+        ("export model.keras m.tflite --representative-data x.npy", "`--representative-data` mus"),
+        ("inspect nope", "`path` must be a file or folder that is there. Received: path='nope'"),
+        ("inspect text.keras", "`path` is not a .keras file, or damaged"),
+        ("diagnose model.keras other.npz", "`data` must hold the array x, or frames. Received"),
+        ("diagnose model.keras data.npz --import no_such", "`--import` must be a module that"),
+        ("diagnose text.keras data.npz", "text.keras"),
+        ("diagnose model.keras data.npz --html no/d.html", "the folder that `--html` is in must"),
+        ("check gur", "`cell` must be one of 'gru', 'lstm'"),
+        ("check gru --gate rleu", "Unknown name: --gate='rleu'; did you mean 'relu'"),
+        ("check gru --gate relu --gate tanh", "`--gate` must be one activation, or GATE="),
+        ("check gru --gate output=relu", "`--gate`"),
+        ("check gru --candidate 3", "`--candidate` must be"),
+        ("check gru --with grad_clip_norm=-1", "`grad_clip_norm` must be a positive"),
+        ("check gru --with bate=1", "takes no argument `bate`"),
+        ("check no_such:Cell", "`cell` must be a module that can be imported"),
+        ("check keras_gates:Cell", "`cell` must be module:Class. Received: cell='keras_gates:Cel"),
+        ("check keras:Model", "`cell` must be one of"),
+        ("search nope.py", "`script` must be a file that is there"),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(command, message, saved, here, capsys):
     (here / "text.npz").write_text("no arrays")
+    (here / "text.keras").write_text("no model")
     np.savez("other.npz", z=np.ones(3))
     before = sorted(here.iterdir())
-    status, out, err = run(capsys, *command.split())
+    status, out, err = run(capsys, *command.split(), "--quiet")
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
     assert message in err
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("chekc gru", "argument COMMAND: invalid choice: 'chekc'"),
+        ("", "the following arguments are required: COMMAND"),
+        ("check", "the following arguments are required: cell"),
+        ("check gru --gates relu --wiht a=1", "unrecognized arguments"),
+        ("check gru --with grad_clip_norm", "argument --with: must be ARGUMENT=VALUE. Received"),
+        ("export m out --tolerance -1", "argument --tolerance: must be a positive number. Rec"),
+        ("export m out --tolerance nan", "argument --tolerance: must be a positive number. Rec"),
+        ("export m out --batch-size 1.5", "argument --batch-size: must be a positive integer."),
+        ("diagnose m d --samples 0", "argument --samples: must be a positive integer. Received: 0"),
+        ("search --workers 0 s.py", "argument --workers: must be a positive integer. Received: 0"),
+        ("bench gru --units many", "argument --units: must be a positive integer. Received: many"),
+    ],
+)
+def test_malformed_arguments_are_refused_by_name(command, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        keras_gates_command.main(command.split())
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", EXAMPLES, ids=" ".join)
 def test_the_examples_are_valid_commands(command):
-    assert command[0] == "keras_gates"
-    assert command_line.parse_arguments(command[1:]).command == command[1]
+    assert command[0] == "keras-gates"
+    assert arguments.parse(TEXT, command[1:]).command == command[1]
 
 
-def test_it_is_a_command(here):
+def test_the_commands_in_the_documentation_are_valid():
+    root = pathlib.Path(__file__).parent.parent
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text() for page in pages if "_build" not in page.parts)
+    found = re.findall(r"(?:^|`)keras-gates ([a-z][^`#\n]* [^`#\n]*)", text, re.MULTILINE)
+    assert len(found) > 8
+    for command in found:
+        arguments.parse(TEXT, command.split())
+
+
+def test_every_command_has_an_example():
+    assert {command[1] for command in EXAMPLES} == set(COMMANDS)
+
+
+def test_help_is_told_without_importing_keras():
+    """Which is why it takes a tenth of a second."""
     out = run_python(
         """
-        import runpy, sys
-        sys.argv = ["keras_gates", "--help"]
+        import sys
+        import keras_gates_command
+        for command in ["", *sys.argv[1:]]:
+            try:
+                keras_gates_command.main([*command.split(), "--help"])
+            except SystemExit as left:
+                assert left.code == 0, command
+        for package in ("keras", "keras_gates", "numpy", "tensorflow"):
+            assert package not in sys.modules, package
+        """,
+        *COMMANDS,
+    )
+    assert out.count("usage: keras-gates") == 1 + len(COMMANDS)
+    for command in EXAMPLES:
+        assert out.count(" ".join(command)) == 2
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as left:
+        keras_gates_command.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"keras_gates {kg.__version__}\n"
+
+
+def test_it_is_installed_as_a_command():
+    config = configparser.ConfigParser()
+    config.read(pathlib.Path(__file__).parent.parent / "setup.cfg")
+    (script,) = config["options.entry_points"]["console_scripts"].split("\n")[1:]
+    assert script == "keras-gates = keras_gates_command:main"
+
+
+def test_it_is_a_module_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["keras_gates", "--help"])
+    with pytest.raises(SystemExit) as left:
         runpy.run_module("keras_gates", run_name="__main__", alter_sys=True)
+    assert left.value.code == 0
+    assert "keras-gates diagnose model.keras data.npz" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+ASKED = {
+    "check gru --gate relu --candidate tanh": ("gru", "relu", "tanh"),
+    "check gru --gate update=tanh --candidate relu --with grad_clip_norm=1": (
+        *("gru", {"update": "tanh"}, "relu", None),
+        {"grad_clip_norm": 1},
+    ),
+    "check simple --candidate relu --with recurrent_initializer=identity": (
+        *("simple", None, "relu", None),
+        {"recurrent_initializer": "identity"},
+    ),
+}
+
+
+def expected_verdict(cell, gate, candidate, output=None, options=None):
+    return kg.check_activations(cell, gate, candidate, output, **(options or {}))
+
+
+def test_arguments_of_a_cell_are_read_as_they_are_in_python():
+    command = "check lstm --gate forget=relu --gate input=tanh --output tanh --with layer_norm=True"
+    given = arguments.parse(TEXT, [*command.split(), "--with", "recurrent_initializer=identity"])
+    assert commands._chosen(given) == {
+        "gate_activation": {"forget": "relu", "input": "tanh"},
+        "output_activation": "tanh",
+        "layer_norm": True,
+        "recurrent_initializer": "identity",
+    }
+
+
+def test_check_prints_what_check_activations_returns(capsys):
+    command, asked = next(iter(ASKED.items()))
+    status, out, err = run(capsys, *command.split())
+    assert (status, err) == (0, "")
+    assert out == f"{expected_verdict(*asked)}\n"
+    status, out, _ = run(capsys, *command.split(), "--json")
+    found = json.loads(out)
+    assert found["level"] == "unstable"
+    assert found["carry"] == {"hidden": [0, None]}
+
+
+def test_check_does_without_tensorflow():
+    """The same words and figures, but for those of weights that NumPy has drawn."""
+    out = run_python(
+        """
+        import os, sys
+        import keras_gates_command
+        os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "false"
+        os.environ.pop("KERAS_BACKEND", None)
+        environment = dict(os.environ)  # which processes of a search would have
+        for command in sys.argv[1:]:
+            assert keras_gates_command.main(command.split()) == 0
+        assert "tensorflow" not in sys.modules
+        assert dict(os.environ) == environment
+        import keras
+        assert keras.backend.backend() == "numpy"
+        assert not getattr(sys.modules.get("jax"), "anything", None)
+        assert not {"matplotlib", "sklearn"} & set(sys.modules)  # can be imported again
+        """,
+        *ASKED,
+    )
+    expected = "\n".join(str(expected_verdict(*asked)) for asked in ASKED.values())
+    radii = [
+        [float(line.rpartition(": ")[2]) for line in text.splitlines() if "spectral" in line]
+        for text in (out, expected)
+    ]
+    np.testing.assert_allclose(*radii, rtol=0.25)
+    lines = [
+        [line for line in text.splitlines() if not {"spectral", "left"} & set(line.split())]
+        for text in (out, expected)
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_keras_is_imported_as_usual_where_it_cannot_be_without_a_backend():
+    out = run_python(
+        """
+        import sys
+        from keras_gates_command import without_backend
+        without_backend._EMPTY = ()
+        sys.modules["jax"] = None  # which then is missing
+        without_backend.import_keras()
+        assert "keras" not in sys.modules
+        import keras
+        print(keras.backend.backend(), keras.ops.add(1, 1))
         """
     )
-    assert "python -m keras_gates diagnose model.keras data.npz" in out
+    assert out.split()[0] == "tensorflow"
+
+
+def test_a_cell_of_ones_own_is_judged_by_its_place(here, capsys, monkeypatch):
+    (here / "leaky.py").write_text(
+        "import keras_gates as kg\n"
+        "class LeakyCell(kg.GatedCell):\n"
+        "    blocks = ('candidate',)\n"
+        "    def update(self, x, u, states):\n"
+        "        (h,) = states\n"
+        "        return (1.5 * h + 0.1 * self.candidate(x.candidate + u.candidate),)\n"
+    )
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    status, out, err = run(capsys, "check", "leaky:LeakyCell", "--candidate", "softsign")
+    assert status == 0, err
+    assert "LeakyCell: candidate softsign: unstable" in out
+    assert "reaches 1.5" in out
+    sys.modules.pop("leaky")
+
+
+def test_an_activation_of_ones_own_is_judged_once_it_is_registered(here, capsys, monkeypatch):
+    (here / "steep.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable(package='steep')\n"
+        "def steep_gate(x):\n"
+        "    return keras.ops.sigmoid(4 * x)\n"
+    )
+    command = ["check", "gru", "--gate", "steep>steep_gate"]
+    assert run(capsys, *command)[0] == 1
+    status, out, err = run(capsys, *command, "--import", "steep")
+    assert status == 0, err
+    assert "GRUCell: gates steep_gate; candidate tanh: sound" in out
+    keras.saving.get_custom_objects().pop("steep>steep_gate")
+    sys.modules.pop("steep")
+
+
+# ---------------------------------------------------------------------- the others
+
+
+@pytest.mark.parametrize(
+    ("path", "format"),
+    [("served", "saved_model"), ("m.onnx", "onnx"), ("M.TFLITE", "litert"), ("m.xml", "openvino")],
+)
+def test_the_suffix_says_which_format(path, format, saved, capsys, monkeypatch):
+    from keras_gates.deployment import core
+
+    asked = []
+
+    class Report:
+        def to_dict(self):
+            return {}
+
+    monkeypatch.setattr(core, "export", lambda *given, **_: asked.append(given) or Report())
+    status, _, err = run(capsys, "export", "model.keras", path)
+    assert status == 0, err
+    assert asked[0][1:] == (path, format)
+
+
+@pytest.mark.slow
+def test_what_is_being_done_is_said_on_stderr(saved, capsys, quick):
+    status, out, err = run(capsys, "export", "model.keras", "served")
+    assert status == 0
+    assert "saved_model" in out
+    said = [line.partition(" s  ")[2] for line in err.splitlines()]
+    assert said[0] == "loading model.keras"
+    assert said[1].startswith("writing ")
+    assert said[2].startswith("running the file in a process of its own")
+    assert said[3].startswith("running the model")
+    assert run(capsys, "inspect", "served")[2].endswith(" s  reading served\n")
+    assert run(capsys, "inspect", "served", "--quiet")[2] == ""
+
+
+def test_models_of_keras_2_are_loaded(here, capsys):
+    with zipfile.ZipFile(max(GOLDEN.glob("keras_2*.zip"))) as packed:
+        packed.extractall(here)
+    frames = np.load("expected.npz")["frames"]
+    np.save("x.npy", frames)
+    for path in ("sequential.h5", "functional.keras"):
+        status, out, err = run(capsys, "diagnose", path, "x.npy")
+        assert status == 0, err
+        assert f"{len(frames)} samples" in out
+
+
+def test_inspect_shows_layers_and_cells_of_a_keras_file(here, rng, capsys):
+    rnn = kg.GatedRNN(
+        4, gate_activation="hard_sigmoid", grad_clip_norm=1.0, return_sequences=True, name="first"
+    )
+    inner = keras.Sequential([keras.Input((None, 5)), keras.layers.Dense(2)], name="inner")
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3), name="frames"),
+            keras.layers.Bidirectional(rnn, name="both"),
+            keras.layers.GRU(
+                5,
+                kernel_regularizer=keras.regularizers.L2(0.01),
+                name="second",
+                return_sequences=True,
+            ),
+            inner,
+        ],
+        name="model",
+    )
+    model.compile("adam", "mse")
+    model.fit(rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 6, 2)), verbose=0)
+    model.save("model.keras")
+    status, out, _ = run(capsys, "inspect", "model.keras", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["parameters"] == model.count_params()
+    assert found["keras_version"] == keras.__version__
+    assert (found["optimizer"], found["loss"]) == ("adam", "mse")
+    layers = {layer["name"]: layer for layer in found["model"]["layers"]}
+    assert list(layers) == ["frames", "both", "second", "inner"]
+    for layer in model.layers:
+        assert layers[layer.name]["parameters"] == layer.count_params()
+        assert layers[layer.name]["class_name"] == type(layer).__name__
+    (forward, backward) = layers["both"]["layers"]
+    assert forward["name"] == "forward_first"
+    assert backward["arguments"]["go_backwards"] is True
+    (cell,) = forward["layers"]
+    assert cell["class_name"] == "GRUCell"
+    assert cell["arguments"] == {
+        "units": 4,
+        "gate_activation": "hard_sigmoid",
+        "candidate_activation": "tanh",
+        "grad_clip_norm": 1.0,
+    }
+    assert layers["inner"]["layers"][-1]["arguments"] == {"units": 2, "activation": "linear"}
+    status, out, _ = run(capsys, "inspect", "model.keras")
+    assert "GRUCell(units=4, gate_activation='hard_sigmoid', candidate_activation='tanh'" in out
+    assert "kernel_regularizer='l2(l2=0.01)'" in out
+    assert "compiled: optimizer adam, loss mse" in out
+
+
+def test_inspect_of_a_keras_file_needs_neither_its_classes_nor_a_backend(here):
+    @keras.saving.register_keras_serializable(package="elsewhere")
+    class Own(kg.GatedCell):
+        def update(self, x, u, states):
+            return (self.candidate(x.candidate + u.candidate),)
+
+    layer = kg.GatedRNN(4, cell=Own, candidate_activation="relu")
+    keras.Sequential([keras.Input((None, 3)), layer]).save("own.keras")
+    out = run_python(
+        """
+        import sys
+        import keras_gates_command
+        assert keras_gates_command.main(["inspect", "own.keras"]) == 0
+        assert "tensorflow" not in sys.modules
+        """
+    )
+    assert "Own(units=4" in out
+    assert "candidate_activation='relu'" in out
+    assert "32 parameters" in out
+
+
+def test_bench_measures_what_it_names(capsys):
+    command = "bench lstm --candidate relu --units 3 --batch 2 --steps 4 --features 2 --rounds 1"
+    status, out, err = run(capsys, *command.split(), "--json")
+    assert status == 0, err
+    assert "measuring train" in err
+    found = json.loads(out)
+    sides = ["keras_gates", "keras.layers.LSTM", "Keras' own loop"]
+    assert [*found["train"]] == [*found["predict"]] == sides
+    assert all(0 < seconds < 1 for of in ("train", "predict") for seconds in found[of].values())
+    assert found["layer"] == "lstm(candidate_activation='relu')"
+    status, out, _ = run(
+        capsys, "bench", "mgu", "--units", 2, "--steps", 2, "--batch", 2, "--rounds", 1
+    )
+    assert "2 units, batch 2, 2 steps, 32 features" in out
+    assert "keras.layers" not in out
+
+
+def test_search_launches_the_script(here, capsys, monkeypatch):
+    from keras_gates.tuning import launch
+
+    (here / "search.py").write_text("")
+    launched = []
+    monkeypatch.setattr(launch, "launch", lambda *given: launched.append(given) or 3)
+    command = "search --workers 4 search.py --epochs 2 --quiet"
+    status, _, _ = run(capsys, *command.split())
+    assert status == 3
+    assert launched == [("search.py", ["--epochs", "2", "--quiet"], 4)]
+
+
+def test_search_runs_workers_and_shows_what_they_print(here):
+    (here / "search.py").write_text("import os, sys; print(sys.argv[1], sorted(os.environ))")
+    out = run_python(
+        """
+        import os, sys
+        os.environ.pop("KERAS_BACKEND", None)
+        import keras_gates_command
+        assert keras_gates_command.main(["search", "--workers", "2", "search.py", "hello"]) == 0
+        assert "tensorflow" not in sys.modules
+        """
+    )
+    assert "worker-0  | hello" in out
+    assert "worker-1  | hello" in out
+    assert "KERAS_GATES_WORKERS" in out
+    assert "KERAS_BACKEND" not in out
+
+
+def test_an_interrupt_ends_it(capsys, monkeypatch):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "check", interrupted)
+    assert run(capsys, "check", "gru") == (130, "", "interrupted\n")
+
+
+def test_who_reads_no_further_gets_no_traceback():
+    run_python(
+        """
+        import os, sys
+        import keras_gates_command
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+        assert keras_gates_command.main(["check", "gru"]) == 0
+        """
+    )
+
+
+def test_warnings_and_logging_are_as_before(capsys):
+    import logging
+    import warnings
+
+    log = logging.getLogger("keras_gates")
+    before = log.level, log.propagate, list(log.handlers), warnings.formatwarning
+    run(capsys, "check", "gru")
+    assert before == (log.level, log.propagate, list(log.handlers), warnings.formatwarning)
+
+
+def test_keras_that_is_there_already_is_left_alone():
+    without_backend.import_keras()
+    assert keras.backend.backend() == "tensorflow"

@@ -80,6 +80,8 @@ def ragged(rng, batch=BATCH, time=TIME):
         {"cell": "lstm", "grad_clip_value": 0.02, "recurrent_dropout": 0.3},
         {"cell": "lstm", "use_bias": False, "dropout": 0.4, "zero_output_for_mask": True},
         {"cell": "simple", "grad_clip_norm": 0.1, "grad_clip_at": "preactivation"},
+        {"cell": "gru", "zoneout": 0.3, "go_backwards": True, "activation_l1": 0.2},
+        {"cell": "lstm", "zoneout": {"cell": 0.5}, "dropout": 0.2, "grad_clip_norm": 0.1},
     ],
     ids=str,
 )
@@ -464,6 +466,7 @@ def test_jacobians(rng):
         {"cell": "lstm", "grad_clip_at": "preactivation", "grad_clip_value": 1e9},
         {"cell": "simple", "activation_l1": 0.1, "return_sequences": True},
         {"cell": MGUCell, "recurrent_dropout": 0.3},
+        {"cell": "lstm", "zoneout": 0.3, "dropout": 0.2},
     ],
     ids=lambda arguments: str(arguments["cell"]),
 )
@@ -481,7 +484,7 @@ def test_second_derivatives_equal_those_of_keras_loop(arguments, how, rng):
             outer.watch(x)
             with tf.GradientTape() as inner:
                 inner.watch(x)
-                output = layer(x, mask=mask, training="recurrent_dropout" in arguments)
+                output = layer(x, mask=mask, training="dropout" in str(arguments))
                 loss = tf.reduce_sum(output**2) + sum(layer.losses)
             d_x, *d_weights = inner.gradient(loss, [x, *weights])
             penalty = tf.reduce_sum(d_x**2)

@@ -76,6 +76,13 @@ BAD_ARGUMENTS = [
     ({"candidate_l1": None}, ValueError, "candidate_l1=None"),
     ({"dropout": 1.0}, ValueError, r"`dropout` must be in \[0, 1\). Received: dropout=1.0"),
     ({"recurrent_dropout": -0.1}, ValueError, "recurrent_dropout=-0.1"),
+    ({"zoneout": 1}, ValueError, r"`zoneout` must be in \[0, 1\). Received: zoneout=1"),
+    ({"zoneout": {"hidden": "0.1"}}, ValueError, r"`zoneout\['hidden'\]` must be in \[0, 1\)"),
+    (
+        {"zoneout": {"cell": 0.5}},
+        ValueError,
+        r"a state that GRUCell does not have: 'cell'. Its states: \['hidden'\]. Received: zoneout=",
+    ),
     ({"unit_forget_bias": True}, TypeError, "`unit_forget_bias`; it belongs to LSTMCell"),
     ({"output_activation": "tanh"}, TypeError, "it belongs to LSTMCell"),
     ({"cell": "lstm", "reset_after": True}, TypeError, "`reset_after`; it belongs to GRUCell"),

@@ -12,6 +12,7 @@ import keras_gates as kg
 from keras_gates import checks
 from keras_gates.cells import CELLS
 from keras_gates.cells.program import weights_by_name
+from keras_gates.cells.reference import Reference
 
 BATCH, TIME, FEATURES, UNITS = 4, 9, 3, 5
 tanh = np.tanh
@@ -113,6 +114,48 @@ def star(x, h, w):
     return (tanh((1 - k) * h + k * tanh(x_n)),)
 
 
+def antisymmetric(x, h, w):
+    """Chang et al., 2019, with ε = 0.1, γ = 0.01; there h is a column."""
+    return (h + 0.1 * tanh(damped(h, w) + x @ w["kernel"] + w["bias"]),)
+
+
+def gated_antisymmetric(x, h, w):
+    """Chang et al., 2019, with the gate of the input."""
+    x_n, x_z = split(x @ w["kernel"] + w["bias"], 2)
+    z = sigmoid(damped(h, w) + x_z)
+    return (h + 0.1 * z * tanh(damped(h, w) + x_n),)
+
+
+def damped(h, w):
+    """(W - Wᵀ - γ I) h for each h, of which W is the transpose of the recurrent kernel."""
+    matrix = w["recurrent_kernel"].T
+    return np.stack([(matrix - matrix.T - 0.01 * np.eye(len(matrix))) @ row for row in h])
+
+
+def lem(x, y, z, w):
+    """Rusch et al., 2022, Δt = 1; y is the hidden state, z the memory."""
+    (v_1, v_2, v_z, v_y), (w_1, w_2, w_z, w_y) = (
+        split(w["kernel"], 4),
+        split(w["recurrent_kernel"], 4),
+    )
+    b_1, b_2, b_z, b_y = split(w["bias"], 4)
+    dt, dt_bar = sigmoid(y @ w_1 + x @ v_1 + b_1), sigmoid(y @ w_2 + x @ v_2 + b_2)
+    z = (1 - dt) * z + dt * tanh(y @ w_z + x @ v_z + b_z)
+    y = (1 - dt_bar) * y + dt_bar * tanh(z @ w_y + x @ v_y + b_y)
+    return y, z
+
+
+def multiplicative_lstm(x, h, c, w):
+    """Krause et al., 2016, with a bias in m."""
+    w_m, *of_input = split(w["kernel"], 5)
+    u_m, *of_m = split(w["recurrent_kernel"], 5)
+    b_m, *biases = split(w["bias"], 5)
+    m = (x @ w_m + b_m) * (h @ u_m)
+    i, f, g, o = (x @ a + m @ u + b for a, u, b in zip(of_input, of_m, biases, strict=True))
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
 def normalized(parts):
     """Ba, Kiros, Hinton, 2016, equation 3, of one vector that is given in parts."""
     v = np.concatenate(parts, axis=-1)
@@ -156,7 +199,8 @@ REFERENCES = {
     function.__name__: function
     for function in (
         peephole_lstm, cifg, janet, mgu, li_gru, ugrnn, ind_rnn, min_gru, min_lstm, fast_grnn,
-        n_brc, star, layer_norm_lstm, layer_norm_gru,
+        n_brc, star, layer_norm_lstm, layer_norm_gru, antisymmetric, gated_antisymmetric, lem,
+        multiplicative_lstm,
     )
 }  # fmt: skip
 # Parameters per layer of n units and m features.
@@ -170,6 +214,10 @@ PARAMETERS = {
     "fast_grnn": lambda n, m: n * m + n * n + 2 * n + 2,
     "n_brc": lambda n, m: 3 * (n * m + n) + 2 * n * n,
     "star": lambda n, m: 2 * (n * m + n) + n * n,
+    "antisymmetric": lambda n, m: n * m + n * n + n,
+    "gated_antisymmetric": lambda n, m: 2 * (n * m + n) + n * n,
+    "lem": lambda n, m: 4 * (n * m + n * n + n),
+    "multiplicative_lstm": lambda n, m: 5 * (n * m + n * n + n),
     "layer_norm_lstm": lambda n, m: 4 * (n * m + n * n) + 8 * n + 4 * n + 2 * n,
     "layer_norm_gru": lambda n, m: 3 * (n * m + n * n) + 6 * n + 6 * n,
 }
@@ -178,6 +226,7 @@ STARTS = {
     "janet": {"bias": [1] * UNITS + [0] * UNITS},
     "ugrnn": {"bias": [1] * UNITS + [0] * UNITS},
     "cifg": {"bias": [1] * UNITS + [0] * 2 * UNITS},
+    "multiplicative_lstm": {"bias": [0] * 2 * UNITS + [1] * UNITS + [0] * 2 * UNITS},
     "peephole_lstm": {"bias": [0] * UNITS + [1] * UNITS + [0] * 2 * UNITS},
     "layer_norm_lstm": {
         "kernel_gain_input": [1] * UNITS,
@@ -255,6 +304,16 @@ def test_starts_that_are_drawn():
     star.build((None, None, 20))
     kernel = ops.convert_to_numpy(star.cell.kernel)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(12), atol=1e-5)
+    lem = kg.GatedRNN(100, cell="lem")
+    lem.build((None, None, 30))
+    drawn = [ops.convert_to_numpy(w) for w in lem.weights]
+    for weight in drawn:
+        assert 0.095 < abs(weight).max() <= 0.1
+    assert (drawn[0][:30, :100] != drawn[1][:30, :100]).all()
+    antisymmetric = kg.GatedRNN(100, cell="antisymmetric")
+    antisymmetric.build((None, None, 400))
+    kernel, recurrent, _ = (ops.convert_to_numpy(w) for w in antisymmetric.weights)
+    np.testing.assert_allclose([kernel.std(), recurrent.std()], [0.05, 0.1], rtol=0.05)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -287,8 +346,10 @@ def test_a_gradient_for_every_weight_and_a_file_that_loads(name, rng, tmp_path):
 
 def test_verdicts_of_the_papers_own_activations():
     levels = {name: kg.check_activations(name).level for name in REFERENCES}
-    unbounded = ("li_gru", "ind_rnn")
+    unbounded = ("li_gru", "ind_rnn", "antisymmetric", "gated_antisymmetric")
     assert levels == {n: "caution" if n in unbounded else "sound" for n in REFERENCES}
+    (reason,) = kg.check_activations("antisymmetric").reasons
+    assert "h' = h + 0.1 * n: nothing is forgotten" in reason.what
     (reason,) = kg.check_activations("n_brc", gate_activation={"feedback": "relu"}).reasons
     assert "the gate feedback (relu)" in reason.what
 
@@ -388,3 +449,62 @@ def test_exports(name, format, tmp_path):
     suffix = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml"}.get(format, "")
     report = kg.export(model, tmp_path / f"model{suffix}", format=format)
     assert report is not None
+
+
+class Structured(kg.GatedCell):
+    """h' = tanh(x W + b + h P), with P made of U, once by the cell itself and once by hand."""
+
+    def parametrize(self, recurrent_kernel):
+        u = recurrent_kernel
+        return ops.tanh(u) - 0.5 * ops.transpose(u)
+
+    def update(self, x, u, states):
+        return (self.candidate(x.candidate + u.candidate),)
+
+
+def test_a_recurrent_kernel_with_a_structure(rng):
+    """Outputs and gradients, dropout too, on both paths, and the reference of programs."""
+    x = rng.normal(size=(BATCH, TIME, FEATURES))
+    layers = [
+        kg.GatedRNN(UNITS, cell=cell, backprop=backprop, grad_clip_norm=0.5, dtype=DTYPE)
+        for cell, backprop in ((Structured, "auto"), (Structured, "autodiff"), ("simple", "auto"))
+    ]
+    for layer in layers:
+        layer.build((None, None, FEATURES))
+    w, u, b = (0.6 * rng.normal(size=v.shape) for v in layers[0].get_weights())
+    found = []
+    for layer, kernel in zip(layers, (u, u, np.tanh(u) - 0.5 * u.T), strict=True):
+        layer.set_weights([w, kernel, b])
+        found.append(
+            checks.gradients(layer, [ops.cast(x, DTYPE)], lambda y: ops.sum(ops.sin(y[0])))
+        )
+    (out, d_x, d_w), *others = found
+    for other_out, other_x, other_w in others:
+        assert_close(out, other_out)
+        assert_close(d_x[0], other_x[0])
+        assert_close(d_w[0], other_w[0])
+        assert_close(d_w[2], other_w[2])
+    assert_close(d_w[1], others[0][2][1])
+    d_p = np.asarray(others[1][2][1])
+    assert_close(d_w[1], (1 - np.tanh(u) ** 2) * d_p - 0.5 * d_p.T)
+    state = [rng.normal(size=(BATCH, UNITS))]
+    (after,) = Reference(layers[0].cell).step(x[:, 0], state)
+    assert_close(after, np.tanh(x[:, 0] @ w + b + state[0] @ (np.tanh(u) - 0.5 * u.T)))
+    assert "u_k = h U_k, of U as Structured.parametrize makes it" in layers[0].explain()
+
+
+def test_a_structure_of_another_shape_is_refused():
+    class Wrong(Structured):
+        def parametrize(self, recurrent_kernel):
+            return recurrent_kernel[:, :-1]
+
+    with pytest.raises(ValueError, match=r"`parametrize` of Wrong must return .*kernel, \(3, 3\)"):
+        kg.GatedRNN(3, cell=Wrong).build((None, None, 2))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports of TensorFlow")
+def test_a_structure_in_the_operator_of_onnx(tmp_path, quick):
+    """Its equations are those of ONNX' RNN, and its kernel is not the trained weight."""
+    layer = kg.GatedRNN(UNITS, cell=Structured)
+    model = keras.Sequential([keras.Input((None, FEATURES), name="x"), layer])
+    kg.export(model, tmp_path / "model.onnx", format="onnx")

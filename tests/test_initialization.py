@@ -43,6 +43,9 @@ WAYS = {
     "min_lstm": (["forget"], ["input"]),
     "n_brc": (["update"], []),
     "star": ([], ["update"]),
+    "lem": ([], ["memory_step", "update"]),
+    "multiplicative_lstm": (["forget"], ["input"]),
+    "gated_antisymmetric": ([], ["update"]),
 }
 
 
@@ -51,7 +54,9 @@ WAYS = {
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_gates_are_spread_evenly(name, gate):
     gates = {"update": gate} if name == "n_brc" else gate
-    cell = built(name, gate_activation=gates, initialization="uniform_gates")
+    cell = built(
+        name, gate_activation=gates, initialization="uniform_gates", bias_initializer="zeros"
+    )
     rising, falling = WAYS[name]
     for block in cell.blocks:
         start = values(cell.gate_activations.get(block, activations.get("tanh", "a")), [0.0])[0]

@@ -44,7 +44,7 @@ def computed(values, given):
     passes = Passes(code, code, 0)
     plan = Plan(1, 0, states, 0, code, lambda _: passes, none, one, none, ())
     zeros = [np.zeros((ROWS, UNITS), dtype)] * (states - len(given))
-    call = Call(plan, Form(UNITS, 1, str(dtype), 1, 0, ()), "infer", (0, 0, 0), False)
+    call = Call(plan, Form(UNITS, 1, str(dtype), 1, 0, ()), "infer", (0, 0, 0, 0), False)
     x, kernel, recurrent = (np.zeros(s, dtype) for s in ((ROWS, 1, 1), (1, UNITS), (UNITS, UNITS)))
     return call([x, *given.values(), *zeros, kernel, recurrent])[: len(values)]
 
@@ -226,6 +226,7 @@ def test_cells_shapes_masks_and_options_drawn_at_random(seed, monkeypatch):
     options = maybe(
         return_sequences=True, return_state=True, go_backwards=True, zero_output_for_mask=True,
         activation_l1=0.1, candidate_l1=0.2, dropout=0.3, recurrent_dropout=0.2, use_bias=False,
+        zoneout=0.4,
     )  # fmt: skip
     if clip:
         options |= maybe(grad_clip_at="preactivation")
@@ -286,7 +287,7 @@ class OneCall:
         form = Form(cell.units, 3, "float64", len(cell.blocks), biases, ())
         plan = plan_of(cell, trace(cell))
         self.forward, self.backward = (
-            Call(plan, form, direction, (0, 0, 0), True) for direction in ("forward", "backward")
+            Call(plan, form, direction, (0, 0, 0, 0), True) for direction in ("forward", "backward")
         )
         rng = np.random.default_rng(cell.units)
         shapes = [(batch, time, 3), *[(batch, cell.units)] * len(cell.state_names)]

@@ -106,3 +106,4 @@ def test_version_is_in_the_changelog():
     config.read(ROOT / "setup.cfg")
     assert config["metadata"]["name"] == "keras-gates"
     assert f"## {kg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {kg.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -413,7 +413,9 @@ def test_an_instance_of_a_cell_is_judged_as_it_is():
     )
     verdict = kg.check_activations(layer.cell)
     expected = kg.check_activations("gru", *choice, grad_clip_norm=1.0)
-    assert verdict == dataclasses.replace(expected, spectral_radius=None)
+    assert verdict == dataclasses.replace(
+        expected, spectral_radius=None, memory=None, memory_with_uniform_gates=None
+    )
     assert "spectral radius" in str(expected)
     assert "spectral radius" not in str(verdict)
     with pytest.raises(
@@ -474,6 +476,32 @@ def test_the_spectral_radius_is_that_of_the_jacobian():
     assert verdict.spectral_radius == pytest.approx(0.8, abs=1e-3)
     again = kg.check_activations("gru")
     assert again.spectral_radius == kg.check_activations("gru").spectral_radius
+
+
+def test_the_memory_is_that_of_the_recurrence():
+    """Of a linear one with the eigenvalue 0.9 it is 1 / -log(0.9), however long the sequences."""
+    cell = {"cell": "simple", "candidate_activation": "linear"}
+    for steps, units in ((10, 16), (300, 5)):
+        recurrent = keras.initializers.Identity(0.9)
+        verdict = kg.check_activations(
+            **cell, recurrent_initializer=recurrent, steps=steps, units=units
+        )
+        assert verdict.memory == pytest.approx(-1 / math.log(0.9), rel=1e-4)
+        assert verdict.memory_with_uniform_gates is None
+        left = f"{0.9**steps:.1g} of a difference in the state is left after {steps} steps"
+        assert f"at initialization {left}" in str(verdict)
+    keeps = kg.check_activations(**cell, recurrent_initializer=keras.initializers.Identity(1.1))
+    assert keeps.memory == math.inf
+    # The gates of a state that z carries on are near 1/2, and then spread up to 1 - 1/units.
+    gru = kg.check_activations("gru", steps=64, units=32)
+    assert gru.memory < 5 < gru.memory_with_uniform_gates < 32
+    assert "with initialization='uniform_gates'" in str(gru)
+    begun = kg.check_activations("gru", initialization="uniform_gates", steps=64, units=32)
+    assert begun.memory == pytest.approx(gru.memory_with_uniform_gates)
+    assert begun.memory_with_uniform_gates is None
+    for name in ("steps", "units"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a positive integer"):
+            kg.check_activations("gru", **{name: 0})
 
 
 def test_a_verdict_can_be_read_and_stored():

@@ -40,6 +40,7 @@ ALL = {
     "recurrent_initializer": keras.initializers.Identity(),
     "dropout": 0.1,
     "recurrent_dropout": 0.1,
+    "zoneout": 0.1,
     "seed": 4,
     "grad_clip_norm": 0.5,
     "grad_clip_at": "preactivation",

@@ -70,6 +70,7 @@ def test_bad_initial_states():
         kg.GatedRNN(4, initial_state="learned", stateful=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="exports are TensorFlow's")
 def test_a_learned_state_is_exported(rng, tmp_path):
     layer = built(rng, cell="lstm", initial_state="learned", dtype="float32")
@@ -193,7 +194,14 @@ def test_a_model_trains_on_its_gates(rng, tmp_path):
     found = kg.diagnose(model, X, [np.zeros((len(X), 1)), np.ones((len(X), UNITS))], lyapunov=False)
     mean = np.mean([g.mean for g in [found.layers[0].gates["update"]]])
     assert mean == pytest.approx(float(ops.mean(model.predict(X, verbose=0)[1])), abs=0.05)
-    report = kg.export(model, tmp_path / "served")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports are TensorFlow's")
+def test_gates_are_exported(rng, tmp_path):
+    x = keras.Input((None, 3))
+    h, gates = kg.GatedRNN(UNITS, return_gates=True)(x)
+    report = kg.export(keras.Model(x, [h, gates["reset"]]), tmp_path / "served")
     assert report.difference.relative < 1e-5
 
 

@@ -193,6 +193,7 @@ def searched(folder, make=tuning.GridSearch, model=build, search=True, **options
     return tuner
 
 
+@pytest.mark.slow
 def test_further_seeds_give_what_more_executions_would_have(tmp_path):
     tuner = searched(tmp_path / "one", executions_per_trial=1)
     before = {p: p.read_bytes() for p in (tmp_path / "one").rglob("executions.json")}
@@ -214,6 +215,7 @@ def test_further_seeds_give_what_more_executions_would_have(tmp_path):
     assert not list(tmp_path.glob("one/search/trial_0/seed_[12].weights.h5"))
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_not_trained_again(tmp_path, capsys):
     tuner = searched(tmp_path)
     first = tuner.confirm(seeds=2)
@@ -299,6 +301,7 @@ def test_interrupted_says_how_to_go_on(tmp_path, capsys):
     assert f"The same call goes on with what is in {tuner.project_dir}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_hyperband_confirms_with_whole_trainings(tmp_path):
     def rated(hp):
         hp.Float("rate", 0.0, 1.0)

@@ -1,5 +1,6 @@
 """The cells, and the names that `GatedRNN(cell=...)` knows them by."""
 
+from keras_gates.cells.antisymmetric import AntisymmetricRNNCell, GatedAntisymmetricRNNCell
 from keras_gates.cells.base import GatedCell
 from keras_gates.cells.brc import NBRCCell
 from keras_gates.cells.cifg import CIFGCell
@@ -7,10 +8,12 @@ from keras_gates.cells.fast import FastGRNNCell
 from keras_gates.cells.gru import GRUCell
 from keras_gates.cells.ind_rnn import IndRNNCell
 from keras_gates.cells.janet import JANETCell
+from keras_gates.cells.lem import LEMCell
 from keras_gates.cells.light import LiGRUCell
 from keras_gates.cells.lstm import LSTMCell
 from keras_gates.cells.mgu import MGUCell
 from keras_gates.cells.minimal import MinGRUCell, MinLSTMCell
+from keras_gates.cells.multiplicative import MultiplicativeLSTMCell
 from keras_gates.cells.normalized import LayerNormGRUCell, LayerNormLSTMCell
 from keras_gates.cells.peephole import PeepholeLSTMCell
 from keras_gates.cells.simple import SimpleRNNCell
@@ -21,16 +24,20 @@ CELLS = {
     "gru": GRUCell,
     "lstm": LSTMCell,
     "simple": SimpleRNNCell,
+    "antisymmetric": AntisymmetricRNNCell,
     "cifg": CIFGCell,
     "fast_grnn": FastGRNNCell,
+    "gated_antisymmetric": GatedAntisymmetricRNNCell,
     "ind_rnn": IndRNNCell,
     "janet": JANETCell,
     "layer_norm_gru": LayerNormGRUCell,
     "layer_norm_lstm": LayerNormLSTMCell,
+    "lem": LEMCell,
     "li_gru": LiGRUCell,
     "mgu": MGUCell,
     "min_gru": MinGRUCell,
     "min_lstm": MinLSTMCell,
+    "multiplicative_lstm": MultiplicativeLSTMCell,
     "n_brc": NBRCCell,
     "peephole_lstm": PeepholeLSTMCell,
     "star": STARCell,

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import typing
+from collections.abc import Mapping
 from keyword import iskeyword
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from keras_gates import activations, regularizers
 from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments
+from keras_gates.cells import zoneout as zoning
 from keras_gates.cells.initialization import UniformGates
 from keras_gates.cells.normalization import normalized
 from keras_gates.cells.step import (
@@ -103,6 +105,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         dropout: share of the inputs dropped, in [0, 1), the same at every time step.
         recurrent_dropout: share of the hidden state dropped, likewise. With it, every block has
             dropout masks of its own, as in Keras.
+        zoneout: share p of the units that keep their states, in [0, 1), or a dict from the name of
+            a state to its share: {"hidden": 0.05, "cell": 0.5}. In training the units are drawn
+            anew at every time step, and s' = s in them; otherwise s' = p s + (1 - p) s* with what
+            the equations give, s*. (In a state's equation other states are those before zoneout.)
         grad_clip_value: c > 0. The gradient d_t = dL/dh_t, with what comes from the output at t
             and from step t+1, becomes its elementwise clip to [-c, c] before it enters the
             equations of step t. (d_t is of the loss as Keras averages it: under a mean loss each
@@ -120,7 +126,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
             `GatedRNN`: strength * mean over valid steps of sum over units of |h|.
         candidate_l1: the same on the candidate's activation.
-        seed: for the dropout masks.
+        seed: for the masks of dropout and zoneout.
         name, dtype, trainable: as in every Keras layer.
 
     Raises:
@@ -132,7 +138,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     Source of layer normalization: Ba, Kiros, Hinton, "Layer normalization", 2016; of clipping
     inside BPTT: Graves, "Generating sequences with recurrent neural networks",
     2013; of per-sample norms: Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent
-    neural networks", 2013.
+    neural networks", 2013; of zoneout: Krueger et al., "Zoneout: regularizing RNNs by randomly
+    preserving hidden activations", 2016.
     """
 
     blocks: tuple[str, ...] = (CANDIDATE,)
@@ -175,6 +182,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         bias_constraint: Any = None,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        zoneout: float | Mapping[str, float] = 0.0,
         grad_clip_value: float | None = None,
         grad_clip_norm: float | None = None,
         grad_clip_at: ClipPlace = "state",
@@ -238,6 +246,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                     f"{type(self).__name__} has no recurrent kernel, whose inputs "
                     f"`recurrent_dropout` drops. Received: recurrent_dropout={recurrent_dropout!r}"
                 )
+        self.zoneout = zoning.checked(self, zoneout)
         self.seed = seed_or_none("seed", seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -293,6 +302,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             one_of("name", name, self.normalized_states)
         return self._normalized("state", {name: state})[name]
 
+    def parametrize(self, recurrent_kernel):
+        """U as the equations use it, of the shape of the trainable weight: by default that itself.
+
+        A cell whose U has a structure, such as `U - Uᵀ`, makes it here with `keras.ops`.
+        """
+        return recurrent_kernel
+
     def clip_state(self, state):
         """`state`, with its gradient clipped. `call` does this to the hidden state; a cell with a
         further state that gradients flow along does it in its equations."""
@@ -346,17 +362,22 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         Args:
             inputs: (batch, features).
             states: list of the states, each (batch, units).
-            training: whether dropout applies.
+            training: whether dropout applies, and units are drawn for zoneout.
 
         Returns:
             The new hidden state, and the list of the new states.
         """
         self.refuse_loss_scaling(training)
+        kept = []
+        if training and zoning.shares(self):
+            inputs, kept = zoning.apart(self, inputs)
         step = Step(
             self,
             # Keras makes these once per sequence.
             self.get_dropout_mask(inputs) if training else None,
             self.get_recurrent_dropout_mask(states[0]) if training else None,
+            kept,
+            recurrent_kernel=self.parametrized_kernel,
             may_clip=bool(training) or may_be_recorded(),
         )
         with entered(self, step):
@@ -384,6 +405,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"`candidate_l1` penalizes the candidate, and the update of {type(self).__name__} "
                 f"calls no self.candidate. Received: candidate_l1={self.candidate_l1}"
             )
+        new_states = zoning.zoned_out(self, states, new_states)
         return observed(self, [self.clip_state(new_states[0]), *new_states[1:]])
 
     def add_penalized(self, sums, hidden):
@@ -498,6 +520,19 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                     f"`{argument}` must give values of the shape that it is asked for. "
                     f"Received: shape {tuple(weight.value.shape)}"
                 )
+        if self.recurrent_kernel is not None:
+            found, shape = self.parametrized_kernel, tuple(self.recurrent_kernel.shape)
+            if not _same_shapes([found], [shape]):
+                raise ValueError(
+                    f"`parametrize` of {type(self).__name__} must return a tensor of the shape of "
+                    f"the recurrent kernel, {shape}. Received: {found!r}"
+                )
+
+    @property
+    def parametrized_kernel(self):
+        """U as the equations use it, or None."""
+        weight = self.recurrent_kernel
+        return None if weight is None else self.parametrize(weight)
 
     @property
     def biases(self):
@@ -610,6 +645,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "bias_constraint": keras.constraints.serialize(self.bias_constraint),
             "dropout": self.dropout,
             "recurrent_dropout": self.recurrent_dropout,
+            "zoneout": self.zoneout if isinstance(self.zoneout, float) else dict(self.zoneout),
             "grad_clip_value": self.grad_clip_value,
             "grad_clip_norm": self.grad_clip_norm,
             "grad_clip_at": self.grad_clip_at,

@@ -10,13 +10,14 @@ from keras_gates._keras import graph
 from keras_gates.activations import name_of, values
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells.step import named, projected_blocks, recurrent_blocks, running
+from keras_gates.cells.zoneout import shares
 from keras_gates.equations.program import Program
 from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
 from keras_gates.equations.values import leaf
 from keras_gates.validation import one_of
 
 
-def trace(cell, opaque=False):
+def trace(cell, opaque=False, training=False):
     """The `Program` of a cell: of its `update`, with its activations, options and weights.
 
     The cell itself is left alone: its code runs on a copy whose weights are symbols.
@@ -24,13 +25,15 @@ def trace(cell, opaque=False):
     Args:
         cell: a GatedCell, built if its equations use weights.
         opaque: whether an activation that cannot be traced is known by its values instead.
+        training: whether zoneout keeps some units, given by a leaf of the kind "kept" for each
+            state that has it, and not the share of each.
 
     Raises:
         NotTraceableError: its equations cannot become a program, with the reason.
     """
     scope = keras.StatelessScope()
     with graph.names_kept(), scope:
-        tracing = _Tracing(cell, scope, opaque)
+        tracing = _Tracing(cell, scope, opaque, training)
         known = len(scope.state_mapping)
         try:
             outputs = tracing.run()
@@ -49,8 +52,9 @@ def trace(cell, opaque=False):
 class _Tracing:
     """Stands in for a `Step` while a copy of the cell's equations runs on symbols."""
 
-    def __init__(self, cell, scope, opaque):
+    def __init__(self, cell, scope, opaque, training):
         self.cell, self.leaves, self.activated = cell, {}, {}
+        self.training, self.kept = training, {}
         self.opaque = set(map(id, cell.activations_in_use())) if opaque else ()
         self.weights, self.copies, self.tensors, self.normalized = {}, {}, [], []
         for name, variable in weights_by_name(cell).items():
@@ -70,6 +74,8 @@ class _Tracing:
             for kind, blocks in (("x", cell.blocks), ("u", projected))
         )
         states = [self._tensor(leaf("state", name), name) for name in cell.state_names]
+        if self.training:
+            self.kept = {n: self._tensor(leaf("kept", n), f"kept_{n}") for n in shares(cell)}
         with running(copy, self):
             new = copy.advance(x, u, states)
         outputs = tuple(

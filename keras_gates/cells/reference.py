@@ -23,7 +23,7 @@ class Reference:
         self.cell, self.program = cell, trace(cell, opaque=True)
         self.weights = {name: array(weight) for name, weight in weights_by_name(cell).items()}
         self.kernel = array(cell.kernel)
-        self.recurrent_kernel = array(cell.recurrent_kernel) if recurrent_blocks(cell) else None
+        self.recurrent_kernel = array(cell.parametrized_kernel) if recurrent_blocks(cell) else None
         columns = self.kernel.shape[1]
         bias = np.zeros(columns) if cell.bias is None else array(cell.bias)
         self.bias, self.recurrent_bias = bias if bias.ndim == 2 else (bias, np.zeros(columns))

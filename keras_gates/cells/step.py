@@ -8,6 +8,7 @@ import types
 
 from keras import ops
 
+from keras_gates.cells import zoneout
 from keras_gates.gradients import clip_gradient, clipped
 from keras_gates.validation import one_of
 
@@ -18,11 +19,23 @@ class Step:
     Args:
         cell: a GatedCell.
         input_masks, recurrent_masks: dropout masks, one or a list with one per block, or None.
+        kept: where the states with zoneout are kept, in training: booleans (rows, units), in their
+            order.
+        recurrent_kernel: U as the equations use it, or None.
         may_clip: whether gradients of what is computed now may be asked for.
     """
 
-    def __init__(self, cell, input_masks=None, recurrent_masks=None, may_clip=False):
-        self.cell = cell
+    def __init__(
+        self,
+        cell,
+        input_masks=None,
+        recurrent_masks=None,
+        kept=(),
+        recurrent_kernel=None,
+        may_clip=False,
+    ):
+        self.cell, self.recurrent_kernel = cell, recurrent_kernel
+        self.kept = dict(zip(zoneout.shares(cell), kept, strict=False))
         self.input_masks, self.recurrent_masks = input_masks, recurrent_masks
         self.input_bias, self.recurrent_bias = cell.biases
         self.may_clip = may_clip
@@ -39,7 +52,7 @@ class Step:
         blocks = projected_blocks(cell)
         if not blocks:
             return named((), ())
-        kernel, bias = cell.recurrent_kernel, self.recurrent_bias
+        kernel, bias = self.recurrent_kernel, self.recurrent_bias
         columns = len(blocks) * cell.units
         if len(blocks) < len(recurrent_blocks(cell)):
             kernel = kernel[:, :columns]
@@ -67,7 +80,7 @@ class Step:
         columns = slice(index * cell.units, (index + 1) * cell.units)
         if self.recurrent_masks is not None:
             value = value * self.recurrent_masks[index]
-        product = ops.matmul(value, cell.recurrent_kernel[:, columns])
+        product = ops.matmul(value, self.recurrent_kernel[:, columns])
         if self.recurrent_bias is not None:
             product = product + self.recurrent_bias[columns]
         return self.clip("preactivation", product)

@@ -1,6 +1,7 @@
 """`export` and `inspect`: one call per file, whatever its format."""
 
 import importlib
+import logging
 import os
 import pathlib
 from typing import Any, Literal, Unpack, get_args
@@ -17,7 +18,8 @@ from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.verify import default_tolerance, verify
 from keras_gates.diagnostics.data import check_model
-from keras_gates.types import Format, NoArguments
+from keras_gates.progress import bar, check_verbose
+from keras_gates.types import Format, NoArguments, Verbose
 from keras_gates.validation import close_matches, one_of, positive_number, true_or_false
 
 FORMATS = get_args(Format)
@@ -34,6 +36,8 @@ _OPTIONS = (
     "opset",
 )  # named in the signature of `export`
 _SAVED_MODEL = "saved_model.pb"  # what tells that a folder is one
+STEPS = 3  # to write a file, to run it, and to compare it with its model
+_log = logging.getLogger("keras_gates")
 
 
 def export(
@@ -49,6 +53,7 @@ def export(
     representative_data: Any = None,
     length: int | None = None,
     opset: int | None = None,
+    verbose: Verbose = "auto",
     **unknown: Unpack[NoArguments],
 ) -> ExportReport:
     """Writes a model as a file that runs without this package, and compares the two.
@@ -82,6 +87,8 @@ def export(
         length: of "litert" alone: a fixed number of time steps, which are written out one after the
             other; for the last two, and for devices that know no loops.
         opset: of "onnx" alone, the version of ONNX's operators, 13 to 17. Default: 15.
+        verbose: 1 for a bar of what is done, written, run and compared, 0 for none; "auto" for one
+            on a terminal and in a notebook. The logger "keras_gates" says the same in words.
 
     Returns:
         An `ExportReport`: what was written, and how it compares with the model.
@@ -106,6 +113,7 @@ def export(
     check_model(model)
     chosen = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
+    check_verbose(verbose)
     given = {
         "batch_size": batch_size,
         "quantize": quantize,
@@ -126,12 +134,14 @@ def export(
         tolerance = default_tolerance(spec)
     if streaming:
         options["stream"] = Stream(spec)
-    with atomic_write(path) as beside:
+    with bar(STEPS, verbose) as advance, atomic_write(path) as beside:
+        _log.info("writing %s as %s", path, format)
         written = chosen.write(spec, beside, **options)
         size = _size(chosen, beside)
+        advance()
         samples = Samples(spec, sample, written.signatures, chosen.interior_masks)
         try:
-            found = verify(format, beside, samples, options.get("stream"), tolerance)
+            found = verify(format, beside, samples, options.get("stream"), tolerance, advance)
         except ParityError as error:
             raise ParityError(
                 f"{model.name!r} as {format}: {error} Nothing was written to {path}."
@@ -184,6 +194,11 @@ def _check_path(path):
         raise TypeError(f"`path` must be a path. Received: path={path!r}")
 
 
+def format_of_suffix(path):
+    """The format of a file that is to be written, by its suffix."""
+    return _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
+
+
 def _format(name):
     return getattr(importlib.import_module(f"keras_gates.deployment.{name}"), _CLASSES[name])()
 
@@ -193,9 +208,10 @@ def _format_of(path):
         return "saved_model"
     if path.suffix.lower() in _SUFFIXES and path.is_file():
         return _SUFFIXES[path.suffix.lower()]
+    other = "; inspect_keras reads a .keras file" if path.suffix.lower() == ".keras" else ""
     raise ValueError(
         "`path` must be the folder of a SavedModel or a file that ends in "
-        f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}"
+        f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}{other}"
     )
 
 
@@ -207,7 +223,7 @@ def _options(format, chosen, options):
         unset = value is None and name in _OPTIONS
         if name not in known and not unset:
             takes = ", ".join(sorted(known)) or "none"
-            hint = close_matches(name, {*known, "streaming", "sample", "tolerance"})
+            hint = close_matches(name, {*known, "streaming", "sample", "tolerance", "verbose"})
             raise TypeError(
                 f"the format {format!r} takes no option `{name}`; its options: {takes}. "
                 f"Received: {name}={value!r}{hint}"

@@ -154,7 +154,7 @@ class HoistedStep:
         if recurrent := len(recurrent_blocks(cell)):
             sizes = [projected] + [1] * (recurrent - projected)
             bias = None if of_state is None else of_state[: recurrent * cell.units]
-            self.of_state = self._weights(cell.recurrent_kernel, bias, sizes)
+            self.of_state = self._weights(cell.parametrized_kernel, bias, sizes)
         weights = weights_by_name(cell)
         self.given = {
             leaf: tf.convert_to_tensor(weights[name], cell.compute_dtype)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from keras_gates import html
 from keras_gates.deployment.samples import Sample
 
 # Operators that run over time: what to look for first.
@@ -81,19 +82,13 @@ class ExportReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.format}, {_size(self.size)}"]
+        lines = [f"{self.path}: {self.format}, {size_as_text(self.size)}"]
         for name, signature in self.signatures.items():
             lines.append(f"  {name}({_tensors(signature['inputs'])})")
             lines.append(f"    -> {_tensors(signature['outputs'])}")
-        names = sorted(self.operators, key=lambda name: name not in _RECURRENT)
-        operators = [f"{name} {self.operators[name]}" for name in names]
-        lines.append(f"  operators: {', '.join(operators[:8])}{_and_more(len(operators) - 8)}")
+        lines.append(f"  {self._operators()}")
         if self.difference is not None:
-            found = self.difference
-            lines.append(
-                f"  largest difference to the model: {found.absolute:.2g}, {found.relative:.2g} of "
-                f"the scale of {found.output!r}, on {len(self.samples)} samples"
-            )
+            lines.append(f"  {self._difference()}")
         for given in self.latency:
             what = f"{given.signature}, batch {given.batch}"
             if given.model is None:
@@ -104,6 +99,41 @@ class ExportReport:
                     f"the model {given.model:.3g} ms"
                 )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        signatures = [
+            [name, _tensors(signature["inputs"]), _tensors(signature["outputs"])]
+            for name, signature in self.signatures.items()
+        ]
+        latency = [
+            [t.signature, t.batch, t.length, *map(_milliseconds, (t.file, t.model))]
+            for t in self.latency
+        ]
+        header = ["signature", "batch", "steps", "file, ms", "model, ms"]
+        return html.block(
+            html.element("h3", f"{self.path}: {self.format}, {size_as_text(self.size)}"),
+            html.table(["signature", "inputs", "outputs"], signatures),
+            html.element("p", f"{self._operators()}."),
+            self.difference and html.element("p", f"{self._difference()}."),
+            html.table(header, latency) if latency else None,
+            *[html.finding("note", note) for note in self.notes],
+        )
+
+    def _operators(self):
+        names = sorted(self.operators, key=lambda name: name not in _RECURRENT)
+        operators = [f"{name} {self.operators[name]}" for name in names]
+        return f"operators: {', '.join(operators[:8])}{_and_more(len(operators) - 8)}"
+
+    def _difference(self):
+        found = self.difference
+        return (
+            f"largest difference to the model: {found.absolute:.2g}, {found.relative:.2g} of "
+            f"the scale of {found.output!r}, on {len(self.samples)} samples"
+        )
+
+
+def _milliseconds(value):
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _tensors(tensors):
@@ -118,7 +148,7 @@ def _shape(shape):
     return f"({', '.join('any' if size is None else str(size) for size in shape)})"
 
 
-def _size(size):
+def size_as_text(size):
     for unit in ("bytes", "kB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,6 +1,7 @@
 """Whether a written file does what its model does, found out in a process without this package."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import subprocess
@@ -30,13 +31,14 @@ TOLERANCE = 1e-5
 _AMPLIFIED = 1e-2
 # And any where sequences of so many steps agree.
 SHORT = 7
+_log = logging.getLogger("keras_gates")
 _AMPLIFIES = (
     " If diagnostics.diagnose finds a positive Lyapunov exponent, the model amplifies rounding "
     "from step to step, and no two programs agree on long sequences: give a `tolerance`."
 )
 
 
-def verify(format, path, samples, stream=None, tolerance=None):
+def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: None):
     """Runs a file and its model on the same samples, and measures both.
 
     Args:
@@ -46,6 +48,7 @@ def verify(format, path, samples, stream=None, tolerance=None):
         stream: the `Stream` that the file's signatures "step" and "chunk" are of, if it has any.
         tolerance: the largest accepted difference, as a share of the largest value of an output;
             None for any.
+        advance: is called when the file has been run, and when it has been compared.
 
     Returns:
         The largest `Difference`, the list of `Sample`s, and a list of `Latency`s.
@@ -56,7 +59,10 @@ def verify(format, path, samples, stream=None, tolerance=None):
     compared = {f"{s.mode}/{i}": s for i, s in enumerate([*samples.whole(), *samples.streamed()])}
     timed = {f"latency/{i}": s for i, s in enumerate(samples.timed())}
     calls = {label: samples.by_name(s) for label, s in {**compared, **timed}.items()}
+    _log.info("running the file in a process of its own, on %d samples", len(compared))
     found = run(format, path, calls)
+    advance()
+    _log.info("running the model on the same samples, and comparing")
     pairs = []
     with _keeping_states(samples.spec):
         for label, sample in compared.items():
@@ -78,6 +84,7 @@ def verify(format, path, samples, stream=None, tolerance=None):
             latency.append(Latency("step", sample.batch, 1, _median(seconds), None))
             break
     difference = compare(pairs, tolerance)
+    advance()
     if difference.relative > (np.inf if tolerance is None else tolerance):
         short = [pair for pair in pairs if pair[0].length <= SHORT]
         grows = bool(short) and compare(short).relative <= tolerance

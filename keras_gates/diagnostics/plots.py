@@ -9,6 +9,7 @@ reads; where that is backwards, the axis says so. matplotlib is needed:
 
 import functools
 import inspect
+import itertools
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,8 @@ import numpy as np
 from keras_gates import activations, verdicts
 from keras_gates.cells import GatedCell
 from keras_gates.diagnostics.trace import Trace
-from keras_gates.types import Activation, CellName
+from keras_gates.progress import bar, check_verbose
+from keras_gates.types import Activation, CellName, Verbose
 from keras_gates.validation import (
     close_matches,
     one_of,
@@ -251,6 +253,7 @@ def plot_verdicts(
     axes: Any = None,
     *,
     outcomes: Mapping | None = None,
+    verbose: Verbose = "auto",
 ) -> Any:
     """The verdict on every pair of activations: gates x candidates, S, C or U and a colour.
 
@@ -263,6 +266,8 @@ def plot_verdicts(
         axes: of matplotlib; new ones by default.
         outcomes: from (gate, candidate) to a short text to show below the letter, such as what
             training came to.
+        verbose: 1 for a bar of the pairs that are judged, 0 for none; "auto" for one on a terminal
+            and in a notebook, of a grid that takes more than two seconds.
 
     Returns:
         The axes.
@@ -278,12 +283,16 @@ def plot_verdicts(
             "`outcomes` must be a dict from (gate, candidate) to a text. "
             f"Received: outcomes={outcomes!r}"
         )
+    check_verbose(verbose)
     axes = axes_or_new(axes)
-    rows = [None] if gates is None else list(gates)
-    for row, gate in enumerate(rows):
-        for column, candidate in enumerate(candidates):
+    rows, candidates = [None] if gates is None else list(gates), list(candidates)
+    with bar(len(rows) * len(candidates), verbose, "pair", patience=2.0) as advance:
+        for (row, gate), (column, candidate) in itertools.product(
+            enumerate(rows), enumerate(candidates)
+        ):
             given = {"gate_activation": gate, "candidate_activation": candidate}
             level = verdicts.judge(verdicts.make(cell, 1, given)).level
+            advance()
             axes.add_patch(_square(column, row, _LEVEL_COLORS[level]))
             text = level[0].upper()
             if outcomes is not None:

@@ -53,12 +53,29 @@ class Diagnosis:
                 rows.append({"layer": layer.name, "part": part, "figure": figure, "value": value})
         return pandas.DataFrame(rows)
 
+    def to_html(self, path):
+        """Writes a page with the findings, the figures and, where matplotlib is installed, pictures
+        of them. It is one file, which needs no network and runs no script.
+
+        Raises:
+            TypeError: `path` is no path.
+            FileNotFoundError: the folder that it is in is not there.
+        """
+        from keras_gates.diagnostics import page
+
+        page.write(self, path)
+
+    def _repr_html_(self):
+        from keras_gates.diagnostics import page
+
+        return page.block(self)
+
     def __str__(self):
         lines = [f"Diagnosis of {self.model!r}"]
         for layer in self.layers:
             lines += ["", *_layer(layer)]
         if any(layer.gates for layer in self.layers):
-            lines += ["", f"At an end: within {self.margin:.0%} of the range of the activation."]
+            lines += ["", ends(self)]
         if not self.findings:
             return "\n".join([*lines, "", "Findings: none."])
         lines += ["", "Findings"]
@@ -68,27 +85,50 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+def ends(found):
+    return f"At an end: within {found.margin:.0%} of the range of the activation."
+
+
 def _layer(layer):
     """The figures of one layer as lines of text."""
-    lines = [
-        f"{layer.name}: {layer.cell}, {layer.units} units; {layer.samples} samples of up to "
-        f"{layer.steps} steps, {layer.pairs} valid pairs"
-    ]
+    lines = [f"{layer.name}: {summary(layer)}"]
     if layer.backwards:
-        lines.append(
-            "  reads the sequence backwards: steps in the order in which the layer reads them"
-        )
+        lines.append(f"  {BACKWARDS}")
+    for rows in tables(layer):
+        lines += _table(rows)
+    if layer.lyapunov is not None:
+        lines.append(f"  {exponent(layer)}")
+    return lines
+
+
+BACKWARDS = "reads the sequence backwards: steps in the order in which the layer reads them"
+
+
+def summary(layer):
+    return (
+        f"{layer.cell}, {layer.units} units; {layer.samples} samples of up to "
+        f"{layer.steps} steps, {layer.pairs} valid pairs"
+    )
+
+
+def exponent(layer):
+    return f"Lyapunov exponent {layer.lyapunov:+.3f} nats per step"
+
+
+def tables(layer):
+    """The figures of one layer: tables of strings, each with its header first."""
     spread = ("mean", "5%", "50%", "95%")
+    found = []
     if layer.gates:
         rows = [
             (name, *_distribution(gate), _share(gate.saturated_low), _share(gate.saturated_high))
             for name, gate in layer.gates.items()
         ]
-        lines += _table([("gate", *spread, "at low end", "at high end"), *rows])
+        found.append([("gate", *spread, "at low end", "at high end"), *rows])
     if layer.candidate:
         figures = layer.candidate
         dead = f"{len(figures.dead_units)} of {layer.units}"
-        lines += _table(
+        found.append(
             [
                 ("", *spread, "zeros", "dead units"),
                 ("candidate", *_distribution(figures), _share(figures.sparsity), dead),
@@ -105,13 +145,13 @@ def _layer(layer):
         )
         for name, figures in layer.states.items()
     ]
-    lines += _table(
+    found.append(
         [("state", "norm", "first step", "last step", "largest", "zeros", "at bound"), *rows]
     )
     if layer.gradient:
         figures = layer.gradient
         factor = "-" if figures.log_slope is None else _number(_exp(figures.log_slope))
-        lines += _table(
+        found.append(
             [
                 ("gradient", "", "first step", "last step", "largest", "per step back", "clipped"),
                 (
@@ -124,9 +164,7 @@ def _layer(layer):
                 ),
             ]
         )
-    if layer.lyapunov is not None:
-        lines.append(f"  Lyapunov exponent {layer.lyapunov:+.3f} nats per step")
-    return lines
+    return found
 
 
 def _table(rows):

@@ -74,6 +74,13 @@ def _kernel_serves_jax():
     return library.load() is not None and jax.default_backend() == "cpu" and hasattr(jax, "ffi")
 
 
+def _is_accelerated():
+    """Whether JAX runs on something with more to do at once than one time step."""
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 def _why_not_on_torch(sequences):
     import torch
 
@@ -106,6 +113,9 @@ def make_engine(cell):
     if _kernel_serves_jax():
         with contextlib.suppress(NotFusableError, NotTraceableError):
             return _engine_of("native.jax", cell)
+    if _is_accelerated():
+        with contextlib.suppress(NotFusableError, NotTraceableError):
+            return _engine_of("parallel", cell)
     return _engine_of("jax", cell)
 
 

@@ -8,11 +8,14 @@ import keras
 from keras import ops
 
 from keras_gates._keras.calls import may_be_recorded
+from keras_gates.cells import zoneout
 from keras_gates.engine.recurrence import Dropout
 
 
 class Engine(abc.ABC):
     """Runs one built cell over sequences."""
+
+    how = "fused"  # as `explain` says it
 
     @abc.abstractmethod
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
@@ -22,7 +25,8 @@ class Engine(abc.ABC):
             sequences: (batch, time, features).
             states: the states and penalty sums before the first step, each (batch, ...).
             mask: (batch, time) or None.
-            dropout: a `Dropout` of masks, each (batch, features) or (batch, units).
+            dropout: a `Dropout` of masks, each (batch, features) or (batch, units), and for
+                zoneout (batch, time, units).
             return_sequences: whether the hidden state of every step is wanted.
             gradients: whether a gradient may be asked for. Without one, nothing is kept.
 
@@ -39,10 +43,12 @@ class Engine(abc.ABC):
             dropout = Dropout(
                 _as_list(cell.get_dropout_mask(sequences[:, 0])),
                 _as_list(cell.get_recurrent_dropout_mask(initial_state[0])),
+                zoneout.drawn(cell, ops.shape(sequences)[:2]),
             )
         if layer.go_backwards:
             sequences = ops.flip(sequences, axis=1)
             mask = None if mask is None else ops.flip(mask, axis=1)
+            dropout = dropout._replace(kept=[ops.flip(m, axis=1) for m in dropout.kept])
         gradients = training or may_be_recorded()
         hidden, last = self(
             sequences, initial_state, mask, dropout, layer.return_sequences, gradients

@@ -52,6 +52,7 @@ class FusedEngine(Engine):
             valid = _chunks(mask[:, :, None], steps, missing)
         columns = len(self.recurrence.projected) * self.recurrence.cell.units
         keep = x.shape[0] * steps * batch * columns * x.dtype.itemsize <= _KEPT
+        dropout = dropout._replace(kept=[_chunks(m, steps, missing) for m in dropout.kept])
         hidden, last = self._fused(return_sequences, keep)(x, valid, dropout, states, values)
         if hidden is not None:
             hidden = jnp.swapaxes(hidden.reshape(-1, *hidden.shape[2:])[:time], 0, 1)
@@ -62,7 +63,9 @@ class FusedEngine(Engine):
 
         def forward(x, valid, dropout, states, values):
             last, (kept, projected) = jax.lax.scan(
-                functools.partial(self._forward, values, dropout), list(states), (x, valid)
+                functools.partial(self._forward, values, dropout),
+                list(states),
+                (x, valid, dropout.kept),
             )
             residuals = (x, valid, dropout, states, values, kept, projected if keep else None)
             return (kept[0] if return_sequences else None, last), residuals
@@ -79,7 +82,7 @@ class FusedEngine(Engine):
             (d_states, d_values), d_x = jax.lax.scan(
                 functools.partial(self._backward, values, transposed, dropout),
                 (list(d_last), [jnp.zeros_like(v) for v in values]),
-                (x, valid, before, kept, projected, d_hidden),
+                (x, valid, dropout.kept, before, kept, projected, d_hidden),
                 reverse=True,
             )
             return d_x, None, None, d_states, d_values
@@ -90,22 +93,23 @@ class FusedEngine(Engine):
 
     def _forward(self, values, dropout, states, chunk):
         """The states after a chunk; its states, and its projections of the state."""
-        x, valid = chunk
+        x, valid, kept = chunk
         recurrence = self.recurrence
         x_blocks = _by_time(recurrence.project_input(values, _flat(x), _bulk(dropout, x)), x)
 
         def step(states, at):
-            xs, valid = at
+            xs, valid, kept = at
             u = recurrence.project_state(values, states[0], dropout)
-            states = recurrence.advance(values, xs, u, states, valid, dropout)
+            masks = dropout._replace(kept=kept)
+            states = recurrence.advance(values, xs, u, states, valid, masks)
             return states, (states[: self.state_count], u)
 
-        return _over_time(step, states, (x_blocks, valid))
+        return _over_time(step, states, (x_blocks, valid, kept))
 
     def _backward(self, values, transposed, dropout, carry, chunk):
         """The gradients before a chunk, from those after it."""
         d_states, d_values = carry
-        x, valid, before, after, u_blocks, d_hidden = chunk
+        x, valid, kept, before, after, u_blocks, d_hidden = chunk
         recurrence, bulk = self.recurrence, _bulk(dropout, x)
         previous = [jnp.concatenate([b[None], a[:-1]]) for b, a in zip(before, after, strict=True)]
         hidden = previous[0].reshape(-1, previous[0].shape[-1])
@@ -122,12 +126,13 @@ class FusedEngine(Engine):
 
         def step(carry, at):
             d_states, d_values = carry
-            xs, us, states, valid, d_output = at
+            xs, us, states, valid, kept, d_output = at
+            masks = dropout._replace(kept=kept)
             if d_output is not None:
                 d_states = [d_states[0] + d_output, *d_states[1:]]
             _, pull = jax.vjp(
                 lambda x, u, states, values: recurrence.advance(
-                    values, x, u, states, valid, dropout
+                    values, x, u, states, valid, masks
                 ),
                 xs, us, [*states, *sums], values,
             )  # fmt: skip
@@ -136,7 +141,7 @@ class FusedEngine(Engine):
                 d_before[0] += recurrence.pull_state(values, d_us, transposed, dropout)
             return (d_before, _add(d_values, d_more)), (d_xs, d_us)
 
-        read = (x_blocks, u_blocks, previous, valid, d_hidden)
+        read = (x_blocks, u_blocks, previous, valid, kept, d_hidden)
         carry, (d_xs, d_us) = _over_time(step, (d_states, d_values), read, reverse=True)
         d_states, d_values = carry
         d_x, d_more = pull_x([_flat(d) for d in d_xs])
@@ -167,7 +172,8 @@ def _by_time(blocks, x):
 
 def _bulk(dropout, x):
     """The dropout masks for all steps of a chunk at once."""
-    return Dropout(*[[jnp.tile(m, (x.shape[0], 1)) for m in each] for each in dropout])
+    tiled = [[jnp.tile(m, (x.shape[0], 1)) for m in masks] for masks in dropout[:2]]
+    return Dropout(*tiled)
 
 
 def _add(totals, gradients):

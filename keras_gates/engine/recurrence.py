@@ -15,8 +15,9 @@ from keras import ops
 from keras_gates._keras.layers import AutocastScope
 from keras_gates.cells.step import Step, named, projected_blocks, running
 
-# Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block.
-Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent"])
+# Dropout masks of the inputs and of the hidden state: lists of none, one, or one per block; and
+# where zoneout keeps each state that has it, of one step or, with an axis for time, of all.
+Dropout = collections.namedtuple("Dropout", ["inputs", "recurrent", "kept"], defaults=[()])
 
 
 class Recurrence:
@@ -27,7 +28,7 @@ class Recurrence:
 
     Attributes:
         variables: the cell's weights: W, U, b, as far as there are, then what activations and
-            subclasses add.
+            subclasses add. The functions take U as the equations use it.
         usual: how many of them are W, U and b.
         projected: names of the blocks that `project_state` gives.
     """
@@ -43,7 +44,10 @@ class Recurrence:
     def values(self):
         """The present values of `variables`, in their own dtypes."""
         with AutocastScope(None):
-            return [variable.value for variable in self.variables]
+            values = [variable.value for variable in self.variables]
+            if self.cell.recurrent_kernel is not None:
+                values[1] = self.cell.parametrize(values[1])
+        return values
 
     def project_input(self, values, inputs, dropout):
         """`x W_k + b_k` of every block k; `inputs` (rows, features), each result (rows, units)."""
@@ -69,7 +73,7 @@ class Recurrence:
             states: the states before, each (rows, units), and the running sums of the penalties,
                 each (rows, 1).
             valid: booleans (rows, 1), or None: whether the step is not masked.
-            dropout: the masks.
+            dropout: the masks, for zoneout those of this step.
         """
         cell = self.cell
         with self._given(values, dropout):
@@ -87,7 +91,8 @@ class Recurrence:
         scope = keras.StatelessScope(mapping)
         masks = _one_or_list(dropout.inputs), _one_or_list(dropout.recurrent)
         with scope, AutocastScope(self.cell.compute_dtype):
-            step = Step(self.cell, *masks, may_clip=True)
+            kernel = self.cell.recurrent_kernel
+            step = Step(self.cell, *masks, dropout.kept, kernel, may_clip=True)
             with running(self.cell, step):
                 yield step
         if len(scope.state_mapping) > len(mapping):

@@ -4,6 +4,7 @@ Everything between a cell's linear maps is traced once, symbolically, and become
 record of values and operations that every part reads instead of running the cell's code.
 """
 
+from keras_gates.equations.affine import affine
 from keras_gates.equations.derivative import pulled
 from keras_gates.equations.operations import TABLE, Operation
 from keras_gates.equations.program import Program, depends_on, evaluate
@@ -17,6 +18,7 @@ __all__ = [
     "Operation",
     "Program",
     "Value",
+    "affine",
     "apply",
     "constant",
     "depends_on",

@@ -18,8 +18,9 @@ class Program:
     Attributes:
         outputs: from the name of each state to its value after the step, in the order of
             `state_names`. Leaves are the states before (kind "state"), the projections x W_k + b_k
-            and h U_k + c_k per block k (kinds "x" and "u"), and the weights that the equations
-            themselves use (kind "weight", by their position among `cell.weights`).
+            and h U_k + c_k per block k (kinds "x" and "u"), the weights that the equations
+            themselves use (kind "weight", by their position among `cell.weights`), and in training
+            where zoneout keeps states (kind "kept").
         named: from the name of a gate, or "candidate", to its value, in the order computed.
         normalized: pairs of a value after and before layer normalization.
     """

@@ -96,7 +96,8 @@ def value(operation, arguments=(), parameters=(), rows=True, wide=True):
 
 
 def leaf(kind, name, rows=True, wide=True):
-    """A leaf that values are given for: `kind` "x", "u", "state", "weight" or "gradient"."""
+    """A leaf that values are given for: `kind` "x", "u", "state", "kept", "weight" or
+    "gradient"."""
     return value("input", (), (("kind", kind), ("name", name)), rows, wide)
 
 

@@ -7,6 +7,7 @@ much longer the states can become in one step at worst, when recurrent products 
 their own size.
 """
 
+import contextlib
 import dataclasses
 import typing
 import warnings
@@ -16,16 +17,16 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_gates import activations
+from keras_gates import activations, html
 from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
-from keras_gates.cells.arguments import refuse_given, sign
+from keras_gates.cells.arguments import sign
 from keras_gates.cells.program import traced
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
-from keras_gates.validation import one_of
+from keras_gates.validation import one_of, positive_integer
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
 
@@ -68,6 +69,12 @@ class Verdict:
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
             those one step earlier, at initialization and for N(0, 1) inputs. None where an
             instance of a cell was judged, whose weights may be trained already.
+        memory: in how many steps a small difference in the states becomes e times smaller, at
+            initialization, for N(0, 1) inputs and on average over `steps` steps, of which
+            exp(-steps / memory) is left at the end; inf where it does not. None as above.
+        memory_with_uniform_gates: the same with initialization="uniform_gates"; None where the cell
+            has it already, or no such gates.
+        steps: how long the sequences are.
         equations: what was judged: pairs (symbol, expression), with x_k and u_k for the
             projections x W_k + b_k and h U_k + c_k. Empty where they cannot be traced.
     """
@@ -81,6 +88,9 @@ class Verdict:
     carry: dict
     growth: float
     spectral_radius: float | None = None
+    memory: float | None = None
+    memory_with_uniform_gates: float | None = None
+    steps: int = 64
     equations: tuple = ()
 
     @property
@@ -92,24 +102,50 @@ class Verdict:
         return {**dataclasses.asdict(self), "suggestions": self.suggestions}
 
     def __str__(self) -> str:
-        names = sorted(set(self.gates.values()))
-        gates = f"gates {', '.join(names)}; " if names else ""
-        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
-        lines = [f"{self.cell}: {gates}candidate {self.candidate}{output}: {self.level}"]
+        lines = [f"{self._judged()}: {self.level}"]
         lines += [f"  {symbol} = {expression}" for symbol, expression in self.equations]
         lines += [f"  {reason.level}: {reason.what}" for reason in self.reasons]
         lines += [f"  what helps: {advice}" for advice in self.suggestions]
+        return "\n".join([*lines, *(f"  {figure}" for figure in self._figures())])
+
+    def _repr_html_(self) -> str:
+        equations = "\n".join(f"{symbol} = {text}" for symbol, text in self.equations)
+        return html.block(
+            html.element("h3", f"{self._judged()}: ", html.level(self.level)),
+            html.element("pre", equations) if equations else None,
+            *[html.finding(r.level, f"{r.what}.", r.advice) for r in self.reasons],
+            html.element("ul", *[html.element("li", figure) for figure in self._figures()]),
+        )
+
+    def _judged(self):
+        """What was judged, in words."""
+        names = sorted(set(self.gates.values()))
+        gates = f"gates {', '.join(names)}; " if names else ""
+        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
+        return f"{self.cell}: {gates}candidate {self.candidate}{output}"
+
+    def _figures(self):
+        """What is known in numbers, each in words."""
         for state, (low, high) in self.carry.items():
             if (low or high) and low == low:
-                lines.append(f"  the {state} state is carried on by factors in [{low:g}, {high:g}]")
+                yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
         if self.growth == self.growth:
-            lines.append(f"  worst-case growth of the state per step: {self.growth:.3g}")
+            yield f"worst-case growth of the state per step: {self.growth:.3g}"
         if self.spectral_radius is not None:
-            lines.append(
-                "  expected spectral radius of the state Jacobian at initialization: "
+            yield (
+                "expected spectral radius of the state Jacobian at initialization: "
                 f"{self.spectral_radius:.2f}"
             )
-        return "\n".join(lines)
+        for memory, how in (
+            (self.memory, "at initialization"),
+            (self.memory_with_uniform_gates, "with initialization='uniform_gates'"),
+        ):
+            if memory is not None:
+                left = np.exp(-self.steps / max(memory, 1e-9))
+                yield (
+                    f"{how} {left:.1g} of a difference in the state is left after "
+                    f"{self.steps} steps"
+                )
 
 
 @typing.overload
@@ -118,6 +154,9 @@ def check_activations(
     gate_activation: GateActivation | None = None,
     candidate_activation: Activation | None = None,
     output_activation: Activation | None = None,
+    *,
+    steps: int = 64,
+    units: int = 64,
     **options: Unpack[BuiltInOptions],
 ) -> Verdict: ...
 
@@ -128,6 +167,9 @@ def check_activations(
     gate_activation: GateActivation | None = None,
     candidate_activation: Activation | None = None,
     output_activation: Activation | None = None,
+    *,
+    steps: int = 64,
+    units: int = 64,
     **options: Any,
 ) -> Verdict: ...
 
@@ -142,6 +184,9 @@ def check_activations(
     gate_activation: GateActivation | None = None,
     candidate_activation: Activation | None = None,
     output_activation: Activation | None = None,
+    *,
+    steps: int = 64,
+    units: int = 64,
     **options: Any,
 ) -> Verdict:
     """Whether a choice of activations will work in a cell, before any training.
@@ -151,6 +196,8 @@ def check_activations(
             one or a layer: a GatedRNN, or Keras' own GRU, LSTM, SimpleRNN and their cells. An
             instance has its activations and options already; give none beside it.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
+        steps: how long the sequences are, for `memory`.
+        units: of the new cell, for `spectral_radius` and `memory`.
         **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
             `activation_l1`, `recurrent_initializer`, `reset_after`.
 
@@ -178,8 +225,9 @@ def check_activations(
         "candidate_activation": candidate_activation,
         "output_activation": output_activation,
     }
-    refuse_given("check_activations", options, ("units",), "a verdict holds for any number")
     options.update({name: value for name, value in given.items() if value is not None})
+    positive_integer("steps", steps)
+    positive_integer("units", units)
     if isinstance(cell, keras.layers.RNN):
         cell = cell.cell
     if type(cell) in of_keras.NAMES:
@@ -195,13 +243,23 @@ def check_activations(
             )
         return judge(cell)
     verdict = judge(make(cell, 1, options))
-    # Layers as activations may be built already, with other units.
-    options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
+
+    def new(**changes):
+        # Layers as activations may be built already, with other units.
+        mine = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
+        return make(cell, units, {**mine, **changes})
+
     try:
-        radius = probe.spectral_radius(make(cell, 64, options))
+        found = {"spectral_radius": probe.spectral_radius(new())}
     except (NotTraceableError, NotJudgedError):
         return verdict
-    return dataclasses.replace(verdict, spectral_radius=radius)
+    found |= {"steps": steps, "memory": probe.memory(new(), steps)}
+    if np.isfinite(found["memory"]) and options.get("initialization") is None:
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):  # of no such gates
+            warnings.simplefilter("ignore", UserWarning)
+            gates = new(initialization="uniform_gates")
+            found["memory_with_uniform_gates"] = probe.memory(gates, steps)
+    return dataclasses.replace(verdict, **found)
 
 
 sign(check_activations, GRUCell.__init__, LSTMCell.__init__)

@@ -15,7 +15,7 @@ _NEAR = np.array([-20.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 20.0])
 _ENDS = np.array([-20.0, 0.0, 20.0])
 # How large a large state is; a factor of it is "without bound" if it exceeds this.
 LARGE, _UNBOUNDED = 1e4, 1e2
-MOST = 60_000  # combinations tried
+MOST = 60_000  # combinations tried, of units taken together
 # So many units, with pre-activations of their own, are tried of equations that mix units.
 _MIXED = 8
 
@@ -67,7 +67,7 @@ class _Probe:
 
     def carry(self, state):
         """The range of the factor of a state on the direct way to the next step."""
-        near = np.array(_combinations(list(_NEAR), len(self.cell.blocks)))
+        near = np.array(self._combinations(list(_NEAR)))
         found = [self._factor(state, points) for points in (near, near * LARGE)]
         # NaN is where the equation has no value; it says nothing of the factor.
         near, far = (f[~np.isnan(f)] for f in found)
@@ -87,7 +87,7 @@ class _Probe:
     def growth(self):
         """The factor by which the states grow in one step at worst, after a few such steps."""
         # Of every block: x, and what the recurrent product makes of the hidden state.
-        chosen = _combinations(list(itertools.product(_ENDS, (-1, 0, 1))), len(self.cell.blocks))
+        chosen = self._combinations(list(itertools.product(_ENDS, (-1, 0, 1))))
         x, shares = np.moveaxis(np.array(chosen), 0, 2).transpose(1, 0, 2)
         # Only the cell state is large at first where there is one: what the hidden state can
         # become is up to the equations.
@@ -110,6 +110,14 @@ class _Probe:
             if factor > _UNBOUNDED:
                 return np.inf
         return round(float(factor), 2)
+
+    def _combinations(self, values):
+        """All combinations of one of the values for each block, or many of them."""
+        count, most = len(self.cell.blocks), MOST // self.units
+        if len(values) ** count <= most:
+            return list(itertools.product(values, repeat=count))
+        drawn = np.random.default_rng(0).integers(len(values), size=(most, count))
+        return [tuple(values[i] for i in row) for row in drawn]
 
     def _factor(self, state, points):
         """The factor of a state at pre-activations x, (points, blocks), and all other leaves 0."""
@@ -144,12 +152,42 @@ class _Probe:
         return np.stack([np.roll(array, i * shift) for i in range(self.units)], axis=1)
 
 
-def _combinations(values, count):
-    """All combinations of one of the values for each of `count` places, or many of them."""
-    if len(values) ** count <= MOST:
-        return list(itertools.product(values, repeat=count))
-    rng = np.random.default_rng(0)
-    return [tuple(values[i] for i in row) for row in rng.integers(len(values), size=(MOST, count))]
+def memory(cell, steps, samples=8):
+    """In how many steps a small difference in the states of a new cell becomes e times smaller.
+
+    For N(0, 1) inputs, `units` features wide, on average over `steps` steps and the samples; inf
+    where it does not become smaller.
+
+    Args:
+        cell: unbuilt.
+        steps: the length of the sequences.
+        samples: how many of them.
+    """
+    seed_initializers(cell)
+    cell.build((None, cell.units))
+    rng, run = np.random.default_rng(0), Reference(cell)
+    shape, count = (samples, cell.units), len(cell.state_names)
+
+    def step(x, states):
+        return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)
+
+    states, log = np.zeros((samples, count * cell.units)), np.zeros(samples)
+    for _ in range(_SETTLING):
+        states = step(rng.normal(size=shape), states)
+    difference = rng.normal(size=states.shape)
+    with np.errstate(all="ignore"):
+        for _ in range(steps):
+            difference *= _APART / np.linalg.norm(difference, axis=1, keepdims=True)
+            x = rng.normal(size=shape)
+            states, others = step(x, states), step(x, states + difference)
+            difference = others - states
+            log += np.log(np.linalg.norm(difference, axis=1) / _APART)
+    if not np.isfinite(log).all():
+        return np.inf if np.isnan(log).any() or log.max() > 0 else 0.0
+    return float(steps / -log.mean()) if log.mean() < 0 else np.inf
+
+
+_SETTLING, _APART = 12, 1e-6
 
 
 def spectral_radius(cell, samples=4, steps=12):

@@ -165,7 +165,7 @@ def _weights(cell, op_type, scales):
             [scales[block] * columns[block] for block in _ORDER[op_type]], axis=-1
         )
 
-    kernel, recurrent = arranged(cell.kernel).T, arranged(cell.recurrent_kernel).T
+    kernel, recurrent = arranged(cell.kernel).T, arranged(cell.parametrized_kernel).T
     bias = np.zeros((2, len(kernel)), "float32")
     if cell.bias is not None:
         # A single bias is that of the inputs.

@@ -42,6 +42,7 @@ def _run(recurrence, x, states, values, mask, dropout, return_sequences):
     """The hidden states, with `return_sequences`, and the last states."""
     x = tf.transpose(x, (1, 0, 2))
     valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
+    kept = [tf.transpose(m, (1, 0, 2)) for m in dropout.kept]
     known = x.shape[0]
     time = tf.shape(x)[0] if known is None else known
     hidden = [tf.TensorArray(x.dtype, time, element_shape=states[0].shape)] * return_sequences
@@ -53,7 +54,7 @@ def _run(recurrence, x, states, values, mask, dropout, return_sequences):
             recurrence.project_state(values, states[0], dropout),
             states,
             None if valid is None else valid[t],
-            dropout,
+            dropout._replace(kept=[m[t] for m in kept]),
         )
         return t + 1, states, [array.write(t, states[0]) for array in hidden]
 

@@ -64,6 +64,7 @@ int run(const Call* call, int64_t batch, int64_t time, const void* const* in, co
   if (c.has_mask) job.mask = (const uint8_t*)*in++;
   job.input_mask = in, in += job.input_masks;
   job.recurrent_mask = in, in += job.recurrent_masks;
+  job.kept_mask = in, in += job.kept_masks;
   void* const* d_weights = nullptr;
   if (!job.backward) {
     if (c.sequences) job.sequences = *out++;

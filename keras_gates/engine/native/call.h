@@ -19,8 +19,8 @@ struct Call {
   int32_t entries[CHOICES];     // of the table of weights
   int32_t choices, threads;
   int64_t of_step, of_thread;   // multiplications of a row and step; so many as are worth a thread
-  // Inputs: x, states, kernel, [recurrent], [bias or both], weights, [mask], dropout masks; backward
-  // then memory, [d_sequences], d_last. Results: [sequences], last states, [memory]; or [d_x],
+  // Inputs: x, states, kernel, [recurrent], [bias or both], weights, [mask], masks of dropout and
+  // zoneout; backward then memory, [d_sequences], d_last. Results: [sequences], last states, [memory]; or [d_x],
   // d_initial, and the gradients of the weights in their order.
   int32_t biases, weights, has_mask, sequences, gradients, d_x;
   int32_t inputs, results;

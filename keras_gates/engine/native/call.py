@@ -49,7 +49,7 @@ class Call:
     Args:
         plan, form: of the recurrence.
         direction: "infer", which keeps nothing, "forward" or "backward".
-        masks: how many of time steps (0 or 1), and for dropout of inputs and of states.
+        masks: how many of time steps (0 or 1), for dropout of inputs and of states, for zoneout.
         sequences, d_x: see above.
 
     Attributes:
@@ -94,6 +94,7 @@ class Call:
             "weights": len(plan.weights) if direction == "backward" else 0,
             "input_masks": masks[1],
             "recurrent_masks": masks[2],
+            "kept_masks": masks[3],
             "product_block": self._keep(plan.product_block),
             "d_input_of": self._keep(plan.d_input_of),
             "d_projected_of": self._keep(plan.d_projected_of),
@@ -208,6 +209,7 @@ def _inputs_and_results(plan, form, direction, masks, sequences, d_x):
     inputs += [(1, by_step, "mask")] * masks[0]
     inputs += [(features, by_row, "dropout mask")] * masks[1]
     inputs += [(units, by_row, "recurrent dropout mask")] * masks[2]
+    inputs += [(form.units, by_step, "zoneout mask")] * masks[3]
     last = list(range(1, 1 + plan.states))
     memory = [library.MEMORY] * (direction == "forward")
     like = [*[library.SEQUENCES] * sequences, *last, *memory]

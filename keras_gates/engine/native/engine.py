@@ -5,6 +5,7 @@ import math
 
 from keras_gates.cells.program import trace, weights_by_name
 from keras_gates.cells.step import recurrent_blocks
+from keras_gates.cells.zoneout import shares
 from keras_gates.engine.base import Engine
 from keras_gates.engine.native.call import Call, Form
 from keras_gates.engine.native.plan import plan_of
@@ -23,7 +24,9 @@ class NativeEngine(Engine):
 
     def __init__(self, cell):
         _check_weights(cell)
-        self.plan = plan_of(cell, trace(cell))
+        self.plan = self._training_plan = plan_of(cell, trace(cell))
+        if shares(cell):
+            self._training_plan = plan_of(cell, trace(cell, training=True))
         self.recurrence = Recurrence(cell)
         self.dtype = self.dtype_of(cell)
         names = {id(weight): name for name, weight in weights_by_name(cell).items()}
@@ -39,8 +42,12 @@ class NativeEngine(Engine):
                 for w in self.recurrence.variables[self.recurrence.usual :]
             ),
         )
-        # By the arguments of `Call`.
-        self.call = functools.cache(functools.partial(Call, self.plan, self._form))
+        self.call = functools.cache(self._call)
+
+    def _call(self, direction, masks, sequences, d_x=True):
+        """See `Call`."""
+        plan = self._training_plan if masks[3] else self.plan
+        return Call(plan, self._form, direction, masks, sequences, d_x)
 
     @staticmethod
     def dtype_of(cell):

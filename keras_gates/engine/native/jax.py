@@ -1,5 +1,7 @@
 """The kernel on JAX, as a function of XLA, on a CPU."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,8 @@ class FusedEngine(NativeEngine):
         given = [sequences, *states, *self.recurrence.values()]
         given = [jnp.asarray(value, self.dtype) for value in given]
         masks = [] if mask is None else [jnp.asarray(mask, bool)]
-        masks += [jnp.asarray(m, self.dtype) for each in dropout for m in each]
+        masks += [jnp.asarray(m, self.dtype) for each in dropout[:2] for m in each]
+        masks += [jnp.asarray(m, bool) for m in dropout.kept]
         counts = (int(mask is not None), *map(len, dropout))
         *hidden, last = self._function(counts, return_sequences, len(states))(given, masks)
         last = [r.astype(state.dtype) for r, state in zip(last, states, strict=True)]
@@ -53,8 +56,8 @@ class FusedEngine(NativeEngine):
             """The same, so that it can be differentiated twice."""
             x, before, values = given[0], given[1 : 1 + states], given[1 + states :]
             mask = masks[0] if counts[0] else None
-            dropout = masks[counts[0] :]
-            dropout = Dropout(dropout[: counts[1]], dropout[counts[1] :])
+            ends = itertools.accumulate(counts)
+            dropout = Dropout(*[masks[a:b] for a, b in itertools.pairwise(ends)])
             hidden, last = self._scans.over(x, before, mask, dropout, return_sequences, values)
             return [*([hidden] if return_sequences else []), last]
 

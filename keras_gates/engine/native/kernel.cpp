@@ -53,6 +53,7 @@ template <class T> struct Share {
       if (r.place == LOCAL) p = memory.take<T>(size = tile * (j->backward ? 1 : l.steps));
       if (r.place == CONSTANT) p = memory.take<T>(size = LANES<T>);
       if (r.place == WEIGHT) p = memory.take<T>(size = strip);
+      if (r.place == MASK) p = memory.take<T>(size = tile);
       if (!own) continue;
       origin[i] = base[i] = p;
       step[i] = r.place == CONSTANT ? 0 : LANES<T>;
@@ -103,6 +104,12 @@ template <class T> struct Share {
         to[b * l.row + c] = v[b * l.row + c] * mask[(first + b) * l.units + c];
   }
   long copy_of(long k, long masks) const { return masks > 1 ? k : 0; }
+  void read_mask(long index, long t, T* to) const {
+    for (long b = 0; b < rows; b++) {
+      const uint8_t* const of_row = (const uint8_t*)job.kept_mask[index] + ((first + b) * l.time + t) * l.units;
+      for (long c = 0; c < l.units; c++) to[b * l.row + c] = of_row[c];
+    }
+  }
 
   // The part of a step that the program computes.
   void run_parts() {
@@ -167,6 +174,7 @@ template <class T> struct Share {
       if (r.place == STATE) base[i] = state_at(r.index, t);
       if (r.place == NEW) base[i] = state_at(r.index, t + 1);
       if (r.place == KEPT) base[i] = kept(job.kept_states + r.index, t);
+      if (r.place == MASK) read_mask(r.index, t, base[i]);
     }
     if (l.steps > 1)  // some are projected at once
       for (long k = 0; k < l.blocks; k++) {
@@ -264,6 +272,7 @@ template <class T> struct Share {
         case FACTOR: base[i] = of_product(factors, r.index, slot); break;
         case D_PRODUCT: base[i] = of_product(d_products, r.index, slot); break;
         case D_WEIGHT: base[i] = d_weight + r.index * l.tile * l.row; break;
+        case MASK: read_mask(r.index, t, base[i]); break;
       }
     }
     project_inputs(t, 1);  // of what was not kept

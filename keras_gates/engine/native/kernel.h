@@ -15,7 +15,8 @@ enum Place : int32_t {
   D_STATE, D_NEW,              // the gradients at a state before and after the step
   D_INPUT, D_PROJECTED,        // the gradients at x W_k + b_k and at h U_k + c_k
   FACTOR, D_PRODUCT,           // of a product v U_k in the equations: v, and the gradient at it
-  D_WEIGHT                     // of a weight that the equations use, to be added up over rows
+  D_WEIGHT,                    // of a weight that the equations use, to be added up over rows
+  MASK                         // 1 where zoneout keeps a state at this step, and else 0
 };
 
 struct Register { int32_t place, index; };
@@ -53,8 +54,10 @@ struct Job {
   const void *x, *kernel, *recurrent, *bias, *recurrent_bias;
   const uint8_t* mask;                // (batch, time), or null
   int32_t input_masks, recurrent_masks;       // none, one, or one per block
+  int32_t kept_masks;
   const void* const* input_mask;
   const void* const* recurrent_mask;
+  const void* const* kept_mask;       // each of bytes (batch, time, units)
   const void* const* initial;
   void* const* last;
   void* sequences;                    // (batch, time, units), or null

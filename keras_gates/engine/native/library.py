@@ -14,7 +14,7 @@ from keras_gates._keras.calls import stacklevel
 
 _PLACES = """
 SCRATCH CONSTANT WEIGHT STATE NEW KEPT LOCAL D_STATE D_NEW D_INPUT D_PROJECTED FACTOR D_PRODUCT
-D_WEIGHT
+D_WEIGHT MASK
 """
 PLACES = _PLACES.split()
 KINDS = ["INSTRUCTIONS", "PRODUCT", "TRANSPOSED"]
@@ -37,8 +37,8 @@ int kept_states kept registers parts products weights
 at places code part constants input_register projected_register
 at product_block d_input_of d_projected_of
 at weight x kernel recurrent bias recurrent_bias mask
-int input_masks recurrent_masks
-at input_mask recurrent_mask initial last sequences memory
+int input_masks recurrent_masks kept_masks
+at input_mask recurrent_mask kept_mask initial last sequences memory
 at d_sequences d_last d_initial d_x d_kernel d_recurrent d_bias d_recurrent_bias
 """
 

@@ -120,6 +120,8 @@ def _plan(program, blocks, projected, penalties, bounds, units):
 
     given = _places_of_inputs(outputs, [d for d, _ in targets], x, u)
     before = {value: ("STATE", i) for i, value in enumerate([*states, *sums])}
+    kept_states = [name for name, _ in program.outputs if ("kept", name) in program.leaves]
+    masks = {leaf("kept", name): ("MASK", i) for i, name in enumerate(kept_states)}
     after = {value: ("NEW", i) for i, value in enumerate(outputs[: len(states)])}
     d_places = {d: ("D_STATE", i) for i, d in enumerate(d_after)}
 
@@ -138,14 +140,14 @@ def _plan(program, blocks, projected, penalties, bounds, units):
         projected = {value: kept.get(value, place) for value, place in given.items()}
         wanted = [(value, ("NEW", i)) for i, value in enumerate(outputs)]
         wanted += [(value, place) for value, place in kept.items() if value not in given]
-        return code_of(wanted, {**projected, **before}, projected)
+        return code_of(wanted, {**projected, **before, **masks}, projected)
 
     @functools.cache
     def passes(prices):
         kept = _kept([d for d, _ in targets], outputs, given, [*states, *after], d_after, prices)
         kept = {value: ("KEPT", i) for i, value in enumerate(kept)}
         again = {value: place for value, place in given.items() if value not in kept}
-        at_hand = {**again, **after, **{s: before[s] for s in states}, **kept, **d_places}
+        at_hand = {**again, **after, **{s: before[s] for s in states}, **masks, **kept, **d_places}
         return Passes(forward(kept), code_of(targets, at_hand, again), len(kept))
 
     return Plan(
@@ -225,7 +227,7 @@ def _kept(wanted, outputs, given, free, d_after, prices):
             return keep, prices.product * max(1, len(value.arguments))
         if value.operation == "recurrent":
             return keep, prices.product
-        if not value.arguments:  # a number or a weight
+        if not value.arguments:  # a number, a weight or a mask
             return 0.0, never
         if value.operation in _OF_ARITHMETIC.split():
             return keep, prices.arithmetic

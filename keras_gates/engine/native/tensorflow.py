@@ -17,7 +17,8 @@ class FusedEngine(NativeEngine):
         given = [sequences, *states, *self.recurrence.values()]
         given = [tf.cast(value, self.dtype) for value in given]
         more = [] if mask is None else [tf.cast(mask, "bool")]
-        more += [tf.cast(m, self.dtype) for masks in dropout for m in masks]
+        more += [tf.cast(m, self.dtype) for masks in dropout[:2] for m in masks]
+        more += [tf.cast(m, "bool") for m in dropout.kept]
         counts = (int(mask is not None), *map(len, dropout))
         shapes = [s.shape for s in states]
         if return_sequences:

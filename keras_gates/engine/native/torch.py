@@ -14,7 +14,8 @@ class FusedEngine(NativeEngine):
         dtype = getattr(torch, self.dtype)
         values = [v.to(dtype) for v in (sequences, *states, *self.recurrence.values())]
         more = [] if mask is None else [mask.to(torch.bool)]
-        more += [m.to(dtype) for masks in dropout for m in masks]
+        more += [m.to(dtype) for masks in dropout[:2] for m in masks]
+        more += [m.to(torch.bool) for m in dropout.kept]
         call = _Call(self, mask, dropout, return_sequences, more)
         if gradients and torch.is_grad_enabled() and any(v.requires_grad for v in values):
             results = list(_Forward.apply(call, *values))
@@ -52,13 +53,14 @@ class _Call:
         x, *states = values[:count]
         hidden = []
         for t in range(x.shape[1]):
+            dropout = self.dropout._replace(kept=[m[:, t] for m in self.dropout.kept])
             states = recurrence.advance(
                 values[count:],
                 recurrence.project_input(values[count:], x[:, t], self.dropout),
                 recurrence.project_state(values[count:], states[0], self.dropout),
                 states,
                 None if self.mask is None else self.mask[:, t, None].to(torch.bool),
-                self.dropout,
+                dropout,
             )
             hidden.append(states[0])
         results = [*([torch.stack(hidden, 1)] if self.return_sequences else []), *states]

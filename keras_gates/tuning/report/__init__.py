@@ -26,7 +26,8 @@ _UNSCORED = "unscored"  # ended well by its status, but with no score on record
 class SearchReport:
     """What `search_report` finds. `print` shows the verdict, the best trials, and what helped.
 
-    `to_csv`, `to_markdown`, `to_dataframe` and `to_dict` give the same to other programs. Of
+    `to_html` writes it as a page, `to_csv`, `to_markdown`, `to_dataframe` and `to_dict` give the
+    same to other programs. Of
     `keras_gates.tuning`, `plot_scores`, `plot_parallel` and `plot_learning_curves` draw it.
 
     Attributes:
@@ -98,6 +99,23 @@ class SearchReport:
     def to_markdown(self):
         """The trials as a table in Markdown."""
         return text.markdown([*FIELDS, *self.choices], self.trials)
+
+    def to_html(self, path):
+        """Writes a page with the verdict, tables and, where matplotlib is installed, pictures. It
+        is one file, which needs no network and runs no script.
+
+        Raises:
+            TypeError: `path` is no path.
+            FileNotFoundError: the folder that it is in is not there.
+        """
+        from keras_gates.tuning.report import page
+
+        page.write(self, path)
+
+    def _repr_html_(self):
+        from keras_gates.tuning.report import page
+
+        return page.block(self)
 
     def __str__(self):
         return text.report(self)

@@ -4,7 +4,7 @@ from keras_gates.tuning.records import OUTCOMES
 from keras_gates.tuning.report.pairs import ABSENT
 
 MOST = 10  # trials in print
-_FIGURES = (
+FIGURES = (
     "rank", "trial", "score", "spread", "seeds", "epochs", "sparsity", "parameters", "seconds",
 )  # fmt: skip
 
@@ -18,16 +18,13 @@ def markdown(names, rows):
 
 def report(found):
     """A `SearchReport` as it is printed."""
-    counts = {**dict.fromkeys([*OUTCOMES, "running"], 0), **found.counts}
-    listed = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     lines = [
-        f"Search for the {found.direction}imum of {found.objective}, "
-        f"{len(found.trials)} trials: {listed}",
+        f"Search for the {found.direction}imum of {found.objective}, {counts(found)}",
         "",
         found.comparison.sentence,
     ]
     if found.best:
-        lines += [_cost(found), "", *_best(found)]
+        lines += [cost(found), "", *_best(found)]
     failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
     if failed:
         lines += ["", "Without a score", *_failed(failed, found)]
@@ -36,12 +33,19 @@ def report(found):
     return "\n".join(lines)
 
 
+def counts(found):
+    """How many trials came to what, in words."""
+    each = {**dict.fromkeys([*OUTCOMES, "running"], 0), **found.counts}
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in each.items())
+    return f"{len(found.trials)} trials: {listed}"
+
+
 def _best(found):
     """The best trials, with what they differ in."""
     best = [row for row in found.trials if row["rank"]]
-    differ = _differing(found)
+    differ = differing(found)
     alike = len({row["epochs"] for row in best}) == 1
-    names = [name for name in _FIGURES if not (alike and name == "epochs")]
+    names = [name for name in FIGURES if not (alike and name == "epochs")]
     table = [[*names, *differ]]
     for row in best[:MOST]:
         figures = [number(row[name]) for name in names]
@@ -59,7 +63,7 @@ def _failed(rows, found):
     """Why trials have no score, each reason once, and what was chosen in them."""
     lines, shown = [], {}
     for row in rows:
-        chosen = [f"{name}={number(row[name])}" for name in _differing(found) if name in row]
+        chosen = [f"{name}={number(row[name])}" for name in differing(found) if name in row]
         reason = " ".join(row["reason"].split())
         first = shown.setdefault(reason, row["trial"])
         why = reason if first == row["trial"] else f"as trial {first}"
@@ -68,17 +72,27 @@ def _failed(rows, found):
 
 
 def _effects(found):
+    head, *notes = effects_in_words(found)
+    return [head, *(f"  {note}" for note in notes), *aligned(effects_table(found))]
+
+
+def effects_in_words(found):
+    """What the main effects are, and how to read them."""
     noise = "of trials and of seeds"
     if max(effect.seeds for effect in found.effects) < 2:
         noise = "of trials alone; of the noise of seeds nothing is known with one seed"
-    what = [
+    return [
         f"Main effects on {found.objective}: how much better than the mean over the levels",
-        "  Positive is better; for numbers of many values the slope; 95 % intervals. Each choice "
+        "Positive is better; for numbers of many values the slope; 95 % intervals. Each choice "
         "alone, not adjusted for others.",
-        f"  The intervals hold the noise {noise}.",
-        "  An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
+        f"The intervals hold the noise {noise}.",
+        "An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
         "interval without it.",
     ]
+
+
+def effects_table(found):
+    """A row for every level of every choice, with the header first."""
     table = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
     best_first = sorted(
         found.effects, key=lambda e: float("inf") if e.effect is None else -e.effect
@@ -91,10 +105,10 @@ def _effects(found):
                 diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
                 middle = interval if e.reason is None else f"({e.reason})"
                 table.append((name, number(e.level), effect, middle, str(e.finished), diverged))
-    return [*what, *aligned(table)]
+    return table
 
 
-def _cost(found):
+def cost(found):
     """Whether time matters: that of the best, of the default pair, and of others as good."""
     by_id = {row["trial"]: row for row in found.trials}
     best, default = found.best, by_id.get(found.comparison.default)
@@ -119,7 +133,7 @@ def _within(found, row, best):
     return margin is not None and abs(row["score"] - best["score"]) <= margin
 
 
-def _differing(found):
+def differing(found):
     """The choices in which the trials are not all alike."""
     return [
         name for name in found.choices if len({row.get(name, ABSENT) for row in found.trials}) > 1

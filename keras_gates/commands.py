@@ -1,0 +1,218 @@
+"""What the subcommands of `keras-gates` do, each a function of its arguments.
+
+They return what is to be printed, or an exit status. `keras_gates_command` reads the arguments.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import sys
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+
+from keras_gates.deployment.errors import NotExportableError, ParityError
+from keras_gates.verdicts import check_activations
+
+# What a user can mend, beside errors that Python has names for: shown without a traceback.
+ERRORS = (NotExportableError, ParityError)
+_log = logging.getLogger("keras_gates")
+
+
+def check(given):
+    return check_activations(_cell(given.cell), **_chosen(given))
+
+
+def export(given):
+    from keras_gates.deployment import core
+
+    format = core.format_of_suffix(given.path) if given.format is None else given.format
+    model = _load(given, compile=False)
+    data = {}
+    for name in ("sample", "representative_data"):
+        if getattr(given, name) is not None:
+            data[name], _ = _data(name, getattr(given, name), model)
+    return core.export(
+        model,
+        given.path,
+        format,
+        streaming=given.streaming,
+        tolerance=given.tolerance,
+        batch_size=given.batch_size,
+        quantize=given.quantize,
+        length=given.length,
+        opset=given.opset,
+        verbose=0,
+        **data,
+    )
+
+
+def inspect(given):
+    from keras_gates import deployment
+
+    if given.path.lower().endswith(".keras"):
+        return deployment.inspect_keras(given.path)
+    _log.info("reading %s", given.path)
+    return deployment.inspect(given.path)
+
+
+def diagnose(given):
+    from keras_gates import diagnostics, html
+    from keras_gates.diagnostics.data import samples, take
+
+    if given.html is not None:
+        html.check_path(given.html, "html")
+    model = _load(given)
+    x, y = _data("data", given.data, model)
+    if y is not None and not model.compiled:
+        _log.warning("y is left out: the model was saved without a loss")
+        y = None
+    count = samples(x)
+    if given.samples < count:
+        chosen = np.sort(np.random.default_rng(0).permutation(count)[: given.samples])
+        x, y = take(x, chosen), take(y, chosen)
+    _log.info("running the model on %d samples", min(count, given.samples))
+    found = diagnostics.diagnose(model, x, y, batch_size=given.batch_size)
+    if given.html is not None:
+        _log.info("writing %s", given.html)
+        found.to_html(given.html)
+    return found
+
+
+def search(given):
+    from keras_gates.tuning import launch
+
+    return launch.launch(given.script, given.arguments, given.workers)
+
+
+def bench(given):
+    from keras_gates import timing
+
+    return timing.compare(
+        _cell(given.cell),
+        given.units,
+        batch=given.batch,
+        steps=given.steps,
+        features=given.features,
+        rounds=given.rounds,
+        **_chosen(given),
+    )
+
+
+def _cell(name):
+    """The name of a cell, or the class that module:Class stands for."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        return name
+    found = _imported("cell", module)
+    try:
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"`cell` must be module:Class. Received: cell={name!r}; {error}") from None
+    return found
+
+
+def _chosen(given):
+    """The arguments of the cell."""
+    _import(given.modules)
+    chosen = dict(given.others)
+    for name in ("candidate_activation", "output_activation"):
+        if getattr(given, name) is not None:
+            chosen[name] = getattr(given, name)
+    gates = [text.rpartition("=") for text in given.gate_activation]
+    if len(gates) == 1 and not gates[0][0]:
+        chosen["gate_activation"] = gates[0][2]
+    elif gates:
+        if not all(gate for gate, _, _ in gates):
+            raise ValueError(
+                "`gate_activation` must be one activation, or GATE=ACTIVATION for each gate. "
+                f"Received: gate_activation={' '.join(given.gate_activation)}"
+            )
+        chosen["gate_activation"] = {gate: activation for gate, _, activation in gates}
+    return chosen
+
+
+def _load(given, compile=True):
+    _import(given.modules)
+    _log.info("loading %s", given.model)
+    if _saved_by_keras2(given.model):
+        from keras_gates.convert import load_keras2
+
+        return load_keras2(given.model)
+    try:
+        return keras.saving.load_model(given.model, compile=compile)
+    except TypeError as error:  # of a class or function that Keras cannot find
+        # Between the configs of all that it is in, and its own.
+        reason = str(error).rpartition("Exception encountered: ")[2]
+        reason = reason.partition("Full object config")[0].strip()
+        reason = reason[max(reason.find("Could not locate"), 0) :]
+        raise ValueError(
+            f"{given.model} cannot be loaded; if it holds cells or functions of your own, name the "
+            f"module that registers them: --import my_module. Keras says: {reason}"
+        ) from error
+
+
+def _saved_by_keras2(path):
+    version = ""
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(KeyError), zipfile.ZipFile(path) as archive:
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
+    elif h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            version = file.attrs.get("keras_version", "")
+    return version.startswith("2")
+
+
+def _import(modules):
+    for module in modules:
+        _imported("modules", module)
+
+
+def _imported(argument, module):
+    if os.getcwd() not in sys.path:  # where an installed script does not look by itself
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"`{argument}` must be a module that can be imported. Received: {argument}={module}; "
+            f"{error}"
+        ) from error
+
+
+def _data(argument, path, model):
+    """(x, y) from a file; y is None if there is none."""
+    _log.info("reading %s", path)
+    received = f"Received: {argument}={path!r}"
+    try:
+        loaded = np.load(path)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded:
+            found = dict(loaded)
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"`{argument}` must be a .npz file of arrays, or a .npy file with x alone. {received}; "
+            f"NumPy says: {error}"
+        ) from error
+    y, names = found.get("y"), _input_names(model)
+    if names and set(names) <= set(found):
+        return {name: found[name] for name in names}, y
+    if "x" in found:
+        return found["x"], y
+    raise ValueError(
+        f"`{argument}` must hold the array x, or {', '.join(names) or 'x'}. {received}, which "
+        f"holds {', '.join(found)}"
+    )
+
+
+def _input_names(model):
+    from keras_gates.deployment.names import functional
+
+    graph = functional(model)
+    return [] if graph is None else [tensor.name for tensor in graph.inputs]

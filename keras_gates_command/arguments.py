@@ -1,0 +1,249 @@
+"""What the command line takes. Only the standard library is needed to say it."""
+
+import argparse
+import ast
+import importlib.util
+import math
+import os
+import runpy
+
+_DATA = (
+    "a .npz file with the arrays x and y, or with one array per input under the names of the "
+    "model's inputs, and y; or a .npy file with x alone"
+)
+_CELL = 'the name of a cell ("gru", "lstm", ...), or module:Class of your own'
+
+
+def parse(text, argv=None):
+    """The arguments of the command whose description, with an example of each, is `text`."""
+    parser = argparse.ArgumentParser(
+        prog="keras-gates", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_check, _export, _inspect, _diagnose, _search, _bench):
+        name = add.__name__[1:]
+        summary, *more = add.__doc__.splitlines()
+        examples = [line[2:] for line in text.splitlines() if f"keras-gates {name} " in line]
+        command = commands.add_parser(
+            name,
+            help=f"{summary[0].lower()}{summary[1:-1]}",
+            description="\n".join([summary, *map(str.strip, more)]),
+            epilog="\n".join(["examples:", *examples]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name != "search":
+            command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "--quiet", action="store_true", help="do not say on stderr what is being done"
+        )
+        command.set_defaults(
+            refuse_missing=lambda given: None,
+            needs_backend=lambda given: True,
+        )
+        add(command)
+        command.set_defaults(
+            options={a.dest: a.option_strings[0] for a in command._actions if a.option_strings}
+        )
+    return parser.parse_args(argv)
+
+
+def in_terms_of_options(given, message):
+    """An error of a function of keras_gates, with its arguments as they are called here."""
+    for name, option in given.options.items():
+        message = message.replace(f"`{name}`", f"`{option}`").replace(f" {name}=", f" {option}=")
+    return message
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _check(command):
+    """Say whether a choice of activations will work in a cell, before training."""
+    _add_cell(command)
+    command.set_defaults(
+        needs_backend=lambda given: ":" in given.cell or bool(given.modules),
+    )
+
+
+def _export(command):
+    """Write a model as a file that runs without keras_gates, and compare the two."""
+    _add_model(command)
+    command.add_argument("path", help="where to: its suffix says in which format, see --format")
+    command.add_argument(
+        "--format",
+        help="saved_model, onnx, litert or openvino; default: that of the suffix .onnx, .tflite or "
+        ".xml, and else saved_model, which is a folder",
+    )
+    command.add_argument(
+        "--streaming", action="store_true", help="add signatures for live data, step by step"
+    )
+    command.add_argument(
+        "--sample", metavar="DATA", help=f"data to compare file and model on: {_DATA}"
+    )
+    command.add_argument(
+        "--tolerance", type=_positive, help="largest difference, as a share of an output's scale"
+    )
+    command.add_argument(
+        "--batch-size", type=_count, help="litert: the fixed batch size; default: 1"
+    )
+    command.add_argument(
+        "--quantize", help="litert: int8 or float16 for weights, full_int8 or int16x8 for all"
+    )
+    command.add_argument(
+        "--representative-data",
+        metavar="DATA",
+        help="litert: for full_int8 and int16x8, data as of --sample that ranges are taken from",
+    )
+    command.add_argument(
+        "--length", type=_count, help="litert: a fixed number of time steps, written out"
+    )
+    command.add_argument("--opset", type=_count, help="onnx: the version of its operators")
+    command.set_defaults(refuse_missing=_refuse_missing("model", "sample", "representative_data"))
+
+
+def _inspect(command):
+    """Show what is in a file: layers and cells of a .keras file, signatures of an exported one."""
+    command.add_argument(
+        "path", help="a .keras, .onnx, .tflite or .xml file, or the folder of a SavedModel"
+    )
+    command.set_defaults(
+        refuse_missing=_refuse_missing("path"),
+        needs_backend=lambda given: not given.path.lower().endswith(".keras"),
+    )
+
+
+def _diagnose(command):
+    """Show what happens inside a model's recurrent layers on data."""
+    _add_model(command)
+    command.add_argument("data", help=f"{_DATA}; with y the gradients are looked at too")
+    command.add_argument(
+        "--samples", type=_count, default=256, help="at most so many, at random; default: 256"
+    )
+    command.add_argument("--batch-size", type=_count, default=32, help="default: 32")
+    command.add_argument("--html", metavar="PATH", help="write it as a page too, with pictures")
+    command.set_defaults(refuse_missing=_refuse_missing("model", "data"))
+
+
+def _search(command):
+    """Run a search script in several processes of this machine, and keep them alive.
+
+    For processes on several machines see python -m keras_gates.tuning worker --help.
+    """
+    command.add_argument(
+        "--workers", type=_count, default=2, metavar="N", help="how many processes; default: 2"
+    )
+    command.add_argument("script", help="a Python script with one search, the same that runs alone")
+    command.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments"
+    )
+    command.set_defaults(
+        refuse_missing=_refuse_missing("script"), needs_backend=lambda given: False, json=False
+    )
+
+
+def _bench(command):
+    """Measure how long a layer trains and runs here, and what Keras takes for the same."""
+    _add_cell(command)
+    command.add_argument("--units", type=_count, default=64, help="default: 64")
+    command.add_argument("--batch", type=_count, default=32, help="default: 32")
+    command.add_argument("--steps", type=_count, default=100, help="time steps; default: 100")
+    command.add_argument("--features", type=_count, default=32, help="default: 32")
+    command.add_argument(
+        "--rounds", type=_count, default=5, help="medians are over so many; default: 5"
+    )
+
+
+def _add_cell(command):
+    command.add_argument("cell", help=_CELL)
+    command.add_argument(
+        "--gate",
+        dest="gate_activation",
+        action="append",
+        default=[],
+        metavar="ACTIVATION",
+        help="of all gates; or once for each gate, --gate update=relu --gate reset=sigmoid",
+    )
+    command.add_argument("--candidate", dest="candidate_activation", metavar="ACTIVATION")
+    command.add_argument(
+        "--output", dest="output_activation", metavar="ACTIVATION", help="of an LSTM"
+    )
+    command.add_argument(
+        "--with",
+        dest="others",
+        action="append",
+        type=_assigned,
+        default=[],
+        metavar="ARGUMENT=VALUE",
+        help="a further argument of the cell, such as grad_clip_norm=1.0 or layer_norm=True",
+    )
+    _add_import(command, "the activations")
+
+
+def _add_model(command):
+    command.add_argument("model", help="a .keras file, or a model that Keras 2 saved")
+    _add_import(command, "the model's own cells and functions")
+
+
+def _add_import(command, what):
+    command.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help=f"import it first: the one that registers {what}",
+    )
+
+
+# ---------------------------------------------------------------------- what arguments must be
+
+
+class _Version(argparse.Action):
+    """Reads the version from its file: importing the package would take seconds."""
+
+    def __call__(self, parser, *_):
+        (folder,) = importlib.util.find_spec("keras_gates").submodule_search_locations
+        found = runpy.run_path(os.path.join(folder, "_version.py"))
+        print(f"keras_gates {found['__version__']}")
+        parser.exit()
+
+
+def _refuse_missing(*names):
+    def refuse(given):
+        for name in names:
+            path = getattr(given, name)
+            if path is not None and not os.path.exists(path):
+                kind = "file or folder" if name == "path" else "file"
+                raise FileNotFoundError(
+                    f"`{name}` must be a {kind} that is there. Received: {name}={path!r}"
+                )
+
+    return refuse
+
+
+def _count(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text}")
+    return int(text)
+
+
+def _positive(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number. Received: {text}")
+    return number
+
+
+def _assigned(text):
+    """("name", value) of name=value; what is no Python literal is a string."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be ARGUMENT=VALUE. Received: {text}")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
