@@ -145,6 +145,7 @@ class GateMonitor(keras.callbacks.Callback):
             data.check_model(self.model)
             data.check_shapes(self.model, self.x)
             if self.y is not None:
+                data.check_targets(self.model, self.y)
                 data.check_compiled(self.model, "gradients are recorded")
             self._tracer = trace.Tracer(self.model, gradients=self.y is not None).compile()
             self._sound = []

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_gates import convert
+from keras_gates.convert.keras import copy_state
 from keras_gates.diagnostics import data
 
 
@@ -62,7 +62,7 @@ def _copy(model, x):
         ) from error
     for one, other in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
         if hasattr(one, "adapt") and one.built:
-            convert.copy_state(one, other)
+            copy_state(one, other)
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
     copy.compile(optimizer, model.loss, loss_weights=loss_weights, jit_compile=model.jit_compile)
     return copy
