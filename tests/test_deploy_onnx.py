@@ -383,6 +383,17 @@ def test_no_time_steps_leave_the_states_as_they_are(tmp_path, rng):
             np.testing.assert_array_equal(y, before)
 
 
+def test_no_time_steps_where_there_are_masks(tmp_path, rng):
+    """(Where an own cell runs as a Scan, ONNX Runtime raises an error of its own.)"""
+    x = frames()
+    layers = [kg.GatedRNN(4, cell, return_sequences=True) for cell in ("gru", "lstm")]
+    found = [layer(LAYERS.Masking()(x)) for layer in layers]
+    written = Written(randomized(keras.Model(x, found), rng), tmp_path)
+    for batch, time in ((5, 0), (0, 3), (0, 0)):
+        for y in written.run([np.zeros((batch, time, 3), "float32")]):
+            assert y.shape == (batch, time, 4)
+
+
 def test_masks_are_obeyed_wherever_the_padding_is(tmp_path, rng):
     def masked(cell, zero, backwards, every):
         return CELLS[cell](
@@ -648,7 +659,7 @@ def refused(model):
 def test_stateful_layers_are_refused(rng):
     x = keras.Input(batch_shape=(2, None, 3))
     model = keras.Model(x, kg.GatedRNN(4, stateful=True, name="memory")(x))
-    assert refused(model).startswith("'memory' is stateful, and an ONNX file remembers nothing")
+    assert refused(model).startswith("'memory' is stateful, and such a file remembers nothing")
 
 
 @pytest.mark.slow
@@ -721,7 +732,8 @@ def test_a_stream_has_its_states_as_inputs_and_outputs(tmp_path, rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", [13, 17])
 def test_older_and_newer_operators(tmp_path, rng, opset):
-    model = sequential(rng, LAYERS.Masking(), kg.GatedRNN(4, MGUCell), LAYERS.LayerNormalization())
+    layers = [kg.GatedRNN(4, return_sequences=True), kg.GatedRNN(4, MGUCell)]
+    model = sequential(rng, *layers, LAYERS.LayerNormalization())
     report = export(model, tmp_path / "x", "onnx", opset=opset)
     (used,) = [each for each in onnx.load(report.path).opset_import if not each.domain]
     assert used.version == opset

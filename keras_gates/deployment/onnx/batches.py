@@ -60,7 +60,7 @@ def _names_read(graph):
 def _choice(node, wanted):
     """The nodes that stand for a recurrent one, with those of its outputs that are wanted."""
     nodes, some, none = (_Nodes(node.name + place) for place in ("", "/some", "/none"))
-    shape = nodes("Shape", node.input[0], end=2)  # time and batch
+    shape = nodes.sizes(node.input[0], 0, 2)  # time and batch
     smallest = nodes("ReduceMin", shape, keepdims=0)
     if _has_two_ways(node):
         values = _few_or_many(node, nodes, some, wanted)
@@ -87,7 +87,7 @@ def _few_or_many(node, outside, nodes, wanted):
     every = node.output[0] in wanted
     return nodes(
         "If",
-        nodes("Less", nodes("Shape", node.input[0], start=1, end=2), [_many(node)]),
+        nodes("Less", nodes.sizes(node.input[0], 1, 2), [_many(node)]),
         outputs=len(wanted),
         then_branch=few.graph(few.copy(node, wanted)),
         else_branch=many.graph(_of(wanted, node, _scanned(node, outside, many, every))),
@@ -110,7 +110,7 @@ def _nothing(node, nodes):
     """The outputs for no sequences or no time steps: none, and the states that there were."""
     x, states = node.input[0], node.input[5:]
     sizes = [
-        nodes("Shape", tensor, start=axis, end=axis + 1)
+        nodes.sizes(tensor, axis, axis + 1)
         for tensor, axis in [(x, 0), (states[0], 0), (x, 1), (states[0], 2)]
     ]
     hidden = nodes("Expand", np.float32(0), nodes("Concat", *sizes, axis=0))
@@ -256,6 +256,10 @@ class _Nodes:
             names = [f"{name}:{index}" for index in range(outputs or 1)]
         self.all.append(onnx.helper.make_node(op_type, inputs, names, name=name, **attributes))
         return names[0] if outputs is None else names
+
+    def sizes(self, tensor, start, end):
+        """Those of some of its axes."""
+        return self("Slice", self("Shape", tensor), np.array([start]), np.array([end]))
 
     def copy(self, node, wanted):
         """Makes a node like another; the names of those of its outputs that are wanted."""

@@ -253,7 +253,7 @@ class _Packed:
             self.mask = tf.cast(mask, tf.bool)
             self.valid = tf.cast(mask, tf.int32)
             self.rank = tf.cumsum(self.valid, axis=1)  # valid steps so far, with this one
-            self.count = self.rank[:, -1:]
+            self.count = tf.reduce_sum(self.valid, axis=1, keepdims=True)
             self.lengths = tf.maximum(self.count[:, 0], 1)
             self.time = tf.shape(mask)[1]
             left = self.time - tf.range(self.time)  # steps from each one on, so at least 1
