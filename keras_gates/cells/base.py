@@ -729,7 +729,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         if unknown:
             raise ValueError(
                 f"`gate_activation` names a gate that {type(self).__name__} does not have: "
-                f"{unknown[0]!r}{close_matches(unknown[0], gates)} Its gates: {list(gates)}. "
+                f"{unknown[0]!r}{close_matches(unknown[0], gates) or '.'} Its gates: "
+                f"{list(gates)}. "
                 f"Received: gate_activation={given!r}"
             )
         return {

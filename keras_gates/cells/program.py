@@ -206,7 +206,7 @@ def traced(cell):
     return copy, trace(copy, opaque=True)
 
 
-def built_copy(cell, units=1, **others):
+def built_copy(cell, units=1, features=1, **others):
     """A new cell of the same arguments but for `others`, built; of layers as activations copies, if
     not built."""
     given = {name: getattr(cell, name) for name in cell.options() if hasattr(cell, name)}
@@ -223,7 +223,7 @@ def built_copy(cell, units=1, **others):
     given = {**{n: copied(v) for n, v in given.items()}, **others, "units": units}
     made = type(cell)(**given)
     seed_initializers(made)
-    made.build((None, 1))
+    made.build((None, features))
     return made
 
 

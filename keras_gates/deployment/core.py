@@ -74,7 +74,8 @@ def export(
             interleaved. An "onnx" or "openvino" file has one graph, which is `chunk` then: states
             come out as "<name>_next", and begin with zeros.
         sample: data to compare with: an array, or a list or dict of arrays (by the names of the
-            model's inputs), with the samples along the first axis. Default: random numbers.
+            model's inputs), with the samples along the first axis. Default:
+            `representative_data`, or random numbers.
         tolerance: the largest accepted difference, as a share of the largest value of an output.
             Default: 1e-5; more for a model that computes in half precision; any for a quantized
             file, whose report tells what it costs.
@@ -129,6 +130,8 @@ def export(
     _check_weights(model)
     spec = ModelSpec(model)
     chosen.check(spec, **{"streaming": True} if streaming else {}, **options)
+    if sample is None:
+        sample = representative_data  # what the ranges are taken from says most of what they cost
     spec.data(sample)
     if tolerance is None and not options.get("quantize"):
         tolerance = default_tolerance(spec)

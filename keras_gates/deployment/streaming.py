@@ -260,6 +260,18 @@ def _check_recurrent(layer, masked):
             f"{_shown(layer)} has go_backwards=True: it begins with the end of the sequence, which "
             "has not come yet in a stream. Export without streaming=True."
         )
+    if getattr(layer, "return_gates", False):
+        raise NotExportableError(
+            f"{_shown(layer)} has return_gates=True, and streams give out the outputs and states "
+            "of recurrent layers alone. Make the layer without it, with the same weights."
+        )
+    learned = getattr(layer, "initial_state", "zeros") == "learned"
+    if masked and learned and not layer.zero_output_for_mask:
+        raise NotExportableError(
+            f"{_shown(layer)} has initial_state='learned': before the first valid step of a "
+            "sequence it puts out zeros, and a stream, which knows its states alone, would put out "
+            "the learned ones. Give the layer zero_output_for_mask=True, or leave the mask out."
+        )
     known = (isinstance(cell, GatedCell) or type(cell) in _STATE_NAMES for cell in _cells(layer))
     if masked and not all(known):
         raise NotExportableError(

@@ -27,6 +27,8 @@ _ADVICE = {
     "update": "Loss and gradients of the batch are finite, run for inference. Lower the learning "
     "rate, or look at what dropout and the optimizer do in this step.",
 }
+# The square of more than this is no float32.
+_HUGE = 1e18
 
 
 @dataclasses.dataclass
@@ -235,7 +237,19 @@ def _in_outputs(call):
 def _in_loss(run):
     if run.loss is None or np.isfinite(run.loss):
         return None
+    outputs = [np.abs(v) for c in run.calls if isinstance(c, trace.Call) for v in c.outputs]
+    if outputs and outputs[-1].size and outputs[-1].max() > _HUGE:
+        found = _found("loss", run.loss, quantity="loss", sample=_where_largest(outputs[-1])[0])
+        found.advice = (
+            f"The outputs are as large as {outputs[-1].max():.2g}, so that their loss overflows. "
+            "Scale the data, or look at what makes them grow: diagnose shows the states."
+        )
+        return found
     return _found("loss", run.loss, quantity="loss")
+
+
+def _where_largest(values):
+    return np.unravel_index(values.argmax(), values.shape)
 
 
 def _in_backward(run):

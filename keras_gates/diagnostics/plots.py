@@ -213,7 +213,7 @@ def plot_states(
     *,
     sample: int = 0,
     state: str = "hidden",
-    units: int = 8,
+    units: int = 6,
 ) -> Any:
     """Trajectories of a state of some units, for one sample.
 

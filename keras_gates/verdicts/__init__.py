@@ -22,7 +22,7 @@ from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import sign
-from keras_gates.cells.program import traced
+from keras_gates.cells.program import built_copy, traced
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
@@ -140,7 +140,7 @@ class Verdict:
             (self.memory, "at initialization"),
             (self.memory_with_uniform_gates, "with initialization='uniform_gates'"),
         ):
-            if memory is not None:
+            if memory is not None and self.level != LEVELS[-1]:
                 left = np.exp(-self.steps / max(memory, 1e-9))
                 yield (
                     f"{how} {left:.1g} of a difference in the state is left after "
@@ -197,7 +197,7 @@ def check_activations(
             instance has its activations and options already; give none beside it.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         steps: how long the sequences are, for `memory`.
-        units: of the new cell, for `spectral_radius` and `memory`.
+        units: of the new cell, for `spectral_radius` and `memory`; an instance has its own.
         **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
             `activation_l1`, `recurrent_initializer`, `reset_after`.
 
@@ -241,7 +241,7 @@ def check_activations(
                 f"Received beside it: {', '.join(options)}. Give them to {type(cell).__name__}"
                 "(...), or its class to check_activations."
             )
-        return judge(cell)
+        return _with_memory(judge(cell), cell, steps)
     verdict = judge(make(cell, 1, options))
 
     def new(**changes):
@@ -253,16 +253,30 @@ def check_activations(
         found = {"spectral_radius": probe.spectral_radius(new())}
     except (NotTraceableError, NotJudgedError):
         return verdict
-    found |= {"steps": steps, "memory": probe.memory(new(), steps)}
-    if np.isfinite(found["memory"]) and options.get("initialization") is None:
-        with warnings.catch_warnings(), contextlib.suppress(ValueError):  # of no such gates
-            warnings.simplefilter("ignore", UserWarning)
-            gates = new(initialization="uniform_gates")
-            found["memory_with_uniform_gates"] = probe.memory(gates, steps)
-    return dataclasses.replace(verdict, **found)
+    return _with_memory(dataclasses.replace(verdict, **found), new(), steps)
 
 
 sign(check_activations, GRUCell.__init__, LSTMCell.__init__)
+
+
+def _with_memory(verdict, cell, steps):
+    """The verdict with what a new cell of the same arguments remembers."""
+
+    def memory(**changes):
+        copy = built_copy(cell, units=cell.units, features=cell.units, **changes)
+        return probe.memory(copy, steps)
+
+    found: dict[str, Any] = {"steps": steps}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            found["memory"] = memory()
+        except NotTraceableError:
+            return verdict
+        if np.isfinite(found["memory"]) and cell.initialization is None:
+            with contextlib.suppress(ValueError):  # there are no such gates
+                found["memory_with_uniform_gates"] = memory(initialization="uniform_gates")
+    return dataclasses.replace(verdict, **found)
 
 
 def make(cell, units, options):

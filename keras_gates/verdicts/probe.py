@@ -159,14 +159,15 @@ def memory(cell, steps, samples=8):
     where it does not become smaller.
 
     Args:
-        cell: unbuilt.
+        cell: unbuilt, or built with the weights that are to be judged.
         steps: the length of the sequences.
         samples: how many of them.
     """
-    seed_initializers(cell)
-    cell.build((None, cell.units))
+    if not cell.built:
+        seed_initializers(cell)
+        cell.build((None, cell.units))
     rng, run = np.random.default_rng(0), Reference(cell)
-    shape, count = (samples, cell.units), len(cell.state_names)
+    shape, count = (samples, cell.kernel.shape[0]), len(cell.state_names)
 
     def step(x, states):
         return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)

@@ -127,7 +127,8 @@ def of_candidate(cell, program, p, carry, growth):
     """Against the candidate, whose profile is `p`."""
     carried = any(high > 0 for _, high in carry.values())
     free = not p.bounded and p.far_slope > 0 and _sees_the_state(program)
-    if free and not _grows(carry, growth):
+    lost = any(high > _ABOVE_ONE for _, high in carry.values())  # whatever the candidate is
+    if free and not lost and not _grows(carry, growth):
         initializer = type(cell.recurrent_initializer).__name__
         helps = [
             *([] if cell.clips else [f"grad_clip_norm ({_PAPERS['clipping']})"]),
