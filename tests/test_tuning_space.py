@@ -429,7 +429,7 @@ DATA_ERRORS = [
     ("classification", 6, np.eye(6, dtype=int), r"one-hot labels take y.argmax\(-1\)"),
     ("classification", 6, np.zeros((6, 1), int), r"Take y\[..., 0\]"),
     ("classification", 6, np.full(6, -1), "labels down to -1"),
-    ("classification", 6, np.zeros(6, int), "`outputs` must be the number of classes"),
+    ("classification", 6, np.zeros(6, int), "with one class alone"),
     ("classification", 6, np.array(list("abcabc")), "`y` must be integers"),
     ("classification", 0, np.zeros(0, int), "holds nothing"),
     ("sequence", 6, np.zeros(6, int), r"`y` must be integers, \(samples, time\)"),
