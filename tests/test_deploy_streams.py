@@ -191,3 +191,28 @@ def test_other_models_that_cannot_stream(tmp_path):
     ):
         deployment.export(masked, tmp_path / "model", streaming=True)
     assert [state.name for state in Stream(ModelSpec(small_model(cell))).states] == ["rnn_state_0"]
+
+
+@pytest.mark.slow
+def test_a_stream_that_would_begin_otherwise_is_refused(tmp_path):
+    """A layer with a learned state puts out zeros before the first valid step."""
+
+    def model(**options):
+        layer = kg.GatedRNN(4, initial_state="learned", name="ear", **options)
+        layers = [keras.Input((None, 3), name="x"), keras.layers.Masking(), layer]
+        made = keras.Sequential([*layers, keras.layers.Dense(2)])
+        return random_weights(made)
+
+    with pytest.raises(deployment.NotExportableError, match="'ear'.*initial_state='learned'"):
+        kg.export(model(), tmp_path / "a", streaming=True)
+    report = kg.export(model(zero_output_for_mask=True), tmp_path / "b", streaming=True)
+    assert report.difference.relative < 1e-5
+
+
+@pytest.mark.slow
+def test_a_stream_of_a_layer_that_returns_gates_is_refused(tmp_path):
+    x = keras.Input((None, 3))
+    h, gates = kg.GatedRNN(4, return_gates=True, return_sequences=True, name="ear")(x)
+    for outputs in (h, gates["update"]):
+        with pytest.raises(deployment.NotExportableError, match="'ear'.*return_gates=True"):
+            kg.export(keras.Model(x, outputs), tmp_path / "a", streaming=True)

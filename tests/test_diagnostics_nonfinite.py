@@ -167,6 +167,17 @@ class TestLocate:
 
 
 @needs_gradients
+def test_a_loss_that_overflows_is_one(rng):
+    layer = kg.GatedRNN(UNITS, "simple", candidate_activation="linear", name="rnn")
+    model = model_of(layer, keras.layers.Dense(1))
+    x = sequences(rng, batch=9)
+    x[6] *= 1e30
+    found = locate_nonfinite(model, x, np.zeros((9, 1)))
+    assert (found.where, found.sample) == ("loss", 6)
+    assert "their loss overflows. Scale the data" in str(found)
+
+
+@needs_gradients
 class TestReplay:
     """A training that ended in NaN, of which nothing but the model is left."""
 

@@ -210,6 +210,14 @@ def test_layers_and_cells_of_keras_are_judged(as_layer):
         kg.check_activations(keras.layers.GRU(4), "relu")
 
 
+def test_a_verdict_does_not_contradict_itself():
+    """Where a gate makes the state grow, nothing is said to keep the candidate stable."""
+    verdict = kg.check_activations("gru", "relu", "relu")
+    assert "Clipping gradients does not help" in verdict.suggestions[0]
+    assert not any("What keeps it stable" in advice for advice in verdict.suggestions)
+    assert "is left after" not in str(verdict)  # at initialization, before it has grown
+
+
 def test_only_what_makes_the_states_grow_is_to_be_changed():
     verdict = kg.check_activations("lstm", {"input": "exponential"}, "tanh")
     assert "gates with values in [0, 1]" in verdict.suggestions[0]
@@ -411,18 +419,17 @@ def test_an_instance_of_a_cell_is_judged_as_it_is():
     layer = kg.GatedRNN(
         7, gate_activation=choice[0], candidate_activation=choice[1], grad_clip_norm=1.0
     )
-    verdict = kg.check_activations(layer.cell)
-    expected = kg.check_activations("gru", *choice, grad_clip_norm=1.0)
-    assert verdict == dataclasses.replace(
-        expected, spectral_radius=None, memory=None, memory_with_uniform_gates=None
-    )
+    verdict = kg.check_activations(layer.cell, steps=30)
+    expected = kg.check_activations("gru", *choice, grad_clip_norm=1.0, steps=30, units=7)
+    assert verdict == dataclasses.replace(expected, spectral_radius=None)
+    assert 0 < verdict.memory < verdict.memory_with_uniform_gates
     assert "spectral radius" in str(expected)
     assert "spectral radius" not in str(verdict)
     with pytest.raises(
         ValueError, match="is an instance already.*beside it: gate_activation. Give"
     ):
         kg.check_activations(layer.cell, "relu")
-    assert kg.check_activations(layer) == verdict
+    assert kg.check_activations(layer, steps=30) == verdict
 
 
 def test_oscillating_growth_is_growth():
