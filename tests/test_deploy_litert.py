@@ -107,6 +107,7 @@ def test_every_cell_at_several_lengths(tmp_path, rng):
     assert written.found.operators["WHILE"] == len(layers)
 
 
+@pytest.mark.slow
 def test_every_kind_of_padding_in_every_direction(tmp_path, rng):
     layers = {
         "backwards": kg.GatedRNN(3, go_backwards=True, return_sequences=True),

@@ -344,6 +344,7 @@ def test_a_cell_is_an_operator_if_it_has_its_equations(tmp_path, rng):
     written.assert_equal(*sequences(rng))
 
 
+@pytest.mark.slow
 def test_many_sequences_run_as_a_scan(tmp_path, rng):
     """With every activation and option; `assert_equal` runs few, many and none."""
     activations = {**dict.fromkeys(NATIVE), **MADE}

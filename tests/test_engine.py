@@ -7,7 +7,7 @@ users have: `fit`, XLA, several devices, exports, dynamic shapes.
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, MGUCell, run_python
+from helpers import BACKEND, MGUCell, leave_out_for_time, run_python
 
 import keras_gates as kg
 from keras_gates import checks
@@ -283,6 +283,7 @@ def trained(backprop, x, y, epochs=2, **options):
     "options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str
 )
 def test_fit_and_predict(options, rng):
+    leave_out_for_time(options.get("jit_compile", False))
     x, y = data(rng)
     fused, given = trained("fused", x, y, **options)
     plain, expected = trained("autodiff", x, y, **options)

@@ -131,6 +131,7 @@ def test_gallery_trains_times_and_draws(tmp_path):
     assert (tmp_path / "gallery.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_diagnostics_prints_and_draws(tmp_path, capsys):
     example = load("diagnostics")
     found = example.main(["--epochs", "1", "--samples", "300", "--out", str(tmp_path)])
@@ -169,6 +170,7 @@ def test_deployment_compares_the_formats_and_draws(tmp_path, capsys):
     assert (tmp_path / "deployment.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):
     benchmark = load("benchmark")
     arguments = ["--quick", "--rounds", "1", "--layers", "SimpleRNN(relu)", "--out", str(tmp_path)]

@@ -265,6 +265,7 @@ def test_outputs_are_chosen_by_grpc(model):
         asyncio.run(ask("toe"))
 
 
+@pytest.mark.slow
 def test_a_server_is_ready_when_it_says_so_and_not_where_another_is(folder):
     with load_test.server("http_server.py", str(folder)) as port:
         command = [sys.executable, http_server.__file__, str(folder), "--port", str(port)]

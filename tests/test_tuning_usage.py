@@ -287,6 +287,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend is enough")
 def test_the_line_follows_a_training_on_a_terminal(tmp_path):
     def planted(hp):
@@ -358,7 +359,6 @@ def test_arguments_of_a_search(given, message, tmp_path):
         ((1, 2), {"verbose": "a"}, "`verbose` must be one of 'auto', 0, 1, 2"),
         ((1, 2), {"callbacks": 3}, "`callbacks` must be a list of keras.callbacks.Callback"),
         ((1, 2), {"callbacks": ["a"]}, "`callbacks` must be a list of keras.callbacks.Callback"),
-        ((), {"epochs": 2}, "`search` must be given the data"),
     ],
 )
 def test_arguments_of_search_itself(args, given, message, tmp_path):
