@@ -660,7 +660,7 @@ def refused(model):
 def test_stateful_layers_are_refused(rng):
     x = keras.Input(batch_shape=(2, None, 3))
     model = keras.Model(x, kg.GatedRNN(4, stateful=True, name="memory")(x))
-    assert refused(model).startswith("'memory' is stateful, and such a file remembers nothing")
+    assert refused(model).startswith("'memory' is stateful, and an ONNX file remembers nothing")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import functools
 import itertools
 import typing
 from collections.abc import Mapping
-from keyword import iskeyword
 from typing import Any, Unpack
 
 import keras
@@ -16,6 +15,7 @@ from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments
 from keras_gates.cells import zoneout as zoning
+from keras_gates.cells.checking import check_class, keras_object, same_shapes
 from keras_gates.cells.initialization import UniformGates
 from keras_gates.cells.normalization import normalized
 from keras_gates.cells.step import (
@@ -206,7 +206,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             autocast=autocast,
             activity_regularizer=activity_regularizer,
         )
-        _check_class(type(self))  # type: ignore[arg-type]  # classes are hashable
+        check_class(type(self))  # type: ignore[arg-type]  # classes are hashable
         if not keras.backend.is_float_dtype(self.compute_dtype):
             raise ValueError(
                 "`dtype` must be of floating-point numbers, such as 'float32'. "
@@ -227,15 +227,15 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         )
 
         self.use_bias = true_or_false("use_bias", use_bias)
-        self.kernel_initializer = of_keras("kernel_initializer", kernel_initializer)
-        self.recurrent_initializer = of_keras("recurrent_initializer", recurrent_initializer)
-        self.bias_initializer = of_keras("bias_initializer", bias_initializer)
-        self.kernel_regularizer = of_keras("kernel_regularizer", kernel_regularizer)
-        self.recurrent_regularizer = of_keras("recurrent_regularizer", recurrent_regularizer)
-        self.bias_regularizer = of_keras("bias_regularizer", bias_regularizer)
-        self.kernel_constraint = of_keras("kernel_constraint", kernel_constraint)
-        self.recurrent_constraint = of_keras("recurrent_constraint", recurrent_constraint)
-        self.bias_constraint = of_keras("bias_constraint", bias_constraint)
+        self.kernel_initializer = keras_object("kernel_initializer", kernel_initializer)
+        self.recurrent_initializer = keras_object("recurrent_initializer", recurrent_initializer)
+        self.bias_initializer = keras_object("bias_initializer", bias_initializer)
+        self.kernel_regularizer = keras_object("kernel_regularizer", kernel_regularizer)
+        self.recurrent_regularizer = keras_object("recurrent_regularizer", recurrent_regularizer)
+        self.bias_regularizer = keras_object("bias_regularizer", bias_regularizer)
+        self.kernel_constraint = keras_object("kernel_constraint", kernel_constraint)
+        self.recurrent_constraint = keras_object("recurrent_constraint", recurrent_constraint)
+        self.bias_constraint = keras_object("bias_constraint", bias_constraint)
 
         self.dropout = fraction("dropout", dropout)
         self.recurrent_dropout = fraction("recurrent_dropout", recurrent_dropout)
@@ -346,7 +346,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"{type(self).__name__} takes `inputs` as one tensor (batch, features). Received: "
                 f"inputs of type {type(inputs).__name__} and shape {shape}"
             )
-        if not _same_shapes(states, [(shape[0], self.units)] * len(self.state_names)):
+        if not same_shapes(states, [(shape[0], self.units)] * len(self.state_names)):
             given = [
                 tuple(state.shape) if hasattr(state, "shape") else type(state).__name__
                 for state in states
@@ -395,7 +395,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         if isinstance(states[0], keras.KerasTensor):
             # A layer as activation may be built for other units than a cell that is only judged.
             expected = [(None, None)] * len(states)
-        if not isinstance(new_states, (tuple, list)) or not _same_shapes(new_states, expected):
+        if not isinstance(new_states, (tuple, list)) or not same_shapes(new_states, expected):
             raise ValueError(
                 f"{type(self).__name__}.update must return a tuple of the new states, "
                 f"{', '.join(self.state_names)}, of shapes {expected}. Received: {new_states!r}"
@@ -515,14 +515,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             (self.recurrent_kernel, "recurrent_initializer", (units, units * blocks)),
             (self.bias, "bias_initializer", (2, columns) if self.two_biases else (columns,)),
         ):
-            if weight is not None and not _same_shapes([weight.value], [shape]):
+            if weight is not None and not same_shapes([weight.value], [shape]):
                 raise ValueError(
                     f"`{argument}` must give values of the shape that it is asked for. "
                     f"Received: shape {tuple(weight.value.shape)}"
                 )
         if self.recurrent_kernel is not None:
             found, shape = self.parametrized_kernel, tuple(self.recurrent_kernel.shape)
-            if not _same_shapes([found], [shape]):
+            if not same_shapes([found], [shape]):
                 raise ValueError(
                     f"`parametrize` of {type(self).__name__} must return a tensor of the shape of "
                     f"the recurrent kernel, {shape}. Received: {found!r}"
@@ -819,59 +819,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 arguments.sign(GatedCell.__init__)
 
 
-def of_keras(argument, given):
-    """The initializer, regularizer or constraint that an argument stands for."""
-    kind = argument.rpartition("_")[2]
-    try:
-        found = getattr(keras, f"{kind}s").get(given)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`{argument}` must be the name of a {kind} of Keras, an instance or a function. "
-            f"Received: {argument}={given!r}. {error}"
-        ) from error
-    if found is None and kind == "initializer":
-        raise ValueError(
-            f"`{argument}` must be an initializer; leave it out for the default. "
-            f"Received: {argument}=None"
-        )
-    return found
-
-
 def _argument_of(cell, activation):
     """The argument that an activation of a cell has come by."""
     arguments = (name for name in cell.options() if name.endswith("_activation"))
     return next((n for n in arguments if getattr(cell, n) is activation), "gate_activation")
-
-
-def _same_shapes(tensors, expected):
-    """Whether there is a tensor of each shape, as far as the sizes are known."""
-    found = [tuple(getattr(tensor, "shape", ())) for tensor in tensors]
-    return [*map(len, found)] == [*map(len, expected)] and not any(
-        None not in pair and pair[0] != pair[1]
-        for one, other in zip(found, expected, strict=True)
-        for pair in zip(one, other, strict=True)
-    )
-
-
-@functools.cache  # asked whenever a cell is made
-def _check_class(cell):
-    """Raises if a class declares what no cell can have."""
-    for attribute in ("blocks", "state_names"):
-        names = getattr(cell, attribute)
-        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise TypeError(
-                f"{cell.__name__} must have a tuple of names as `{attribute}`. "
-                f"Received: {attribute}={names!r}"
-            )
-        bad = [n for n in names if not n.isidentifier() or n.startswith("_") or iskeyword(n)]
-        if not names or bad or len(set(names)) != len(names):
-            raise ValueError(
-                f"`{attribute}` of {cell.__name__} must be at least one name, each a Python "
-                "identifier without a leading underscore, none twice. "
-                f"Received: {attribute}={names!r}"
-            )
-    if isinstance(cell.ones_in_bias, str):
-        one_of(f"ones_in_bias of {cell.__name__}", cell.ones_in_bias, cell.blocks)
 
 
 def _all_cells(base=GatedCell):

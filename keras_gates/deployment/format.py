@@ -111,9 +111,9 @@ def refuse_stateful(spec, files, streaming):
     """Raises NotExportableError for a model with states, unless these are the caller's."""
     for layer in [] if streaming else spec.stateful:
         raise NotExportableError(
-            f"{layer.name!r} is stateful, and such a file remembers nothing between calls: with "
-            f"streaming=True the states are inputs and outputs of the {files} file. "
-            "format='saved_model' and format='litert' keep them."
+            f"{layer.name!r} is stateful, and an {files} file remembers nothing between calls. In "
+            "one with streaming=True the states are inputs and outputs. format='saved_model' and "
+            "format='litert' keep them."
         )
 
 

@@ -243,17 +243,14 @@ def check_activations(
             )
         return _with_memory(judge(cell), cell, steps)
     verdict = judge(make(cell, 1, options))
-
-    def new(**changes):
-        # Layers as activations may be built already, with other units.
-        mine = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
-        return make(cell, units, {**mine, **changes})
-
+    # Layers as activations may be built already, with other units.
+    options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
+    new = make(cell, units, options)
     try:
-        found = {"spectral_radius": probe.spectral_radius(new())}
+        radius = probe.spectral_radius(new)
     except (NotTraceableError, NotJudgedError):
         return verdict
-    return _with_memory(dataclasses.replace(verdict, **found), new(), steps)
+    return _with_memory(dataclasses.replace(verdict, spectral_radius=radius), new, steps)
 
 
 sign(check_activations, GRUCell.__init__, LSTMCell.__init__)

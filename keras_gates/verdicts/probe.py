@@ -152,27 +152,23 @@ class _Probe:
         return np.stack([np.roll(array, i * shift) for i in range(self.units)], axis=1)
 
 
-def memory(cell, steps, samples=8):
-    """In how many steps a small difference in the states of a new cell becomes e times smaller.
+_SETTLING, _APART = 12, 1e-6
 
-    For N(0, 1) inputs, `units` features wide, on average over `steps` steps and the samples; inf
-    where it does not become smaller.
+
+def memory(cell, steps, samples=8):
+    """In how many steps a small difference in the states becomes e times smaller.
+
+    For N(0, 1) inputs, on average over `steps` steps and the samples; inf where it does not become
+    smaller.
 
     Args:
-        cell: unbuilt, or built with the weights that are to be judged.
+        cell: built, with the weights that are to be judged.
         steps: the length of the sequences.
         samples: how many of them.
     """
-    if not cell.built:
-        seed_initializers(cell)
-        cell.build((None, cell.units))
-    rng, run = np.random.default_rng(0), Reference(cell)
-    shape, count = (samples, cell.kernel.shape[0]), len(cell.state_names)
-
-    def step(x, states):
-        return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)
-
-    states, log = np.zeros((samples, count * cell.units)), np.zeros(samples)
+    rng, step = np.random.default_rng(0), _stepping(cell)
+    shape = (samples, cell.kernel.shape[0])
+    states, log = np.zeros((samples, _size(cell))), np.zeros(samples)
     for _ in range(_SETTLING):
         states = step(rng.normal(size=shape), states)
     difference = rng.normal(size=states.shape)
@@ -188,9 +184,6 @@ def memory(cell, steps, samples=8):
     return float(steps / -log.mean()) if log.mean() < 0 else np.inf
 
 
-_SETTLING, _APART = 12, 1e-6
-
-
 def spectral_radius(cell, samples=4, steps=12):
     """Expected spectral radius of d s_t / d s_{t-1} of an unbuilt cell, at initialization.
 
@@ -198,13 +191,7 @@ def spectral_radius(cell, samples=4, steps=12):
     """
     seed_initializers(cell)
     cell.build((None, cell.units))
-    rng, run = np.random.default_rng(0), Reference(cell)
-    count = len(cell.state_names)
-    size = count * cell.units
-
-    def step(x, states):
-        return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)
-
+    rng, step, size = np.random.default_rng(0), _stepping(cell), _size(cell)
     states = np.zeros((samples, size))
     for _ in range(steps):
         x = rng.normal(size=(samples, cell.units))
@@ -220,3 +207,17 @@ def spectral_radius(cell, samples=4, steps=12):
         jacobian = (found[:size] - found[size:]) / (2 * shift)
         radii.append(np.abs(np.linalg.eigvals(jacobian)).max())
     return float(np.mean(radii))
+
+
+def _stepping(cell):
+    """A time step of a built cell, from inputs and all states side by side to the new states."""
+    run, count = Reference(cell), len(cell.state_names)
+
+    def step(x, states):
+        return np.concatenate(run.step(x, np.split(states, count, axis=1)), axis=1)
+
+    return step
+
+
+def _size(cell):
+    return len(cell.state_names) * cell.units

@@ -1,0 +1,57 @@
+"""What a cell is given and what its class says, checked."""
+
+import functools
+from keyword import iskeyword
+
+import keras
+
+from keras_gates.validation import one_of
+
+
+def keras_object(argument, given):
+    """The initializer, regularizer or constraint that an argument stands for."""
+    kind = argument.rpartition("_")[2]
+    try:
+        found = getattr(keras, f"{kind}s").get(given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`{argument}` must be the name of a {kind} of Keras, an instance or a function. "
+            f"Received: {argument}={given!r}. {error}"
+        ) from error
+    if found is None and kind == "initializer":
+        raise ValueError(
+            f"`{argument}` must be an initializer; leave it out for the default. "
+            f"Received: {argument}=None"
+        )
+    return found
+
+
+def same_shapes(tensors, expected):
+    """Whether there is a tensor of each shape, as far as the sizes are known."""
+    found = [tuple(getattr(tensor, "shape", ())) for tensor in tensors]
+    return [*map(len, found)] == [*map(len, expected)] and not any(
+        None not in pair and pair[0] != pair[1]
+        for one, other in zip(found, expected, strict=True)
+        for pair in zip(one, other, strict=True)
+    )
+
+
+@functools.cache  # asked whenever a cell is made
+def check_class(cell):
+    """Raises if a class declares what no cell can have."""
+    for attribute in ("blocks", "state_names"):
+        names = getattr(cell, attribute)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise TypeError(
+                f"{cell.__name__} must have a tuple of names as `{attribute}`. "
+                f"Received: {attribute}={names!r}"
+            )
+        bad = [n for n in names if not n.isidentifier() or n.startswith("_") or iskeyword(n)]
+        if not names or bad or len(set(names)) != len(names):
+            raise ValueError(
+                f"`{attribute}` of {cell.__name__} must be at least one name, each a Python "
+                "identifier without a leading underscore, none twice. "
+                f"Received: {attribute}={names!r}"
+            )
+    if isinstance(cell.ones_in_bias, str):
+        one_of(f"ones_in_bias of {cell.__name__}", cell.ones_in_bias, cell.blocks)
