@@ -325,9 +325,9 @@ def judge(cell):
         return _unknown(
             found, cell, Reason("caution", f"its equations cannot be traced: {error}", _UNKNOWN)
         )
-    carry, carriers, growth = probe.probed(cell, program)
+    carry, carriers, growth, bounded = probe.probed(cell, program)
     against = [
-        *reasons.of_carry(cell, program, profiles, carry, carriers),
+        *reasons.of_carry(cell, program, profiles, carry, carriers, growth, bounded),
         *reasons.of_growth(cell, _chosen(cell, profiles), candidate, carry, growth),
         *reasons.of_gates(_chosen(cell, profiles)),
         *reasons.of_candidate(cell, program, candidate, carry, growth),

@@ -21,7 +21,8 @@ _MIXED = 8
 
 
 def probed(cell, program):
-    """The carry of each state, the gates that it depends on, and the growth.
+    """The carry of each state, the gates that it depends on, the growth, and whether the hidden
+    state, which is what recurrent products and other layers see, stays small in any case.
 
     Args:
         cell: a GatedCell.
@@ -35,7 +36,8 @@ def probed(cell, program):
         probe = _Probe(cell, program, forward)
         carry = {state: probe.carry(state) for state in cell.state_names}
         carriers = {state: probe.carriers(state) for state in carry}
-        found = (carry, carriers, max(probe.growth(), *[high for _, high in carry.values()]))
+        growth, bounded = probe.growth()
+        found = (carry, carriers, max(growth, *[high for _, high in carry.values()]), bounded)
         if key is None:
             return found
         _found[key] = found
@@ -85,7 +87,8 @@ class _Probe:
         return [name for name, v in gates.items() if id(v) in used]
 
     def growth(self):
-        """The factor by which the states grow in one step at worst, after a few such steps."""
+        """The factor by which the states grow in one step at worst, after a few such steps, and
+        whether the hidden state is bounded: small while another state is large."""
         # Of every block: x, and what the recurrent product makes of the hidden state.
         chosen = self._combinations(list(itertools.product(_ENDS, (-1, 0, 1))))
         x, shares = np.moveaxis(np.array(chosen), 0, 2).transpose(1, 0, 2)
@@ -104,12 +107,12 @@ class _Probe:
                 tried.append(np.abs(new))
             tried = np.concatenate(tried, axis=1)
             if not np.isfinite(tried).all():
-                return np.inf
+                return np.inf, False
             worst = tried[:, tried.sum(axis=0).argmax()]
             factor, states = worst.sum() / states.sum(), worst
             if factor > _UNBOUNDED:
-                return np.inf
-        return round(float(factor), 2)
+                return np.inf, False
+        return round(float(factor), 2), bool(states[0] < _UNBOUNDED)
 
     def _combinations(self, values):
         """All combinations of one of the values for each block, or many of them."""

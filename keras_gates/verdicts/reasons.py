@@ -30,8 +30,12 @@ class Reason:
     advice: str
 
 
-def of_carry(cell, program, profiles, carry, carriers):
-    """Against the factors on the direct way of a state to the next step."""
+def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
+    """Against the factors on the direct way of a state to the next step.
+
+    One that is negative is dangerous where states grow in another way too, or where they add up
+    without a bound on the hidden state and no gradient is clipped.
+    """
     for state, (low, high) in carry.items():
         equation = f", and {_equation(cell, program, state)}"
         factor = f"the factor that carries the {state} state on"
@@ -64,7 +68,13 @@ def of_carry(cell, program, profiles, carry, carriers):
             cure = "Take a gate with values in [0, 1], such as sigmoid or hard_sigmoid"
             if any(profiles[g].name == "tanh" for g in negative):
                 cure = "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh"
-            if cell.clips:
+            if growth > _ABOVE_ONE:
+                what += f". With recurrent products, states can grow {growth:.3g} times per step"
+                yield Reason("unstable", what, f"{cure}.")
+            elif bounded:
+                what += "; the hidden state stays bounded all the same"
+                yield Reason("caution", what, f"{cure}.")
+            elif cell.clips:
                 what += "; clipping bounds the gradients of that, not the state"
                 yield Reason("caution", what, f"{cure}.")
             else:
