@@ -9,12 +9,14 @@ and a picture.
 
     python examples/verdicts.py            # about an hour on two cores; goes on where it stopped
     python examples/verdicts.py --quick    # a few pairs, one seed
+    python examples/verdicts.py --fit      # what the probabilities of divergence are made of
 """
 
 import argparse
 import collections
 import concurrent.futures
 import csv
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -277,6 +279,51 @@ def report(rows):
         print(f"{what}: {s.part} of {s.whole}" + (f", {s.part / s.whole:.0%}" if s.whole else ""))
 
 
+def predicted(rows):
+    """From each pair and length of sequences to the probability of divergence beforehand."""
+    asked = dict.fromkeys((*judged_of(row)[:3], SETTINGS[row["task"]].length) for row in rows)
+    return {
+        key: kg.check_activations(*[name or None for name in key[:3]], steps=key[3]).divergence
+        for key in asked
+    }
+
+
+def calibration(rows):
+    """Prints how many trainings diverged of those of about the same probability beforehand."""
+    rows = [row for row in rows if not SETTINGS[row["task"]].clipped]
+    estimates = predicted(rows)
+    pairs_found = [
+        (estimates[*judged_of(row)[:3], SETTINGS[row["task"]].length], row["outcome"] == "diverged")
+        for row in rows
+    ]
+    print("\nestimated probability of divergence, trainings, share that diverged")
+    for low, high in itertools.pairwise([0, 0.01, 0.05, 0.2, 0.5, 1]):
+        diverged = [d for p, d in pairs_found if low <= p < high]
+        if diverged:
+            print(f"  {low:>4.0%} to {high:<5.0%}{len(diverged):>6}{np.mean(diverged):>8.1%}")
+
+
+def fit(rows):
+    """Prints the logistic regression that the probabilities of divergence come from."""
+    from sklearn.linear_model import LogisticRegression
+
+    from keras_gates.cells.program import built_copy
+    from keras_gates.verdicts import make, probe
+
+    found = {}
+    for row in rows:
+        key = (*judged_of(row)[:3], SETTINGS[row["task"]].length)
+        if key not in found:
+            gate = {"gate_activation": key[1]} if key[1] else {}
+            cell = make(key[0], UNITS, {"candidate_activation": key[2], **gate})
+            found[key] = probe.stressed(built_copy(cell, units=UNITS, features=2), key[3])
+    x = [found[*judged_of(row)[:3], SETTINGS[row["task"]].length] for row in rows]
+    model = LogisticRegression(C=np.inf, max_iter=1000)
+    model.fit(x, [row["outcome"] == "diverged" for row in rows])
+    fitted = (*model.intercept_, *model.coef_[0])
+    print("keras_gates.verdicts.probe.FITTED:", ", ".join(f"{w:.2f}" for w in fitted))
+
+
 def draw(rows, path):
     """What became of every pair, on top of the verdict on it, one panel per cell."""
     import matplotlib
@@ -318,10 +365,13 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a few pairs, one seed, few steps")
+    parser.add_argument("--fit", action="store_true", help="trains nothing, reads the first table")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.fit:
+        return fit(read(arguments.out / "verdicts.csv"))
     grids, most = GRIDS, None
     if arguments.quick:
         grids, most = {"verdicts": (FIRST, ["sigmoid", "relu"], ["tanh"])}, 1
@@ -332,6 +382,7 @@ def main(argv=None):
         rows = read(arguments.out / f"{name}.csv")
         print(f"\n{name}: {'; '.join(settings)}")
         report(rows)
+        calibration(rows)
     rows = read(arguments.out / "verdicts.csv")
     print(f"written: {arguments.out}/*.csv, {draw(rows, arguments.out / 'verdicts.png')}")
     return rows

@@ -11,6 +11,7 @@ from helpers import MGUCell, run_python
 
 import keras_gates as kg
 from keras_gates.activations import ANALYTIC, functions, measure, profile
+from keras_gates.verdicts import probe
 
 x = np.linspace(-6, 6, 241)
 # By hand, in NumPy.
@@ -154,7 +155,7 @@ UNSTABLE = [
     ("gru", "relu", "tanh", "the gate update .relu. has no upper bound, and h' = z . h"),
     ("lstm", "softplus", "tanh", "the gate forget .softplus. has no upper bound, and c' = f . c"),
     ("gru", "tanh", "tanh", "the gate update .tanh. can be negative, and h' = z . h"),
-    ("lstm", {"forget": "tanh"}, "tanh", "the gate forget .tanh. can be negative"),
+    ("lstm", "tanh", "elu", "can be negative, .* With recurrent products, states can grow 2 times"),
     ("lstm", "sigmoid", "relu", "^with the candidate relu the states can grow 2 times per step"),
     ("lstm", {"input": "exponential"}, "tanh", "^with the gate input .exponential. the states can"),
     ("lstm", {"output": "exponential"}, "relu", "^with the gate output .exp.* and the candidate r"),
@@ -166,6 +167,7 @@ CAUTION = [
     ("gru", "relu_gate", "tanh", "shut, without a slope, for 50% of its inputs"),
     ("lstm", {"input": "relu"}, "tanh", "the gate input .relu."),
     ("gru", {"reset": "tanh"}, "tanh", "the gate reset .tanh. has values in .-1, 1."),
+    ("lstm", {"forget": "tanh"}, "tanh", "can be negative.*the hidden state stays bounded all the"),
     ("gru", "sigmoid", "softmax", "^the candidate .softmax. mixes units.*elementwise"),
     ("gru", "softmax", "tanh", "^the gate update .softmax. mixes units"),
 ]
@@ -483,6 +485,45 @@ def test_the_spectral_radius_is_that_of_the_jacobian():
     assert verdict.spectral_radius == pytest.approx(0.8, abs=1e-3)
     again = kg.check_activations("gru")
     assert again.spectral_radius == kg.check_activations("gru").spectral_radius
+
+
+def test_the_probability_of_divergence_rises_with_what_makes_states_grow():
+    def estimated(*pair, **options):
+        return kg.check_activations(*pair, **options).divergence
+
+    default, relu = estimated("gru"), estimated("gru", "relu", "tanh")
+    assert default < 0.01 < 0.3 < relu
+    assert estimated("lstm", "tanh", "tanh") < 0.02 < estimated("lstm", "tanh", "linear")
+    assert estimated("lstm", "sigmoid", "linear", steps=8) < estimated("lstm", "sigmoid", "linear")
+    assert relu == estimated("gru", "relu", "tanh", units=7)
+    shown = str(kg.check_activations("gru", "relu", "tanh"))
+    assert f"diverges with an estimated probability of about {relu:.0%}" in shown
+    assert "probability of below 1%" in str(kg.check_activations("gru"))
+
+
+def test_states_of_a_linear_recurrence_under_stress():
+    """h' = 3 * 0.9 h + ... grows by the factor 2.7 per step, up to the noise of the weights."""
+    cell = kg.SimpleRNNCell(
+        6,
+        candidate_activation="linear",
+        recurrent_initializer=keras.initializers.Identity(0.9),
+        dtype="float64",
+    )
+    cell.build((None, 2))
+    size, log = probe.stressed(cell, 14)
+    assert log * 64 / 14 == pytest.approx(math.log(2.7), abs=0.2)
+    assert 14 * math.log10(2.7) - 1 < size < 14 * math.log10(2.7) + 3
+
+
+def test_judging_an_instance_leaves_its_weights_and_those_of_its_activations_alone():
+    prelu = keras.layers.PReLU()
+    cell = kg.GRUCell(4, candidate_activation=prelu)
+    cell.build((None, 3))
+    before = [np.array(w) for w in cell.get_weights()]
+    assert len(before) == 4  # that of PReLU is among them
+    kg.check_activations(cell)
+    for was, weight in zip(before, cell.get_weights(), strict=True):
+        np.testing.assert_array_equal(was, weight)
 
 
 def test_the_memory_is_that_of_the_recurrence():

@@ -156,6 +156,9 @@ class _Probe:
 
 
 _SETTLING, _APART = 12, 1e-6
+# How weights after training differ from new ones, as `stressed` has it.
+_TRAINED, _NOISE = 3.0, 0.2
+FITTED = (-7.4, 0.57, 0.86)
 
 
 def memory(cell, steps, samples=8):
@@ -169,22 +172,71 @@ def memory(cell, steps, samples=8):
         steps: the length of the sequences.
         samples: how many of them.
     """
+    log, _ = _grown(cell, steps, samples, _SETTLING)
+    if not np.isfinite(log).all():
+        return np.inf if np.isnan(log).any() or log.max() > 0 else 0.0
+    return float(steps / -log.mean()) if log.mean() < 0 else np.inf
+
+
+def divergence(cell, steps):
+    """Estimated probability that a training on sequences of `steps` steps diverges.
+
+    The logistic regression of `stressed`, fitted to trainings by examples/verdicts.py --fit.
+    """
+    return float(1 / (1 + np.exp(-np.dot(FITTED, (1, *stressed(cell, steps))))))
+
+
+def stressed(cell, steps, draws=4, samples=8):
+    """How large states and small differences become once training has made weights larger.
+
+    Kernels are three times what they are, with some noise, biases N(0, 1) more, inputs N(0, 1).
+
+    Args:
+        cell: built, with new weights, which this changes.
+        steps: the length of the sequences.
+        draws, samples: of the weights, and of the sequences for each.
+
+    Returns:
+        The decimal logarithm of the largest hidden state, and the natural one of how much longer a
+        small difference in the states becomes, per 64 steps; both on average, within limits.
+    """
+    rng, logs, sizes = np.random.default_rng(0), [], []
+    found = [getattr(cell, name, None) for name in ("kernel", "recurrent_kernel", "bias")]
+    weights = [w for w in found if w is not None]  # not those of activations, which may be shared
+    new = [np.array(w) for w in weights]
+    for _ in range(draws):
+        for weight, begun in zip(weights, new, strict=True):
+            noise = rng.normal(size=begun.shape)
+            weight.assign(
+                begun + noise if weight is cell.bias else _TRAINED * begun + _NOISE * noise
+            )
+        log, largest = _grown(cell, steps, samples, 0)
+        logs.append(np.nan_to_num(log, nan=np.inf, neginf=-1e3))
+        sizes.append(np.nan_to_num(largest, nan=np.inf))
+    with np.errstate(divide="ignore"):
+        size = np.clip(np.log10(sizes), 0, 8).mean()
+    return size, np.clip(np.mean(logs) / 64, -0.5, 3)
+
+
+def _grown(cell, steps, samples, settling):
+    """The logarithm of how much longer a small difference in the states becomes, and how large the
+    hidden state, both for each sample of N(0, 1) inputs, after some steps without looking."""
     rng, step = np.random.default_rng(0), _stepping(cell)
     shape = (samples, cell.kernel.shape[0])
     states, log = np.zeros((samples, _size(cell))), np.zeros(samples)
-    for _ in range(_SETTLING):
-        states = step(rng.normal(size=shape), states)
-    difference = rng.normal(size=states.shape)
+    largest = np.zeros(samples)
     with np.errstate(all="ignore"):
+        for _ in range(settling):
+            states = step(rng.normal(size=shape), states)
+        difference = rng.normal(size=states.shape)
         for _ in range(steps):
             difference *= _APART / np.linalg.norm(difference, axis=1, keepdims=True)
             x = rng.normal(size=shape)
             states, others = step(x, states), step(x, states + difference)
             difference = others - states
             log += np.log(np.linalg.norm(difference, axis=1) / _APART)
-    if not np.isfinite(log).all():
-        return np.inf if np.isnan(log).any() or log.max() > 0 else 0.0
-    return float(steps / -log.mean()) if log.mean() < 0 else np.inf
+            largest = np.maximum(largest, np.abs(states[:, : cell.units]).max(axis=1))
+    return log, largest
 
 
 def spectral_radius(cell, samples=4, steps=12):
