@@ -279,6 +279,28 @@ def report(rows):
         print(f"{what}: {s.part} of {s.whole}" + (f", {s.part / s.whole:.0%}" if s.whole else ""))
 
 
+def cured(first, second):
+    """Prints what clipping makes of the digits, for the pairs and seeds that are in both tables."""
+    outcomes = [
+        {(*judged_of(row)[:3], row["seed"]): row["outcome"] for row in rows if row["task"] == task}
+        for rows, task in ((first, "digits"), (second, "digits, clipped"))
+    ]
+    print(
+        f"\n{'digits':<20}{'trainings':>10}{'diverged':>10}{'clipped':>9}{'learned':>9}{'clipped':>9}"
+    )
+    of_gate = collections.defaultdict(list)
+    for key in outcomes[0].keys() & outcomes[1].keys():
+        of_gate[key[0], key[1]].append([found[key] for found in outcomes])
+    for (cell, gate), pairs_found in sorted(of_gate.items()):
+        counts = [
+            [of[place] for of in pairs_found].count(outcome)
+            for outcome in ("diverged", "learned")
+            for place in (0, 1)
+        ]
+        shown = f"{counts[0]:>10}{counts[1]:>9}{counts[2]:>9}{counts[3]:>9}"
+        print(f"{f'{cell} {gate}':<20}{len(pairs_found):>10}{shown}")
+
+
 def predicted(rows):
     """From each pair and length of sequences to the probability of divergence beforehand."""
     asked = dict.fromkeys((*judged_of(row)[:3], SETTINGS[row["task"]].length) for row in rows)
@@ -383,6 +405,8 @@ def main(argv=None):
         print(f"\n{name}: {'; '.join(settings)}")
         report(rows)
         calibration(rows)
+    if not arguments.quick:
+        cured(*[read(arguments.out / f"{name}.csv") for name in grids])
     rows = read(arguments.out / "verdicts.csv")
     print(f"written: {arguments.out}/*.csv, {draw(rows, arguments.out / 'verdicts.png')}")
     return rows

@@ -68,7 +68,10 @@ AFTERWARDS = {
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """From top to bottom, in an empty folder."""
-    usual = not page.startswith(("docs/deploy/", "docs/tuning", "docs/tools")) or page == "docs/deploy/onnx.md"
+    usual = (
+        not page.startswith(("docs/deploy/", "docs/tuning", "docs/tools"))
+        or page == "docs/deploy/onnx.md"
+    )
     leave_out_for_time(not usual)
     if page in NEEDS:
         pytest.importorskip(NEEDS[page])

@@ -75,8 +75,8 @@ class Verdict:
             exp(-steps / memory) is left at the end; inf where it does not. None as above.
         memory_with_uniform_gates: the same with initialization="uniform_gates"; None where the cell
             has it already, or no such gates.
-        divergence: estimated probability that a training with Adam at a rate of 0.01 diverges on
-            sequences of `steps` steps, if nothing is clipped. Fitted to trainings of GRUs, LSTMs
+        divergence: estimated probability that a training with Adam at a rate of 0.01 on sequences
+            of `steps` steps ends in NaN or a huge loss, if nothing is clipped. Fitted to trainings of GRUs, LSTMs
             and simple RNNs with 72 pairs of activations (examples/verdicts.py); of other cells it
             says no more than what their states and gradients look like.
         steps: how long the sequences are.
@@ -145,8 +145,8 @@ class Verdict:
         if self.divergence is not None:
             shown = "below 1%" if self.divergence < 0.01 else f"about {self.divergence:.0%}"
             yield (
-                f"a training on {self.steps} steps (Adam at 0.01, nothing clipped) diverges with "
-                f"an estimated probability of {shown}"
+                f"estimated probability that a training on {self.steps} steps ends in NaN or a "
+                f"huge loss (Adam at 0.01, nothing clipped): {shown}"
             )
         for memory, how in (
             (self.memory, "at initialization"),
