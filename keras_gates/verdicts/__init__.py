@@ -76,9 +76,9 @@ class Verdict:
         memory_with_uniform_gates: the same with initialization="uniform_gates"; None where the cell
             has it already, or no such gates.
         divergence: estimated probability that a training with Adam at a rate of 0.01 on sequences
-            of `steps` steps ends in NaN or a huge loss, if nothing is clipped. Fitted to trainings of GRUs, LSTMs
-            and simple RNNs with 72 pairs of activations (examples/verdicts.py); of other cells it
-            says no more than what their states and gradients look like.
+            of `steps` steps ends in NaN or a huge loss, if nothing is clipped. Fitted to trainings
+            of GRUs, LSTMs and simple RNNs with 72 pairs of activations (examples/verdicts.py); of
+            other cells it says no more than what their states and gradients look like.
         steps: how long the sequences are.
         equations: what was judged: pairs (symbol, expression), with x_k and u_k for the
             projections x W_k + b_k and h U_k + c_k. Empty where they cannot be traced.
