@@ -666,6 +666,25 @@ def test_other_verdicts():
     assert compare(searched([])).verdict == "nothing finished"
 
 
+def test_a_search_of_one_pair_says_that_nothing_was_compared():
+    trials = [finished(str(i), {**DEFAULT, "units": 8 * i}, 0.5 + 0.1 * i) for i in (1, 2, 3)]
+    found = compare(searched(trials))
+    assert (found.verdict, found.best, found.default) == ("one pair", "3", "3")
+    assert found.sentence == (
+        "Nothing was compared with the default pair (3 finished trials, the best is 3: sigmoid + "
+        "tanh): no other pair was tried."
+    )
+    failed = [diverged("4", RELU), diverged("5", RELU), Trial("6", HARD, "RUNNING", [])]
+    found = compare(searched([trials[0], *failed]))
+    assert found.verdict == "one pair"
+    assert found.sentence.endswith(
+        "(1 finished trial, the best is 1: sigmoid + tanh): no trial with another pair has "
+        "finished (of 3: 2 diverged, 1 running)."
+    )
+    # Another pair that did worse was compared.
+    assert compare(searched([*trials, finished("7", HARD, 0.1)])).verdict == "default is best"
+
+
 def test_where_nothing_differs_hardly_a_search_says_beats():
     rng = np.random.default_rng(1)
     names = [pair(g, c) for g in ("sigmoid", "hard_sigmoid", "tanh_gate", "fast_gate")
