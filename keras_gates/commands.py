@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 import zipfile
 
 import h5py
@@ -145,7 +146,10 @@ def _load(given, compile=True):
 
         return load_keras2(given.model)
     try:
-        return keras.saving.load_model(given.model, compile=compile)
+        with warnings.catch_warnings():
+            # Of a model that was never trained; nothing is trained here.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return keras.saving.load_model(given.model, compile=compile)
     except TypeError as error:  # of a class or function that Keras cannot find
         # Between the configs of all that it is in, and its own.
         reason = str(error).rpartition("Exception encountered: ")[2]
@@ -202,7 +206,8 @@ def _data(argument, path, model):
         ) from error
     y, names = found.get("y"), _input_names(model)
     if names and set(names) <= set(found):
-        return {name: found[name] for name in names}, y
+        # Of a single input the array: Keras warns of a dict.
+        return found[names[0]] if len(names) == 1 else {n: found[n] for n in names}, y
     if "x" in found:
         return found["x"], y
     raise ValueError(

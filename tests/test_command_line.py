@@ -99,6 +99,16 @@ def test_diagnose_prints_what_diagnose_returns(saved, capsys):
     assert "4 samples of up to 6 steps" in pathlib.Path("page.html").read_text("utf-8")
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_diagnose_of_a_model_that_was_never_trained_warns_of_nothing(here, rng, capsys):
+    model = small_model()
+    model.save("model.keras")  # with an optimizer that has no weights yet
+    np.savez("data.npz", frames=rng.normal(size=(3, 4, 3)), y=rng.normal(size=(3, 2)))
+    status, out, err = run(capsys, "diagnose", "model.keras", "data.npz", "--quiet")
+    assert (status, err) == (0, "")
+    assert "dL/dh" in out
+
+
 def test_diagnose_without_targets_or_loss(saved, capsys):
     model, x, _ = saved
     np.save("x.npy", x)
