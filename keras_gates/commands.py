@@ -25,7 +25,9 @@ _log = logging.getLogger("keras_gates")
 
 
 def check(given):
-    return check_activations(_cell(given.cell), **_chosen(given))
+    for_figures = {"steps": given.steps, "units": given.units}
+    chosen = {name: value for name, value in for_figures.items() if value is not None}
+    return check_activations(_cell(given.cell), **{**_chosen(given), **chosen})
 
 
 def export(given):
@@ -55,6 +57,7 @@ def export(given):
 def inspect(given):
     from keras_gates import deployment
 
+    _import(given.modules)
     if given.path.lower().endswith(".keras"):
         return deployment.inspect_keras(given.path)
     _log.info("reading %s", given.path)
