@@ -217,6 +217,15 @@ def test_dataframe(mixed, monkeypatch):
     assert columns == [*FIELDS, *found.choices]
 
 
+def test_a_figure_that_is_no_number_is_printed_in_capitals(tmp_path):
+    trials = [finished("0", DEFAULT, 0.7, sparsity=NAN), finished("1", HARD, 0.8, sparsity=0.5)]
+    found = search_report(written(tmp_path, trials))
+    row = next(line for line in str(found).splitlines() if line.split()[:2] == ["2", "0"])
+    assert "NaN" in row.split()
+    for text in (row, found.to_markdown(), found._repr_html_()):
+        assert "nan" not in text
+
+
 def test_print(mixed):
     text = str(search_report(mixed))
     first = text.splitlines()[0]
