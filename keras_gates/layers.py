@@ -149,7 +149,11 @@ class GatedRNN(keras.layers.RNN):
         if self.stateful and initial_state == "learned":
             raise ValueError(
                 "A stateful layer starts with the states that it has kept, through which no "
-                "gradient flows. Received: initial_state='learned', stateful=True"
+                "gradient flows. Received: initial_state='learned', stateful=True. Keep "
+                "initial_state='learned' with stateful=False, and hand the states on yourself "
+                "(return_state=True, and layer(x, initial_state=states) from the second call on) "
+                "or export with streaming=True; or keep stateful=True with initial_state='zeros', "
+                "and call layer.reset_state(values) where sequences start."
             )
         self.initial_states: list = []  # the weights of "learned", one per state
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
@@ -246,17 +250,36 @@ class GatedRNN(keras.layers.RNN):
         """Sets the states of a stateful layer, those of all samples or of some.
 
         Args:
-            values: a list with an array (samples, units) per state, or, of a cell with one state,
-                that array. Default: zeros.
-            rows: which samples of the batch: their indices, or a boolean for each. Default: all.
+            values: a list with an array of (batch, units) per state, in the order of
+                `layer.cell.state_names`: [h] of a GRU, [h, c] of an LSTM; where there is one
+                state, the array alone will do. With `rows` the arrays are of (len(rows), units),
+                for these samples alone. Default: zeros.
+            rows: which samples of the batch: their indices, from 0, or a boolean for each.
+                Default: all.
 
-        Example, where the second of two streams has ended and another takes its place:
+        Raises:
+            ValueError: the layer has no states, or an argument that does not fit them.
 
-        >>> layer = keras_gates.GatedRNN(4, stateful=True)
+        Examples. Of two streams the second has ended, and another takes its place:
+
+        >>> layer = keras_gates.GatedRNN(4, cell="lstm", stateful=True)
         >>> outputs = layer(numpy.ones((2, 5, 3)))
         >>> layer.reset_state(rows=[1])
         >>> [bool(numpy.any(row)) for row in layer.states[0].numpy()]
         [True, False]
+
+        The other goes on from states that were kept elsewhere, h and c of one sample:
+
+        >>> kept = [numpy.full((1, 4), 0.5), numpy.full((1, 4), -1.0)]
+        >>> layer.reset_state(kept, rows=[1])
+        >>> float(layer.states[0].numpy()[1, 0]), float(layer.states[1].numpy()[1, 0])
+        (0.5, -1.0)
+
+        All streams of a cell with one state at once:
+
+        >>> layer = keras_gates.GatedRNN(4, stateful=True)
+        >>> outputs = layer(numpy.ones((2, 5, 3)))
+        >>> layer.reset_state(numpy.full((2, 4), 0.5))
         """
         if self.states is None:
             if values is not None or rows is not None:

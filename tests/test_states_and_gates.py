@@ -66,7 +66,8 @@ def test_a_learned_state_trains_and_is_saved(rng, tmp_path):
 def test_bad_initial_states():
     with pytest.raises(ValueError, match="`initial_state` must be one of 'zeros', 'learned'"):
         kg.GatedRNN(4, initial_state="lerned")
-    with pytest.raises(ValueError, match="A stateful layer starts.*initial_state='learned'"):
+    instead = "A stateful layer starts.*stateful=True. Keep .*stateful=False.*reset_state\\(values"
+    with pytest.raises(ValueError, match=instead):
         kg.GatedRNN(4, initial_state="learned", stateful=True)
 
 
