@@ -209,8 +209,7 @@ def _data(argument, path, model):
         ) from error
     y, names = found.get("y"), _input_names(model)
     if names and set(names) <= set(found):
-        # Of a single input the array: Keras warns of a dict.
-        return found[names[0]] if len(names) == 1 else {n: found[n] for n in names}, y
+        return {name: found[name] for name in names}, y
     if "x" in found:
         return found["x"], y
     raise ValueError(

@@ -333,6 +333,12 @@ def test_clipping_under_a_loss_scale_optimizer_is_refused():
     model.predict(np.zeros((2, 5, 3)), verbose=0)
 
 
+def test_a_model_has_several_layers_to_judge():
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(2)])
+    with pytest.raises(ValueError, match="or a layer with one. .*Of a model give a layer"):
+        kg.check_activations(model)
+
+
 def test_from_keras_errors():
     with pytest.raises(TypeError, match="takes a Keras model or layer. Received: 3"):
         kg.from_keras(3)

@@ -234,7 +234,7 @@ def exponents(layer):
             "note",
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: of a difference 5% is "
             f"left after {max(1, math.ceil(steps))} steps",
-            "The layer forgets within that many. If it should remember longer: "
+            "The layer forgets within that many. Should it remember longer? "
             + _either(*_remember(layer), "give it more units"),
         )
 
