@@ -174,7 +174,8 @@ def train(cell, gate, candidate, name, seeds):
             if not np.isfinite(loss):
                 break
         outcome, score = judged(model, setting.task, loss, test)
-        rows.append([cell, gate or "", candidate, name, seed, outcome, loss, score])
+        numbers = f"{loss:.4g}", f"{score:.4g}"
+        rows.append([cell, gate or "", candidate, name, seed, outcome, *numbers])
     return rows
 
 
