@@ -1,9 +1,14 @@
-"""Uniform gates: where a cell starts, from its equations.
+"""Where the gates of a cell start, from its equations.
 
 Gates of sigmoid start near 1/2, so that every unit forgets within a few steps. Spread over
-(0, 1), they remember from a step to as many as there are units, from the first step of training on.
+(0, 1), they remember from a step to as many as there are units, or as are asked for, from the
+first step of training on.
 """
 
+import functools
+import typing
+
+import keras
 import numpy as np
 
 from keras_gates import activations
@@ -12,31 +17,53 @@ from keras_gates.cells.program import built_copy, trace
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import constant, evaluate, leaf, pulled
 from keras_gates.equations.program import forward as forward_of
+from keras_gates.initializers import Chrono
+from keras_gates.types import InitializationName
+from keras_gates.validation import close_matches
 
 _CANDIDATE = "candidate"
-_GRID = np.linspace(-32, 32, 2**14 + 1)
+_KERAS, _UNIFORM = _NAMES = typing.get_args(InitializationName)
+# Fine where activations bend, and wide, because softsign needs 500 to come within 0.001 of 1.
+_GRID = np.sinh(np.linspace(-10, 10, 2**14 + 1))
 _SHIFT = 1e-4
 
 
-class UniformGates:
-    """What uniform gates are in one cell.
+def checked(given):
+    """An `initialization` as a cell keeps it: None for Keras' own."""
+    found = given
+    if isinstance(given, dict) and "class_name" in given:
+        found = keras.saving.deserialize_keras_object(given)
+    if found is None or found == _KERAS:
+        return None
+    if isinstance(found, Chrono) or (isinstance(found, str) and found == _UNIFORM):
+        return found
+    raise ValueError(
+        f"`initialization` must be {', '.join(map(repr, _NAMES))}, or an instance of "
+        f"keras_gates.initializers.Chrono. Received: initialization={given!r}"
+        f"{close_matches(given, _NAMES)}"
+    )
+
+
+class GateStarts:
+    """Where the gates of one cell start.
 
     Let a state be carried on by the factor `F` of its equation on the direct way, such as z in
-    `h' = z * h + (1 - z) * n`. The gates that `F` rises with start at values v spread evenly over
-    (1 / units, 1 - 1 / units), those that it falls with, and those that what is added is
-    multiplied by, such as i in `c' = f * c + i * g`, at 1 - v, through the inverse of their own
-    activation. Then, at the origin, the recurrent gain g* of the candidate's block is that at
-    which the states neither grow nor shrink, and the block is multiplied by sqrt(g*).
+    `h' = z * h + (1 - z) * n`. The gates that `F` rises with start at the values v that
+    `initialization` gives, those that it falls with, and those that what is added is multiplied
+    by, such as i in `c' = f * c + i * g`, at 1 - v, through the inverse of their own activation.
+
+    Uniform gates have v spread evenly over (1 / units, 1 - 1 / units). With them, at the origin,
+    the recurrent gain g* of the candidate's block is that at which the states neither grow nor
+    shrink, and the block is multiplied by sqrt(g*).
 
     Args:
         cell: a GatedCell, maybe not built.
 
     Attributes:
         ways: from the name of a gate to +1 or -1: v or 1 - v.
-        gain: sqrt(g*); 1 without a recurrent product of the candidate, or without a g*.
 
     Sources: Gu, Gulcehre, Paine, Hoffman, Pascanu, "Improving the gating mechanism of recurrent
-    neural networks", 2020, for the gates.
+    neural networks", 2020, for uniform gates; for other values see `keras_gates.initializers`.
     """
 
     def __init__(self, cell):
@@ -46,15 +73,29 @@ class UniformGates:
         self._forward = self._program.forward
         self.ways: dict = {}
         self.ways = self._ways()
-        self.gain = 1.0
-        if _CANDIDATE in recurrent_blocks(cell) and not cell.layer_norm:
-            self.gain = self._gain()
 
     def bias(self, gate):
-        """The bias of each unit."""
-        units = self._cell.units
-        v = 1 / units + (1 - 2 / units) * (np.arange(units) + 0.5) / units
+        """The bias of each unit, or None for a gate that does not carry."""
+        if gate not in self.ways:
+            return None
+        v = self._shares()
         return _inverse(self._cell.gate_activations[gate], v if self.ways[gate] > 0 else 1 - v)
+
+    @functools.cached_property
+    def gain(self):
+        """The factor of the candidate's block of U: sqrt(g*) with uniform gates; 1 without a
+        recurrent product of the candidate, or without a g*."""
+        cell = self._cell
+        uniform = cell.initialization == _UNIFORM
+        if not uniform or cell.layer_norm or _CANDIDATE not in recurrent_blocks(cell):
+            return 1.0
+        return self._gain()
+
+    def _shares(self):
+        units, initialization = self._cell.units, self._cell.initialization
+        if initialization == _UNIFORM:
+            return 1 / units + (1 - 2 / units) * (np.arange(units) + 0.5) / units
+        return initialization.shares(units)
 
     def _ways(self):
         """A gate counts if it is a share, has a bias of its own, and its activation an inverse."""
