@@ -273,8 +273,8 @@ def dropout(cell_class, arguments):
 
 
 def initialization(cell_class, arguments):
-    """With `initialization` states last longer from the start on, or an error names it."""
-    x, left = np.zeros((BATCH, TIME, FEATURES), DTYPE), []
+    """With `initialization` states stay nearer to where they began, or an error names it."""
+    x, moved = np.zeros((BATCH, TIME, FEATURES), DTYPE), []
     for start in ("keras", Chrono(1000)):
         given = {**arguments, "initialization": start}
         layer = GatedRNN(UNITS, cell=cell_class, dtype=DTYPE, return_state=True, **given)
@@ -284,10 +284,10 @@ def initialization(cell_class, arguments):
             if start == "keras" or not str(error).startswith("`initialization`"):
                 raise
             return
-        small = [1e-2 * state for state in _initial_states(layer)]
-        pairs = zip(_arrays(layer(x, initial_state=small)), _arrays(layer(x)), strict=True)
-        left.append(sum(np.abs(one - other).sum() for one, other in list(pairs)[1:]))
-    assert left[1] > left[0], f"left of a difference: {left[1]} with it, {left[0]} without"
+        before = _initial_states(layer)
+        _, *after = _arrays(layer(x, initial_state=before))
+        moved.append(sum(np.abs(a - b).sum() for a, b in zip(after, before, strict=True)))
+    assert moved[1] < moved[0], f"states move by {moved[1]} with it, by {moved[0]} without"
 
 
 def half_precision(cell_class, arguments):

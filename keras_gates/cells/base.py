@@ -116,11 +116,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         grad_clip_at: "state" (above), or "preactivation": the same operation on the gradients of
             the stacked projections `x W + b` and `h U`, where LSTM and simple RNN add the two
             before any activation, so that both see the gradient at the pre-activation.
-        initialization: where the gates that carry the states on start. None or "keras": as the
-            initializers say. An instance of `keras_gates.initializers.Chrono`: their biases start
-            so that units remember for 1 to as many steps as it is given. "uniform_gates": so that
-            the gates' values are spread over (0, 1), and the recurrent weights of the candidate a
-            little larger. Which gates these are is derived from the cell's equations.
+        initialization: where the cell starts. None or "keras": as the initializers say. An
+            instance of `keras_gates.initializers.Chrono`: the biases of the gates that carry the
+            states on start so that units remember for 1 to as many steps as it is given.
+            "uniform_gates": so that the gates' values are spread over (0, 1), and the recurrent
+            weights of the candidate a little larger. Which gates these are is derived from the
+            cell's equations. "identity": the recurrent weights of the candidate are the identity,
+            for candidates such as relu.
         layer_norm: whether `x W` and `h U` are normalized over units before the biases are added,
             each with a gain per unit (in an LSTM the cell state as well, before its activation).
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
@@ -554,9 +556,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             ) from error
 
     def _gate_starts(self):
-        if self.initialization is None:
-            return None
         name, given = type(self).__name__, f"Received: initialization={self.initialization!r}"
+        if self.initialization == starting.IDENTITY and CANDIDATE not in recurrent_blocks(self):
+            raise ValueError(
+                "`initialization` makes the candidate's recurrent weights the identity, and "
+                f"{name} has no such weights. {given}"
+            )
+        if self.initialization in (None, starting.IDENTITY):
+            return None
         if not self.use_bias:
             raise ValueError(
                 f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. "
@@ -579,6 +586,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def _initial_recurrent_kernel(self, starts, shape, dtype=None):
         kernel = self.recurrent_initializer(shape, dtype=dtype)
+        if self.initialization == starting.IDENTITY:
+            return starting.with_identity(self, kernel)
         if starts is None:
             return kernel
         gains = [starts.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]

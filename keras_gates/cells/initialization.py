@@ -10,6 +10,7 @@ import typing
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_gates import activations
 from keras_gates.activations.profiles import values
@@ -22,7 +23,7 @@ from keras_gates.types import InitializationName
 from keras_gates.validation import close_matches
 
 _CANDIDATE = "candidate"
-_KERAS, _UNIFORM = _NAMES = typing.get_args(InitializationName)
+_KERAS, _UNIFORM, IDENTITY = _NAMES = typing.get_args(InitializationName)
 # Fine where activations bend, and wide, because softsign needs 500 to come within 0.001 of 1.
 _GRID = np.sinh(np.linspace(-10, 10, 2**14 + 1))
 _SHIFT = 1e-4
@@ -35,13 +36,21 @@ def checked(given):
         found = keras.saving.deserialize_keras_object(given)
     if found is None or found == _KERAS:
         return None
-    if isinstance(found, Chrono) or (isinstance(found, str) and found == _UNIFORM):
+    if isinstance(found, Chrono) or (isinstance(found, str) and found in _NAMES):
         return found
     raise ValueError(
         f"`initialization` must be {', '.join(map(repr, _NAMES))}, or an instance of "
         f"keras_gates.initializers.Chrono. Received: initialization={given!r}"
         f"{close_matches(given, _NAMES)}"
     )
+
+
+def with_identity(cell, recurrent_kernel):
+    """The recurrent kernel with the identity as the candidate's block."""
+    before = cell.units * recurrent_blocks(cell).index(_CANDIDATE)
+    identity = ops.eye(cell.units, dtype=recurrent_kernel.dtype)
+    parts = recurrent_kernel[:, :before], identity, recurrent_kernel[:, before + cell.units :]
+    return ops.concatenate(parts, axis=1)
 
 
 class GateStarts:
