@@ -17,6 +17,8 @@ import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# One per training, and the last digit does not depend on how many cores there are.
+os.environ.setdefault("KERAS_GATES_THREADS", "1")
 
 import keras
 import numpy as np

@@ -205,6 +205,15 @@ def test_the_identity_for_the_candidate(name):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_verdict_says_how_long_units_remember():
+    verdict = kg.check_activations("gru", steps=64, units=16)
+    started = kg.check_activations("gru", steps=64, units=16, initialization=Chrono(64))
+    assert verdict.memory < verdict.memory_with_uniform_gates < started.memory
+    assert "that long: initialization=keras_gates.initializers.Chrono(64)" in str(verdict)
+    for other in (started, kg.check_activations("gru", steps=4), kg.check_activations("simple")):
+        assert "Chrono" not in str(other)
+
+
 def test_keras_is_the_default():
     weights = []
     for initialization in ({}, {"initialization": None}, {"initialization": "keras"}):
