@@ -93,7 +93,7 @@ def shown(task, values):
     mean, half = interval(values)
     if task == "digits":
         return f"{mean:+.3f} ± {half:.3f}"
-    return f"x {np.exp(mean):.2f} ({np.exp(mean - half):.2f} to {np.exp(mean + half):.2f})"
+    return f"x {np.exp(mean):.2g} ({np.exp(mean - half):.2g} to {np.exp(mean + half):.2g})"
 
 
 def report(rows, layers, tasks):

@@ -113,8 +113,8 @@ def test_errors_that_diverged_are_counted_and_left_out(monkeypatch, capsys):
     np.testing.assert_allclose(np.exp(found), [0.5, np.nan, 2.0])
     example.report(rows, [layer], ["adding"])
     line, overall = capsys.readouterr().out.splitlines()[-2:]
-    assert "x 0.10 (0.10 to 0.10)" in line
-    assert "x 0.10 (0.10 to 0.10)" in overall
+    assert "x 0.1 (0.1 to 0.1)" in line
+    assert "x 0.1 (0.1 to 0.1)" in overall
     assert line.endswith("diverged: [1, 0, 0]")
 
 

@@ -107,6 +107,16 @@ def test_chrono_in_an_lstm_is_that_of_the_paper():
         np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other))
 
 
+@pytest.mark.filterwarnings("ignore:.*works for training")
+def test_a_gate_that_overflows_far_from_zero():
+    def ratio(x):
+        return ops.exp(x) / (1 + ops.exp(x))
+
+    cell = built("gru", gate_activation=ratio, initialization=Chrono(500))
+    times = np.exp(RANKS * np.log(500))
+    np.testing.assert_allclose(bias_of(cell, "update"), np.log(times), atol=1e-3)
+
+
 def test_units_remember_for_their_times():
     """Of a state of 1, with no input, about 1/e is left after the time of its unit."""
     layer = kg.GatedRNN(
@@ -254,8 +264,9 @@ def test_messages():
     with pytest.raises(ValueError, match=rf"{expected}: initialization=300$"):
         kg.GatedRNN(4, initialization=300)
     zeros = keras.saving.serialize_keras_object(keras.initializers.Zeros())
-    with pytest.raises(ValueError, match=rf"{expected}: initialization={{.*Zeros"):
-        kg.GatedRNN(4, initialization=zeros)
+    for given in (zeros, {"class_name": "Nothing", "config": {}}, {"chrono": 784}, np.ones(2)):
+        with pytest.raises(ValueError, match=rf"{expected}: initialization="):
+            kg.GatedRNN(4, initialization=given)
     for longest in (2, 0, 7.5, "7", True):
         with pytest.raises(ValueError, match=rf"`longest` must be .* longest={longest!r}"):
             Chrono(longest)

@@ -5,6 +5,7 @@ Gates of sigmoid start near 1/2, so that every unit forgets within a few steps. 
 first step of training on.
 """
 
+import contextlib
 import functools
 import typing
 
@@ -32,12 +33,13 @@ _SHIFT = 1e-4
 def checked(given):
     """An `initialization` as a cell keeps it: None for Keras' own."""
     found = given
-    if isinstance(given, dict) and "class_name" in given:
-        found = keras.saving.deserialize_keras_object(given)
-    if found is None or found == _KERAS:
-        return None
-    if isinstance(found, Chrono) or (isinstance(found, str) and found in _NAMES):
+    if isinstance(given, dict):
+        with contextlib.suppress(TypeError, ValueError):
+            found = keras.saving.deserialize_keras_object(given)
+    if found is None or isinstance(found, Chrono):
         return found
+    if isinstance(found, str) and found in _NAMES:
+        return None if found == _KERAS else found
     raise ValueError(
         f"`initialization` must be {', '.join(map(repr, _NAMES))}, or an instance of "
         f"keras_gates.initializers.Chrono. Received: initialization={given!r}"
@@ -185,11 +187,18 @@ class GateStarts:
         return [float(np.ravel(value)[0]) for value in found]
 
 
+def _curve(activation):
+    """Inputs, rising, and what an activation makes of them, without far ones where it overflows."""
+    y = values(activation, _GRID)
+    known = np.isfinite(y) | (abs(_GRID) < 32)
+    return _GRID[known], y[known]
+
+
 def _is_share(cell, gate):
     """Whether the cell takes a gate for a share, and its activation runs from 0 to 1 and rises."""
     default = activations.get(cell.default_gates()[gate], "gate_activation")
     try:
-        default, y = (values(f, _GRID) for f in (default, cell.gate_activations[gate]))
+        (_, default), (_, y) = map(_curve, (default, cell.gate_activations[gate]))
     except ValueError:  # it mixes units
         return False
     rises = (np.diff(y) > -1e-6).all() and abs(y[0]) < 0.05 and abs(y[-1] - 1) < 0.05
@@ -198,7 +207,8 @@ def _is_share(cell, gate):
 
 def _inverse(activation, v):
     """Inputs at which a rising activation has the values `v`."""
-    y = np.maximum.accumulate(values(activation, _GRID))  # up to rounding it rises
+    x, y = _curve(activation)
+    y = np.maximum.accumulate(y)  # up to rounding it rises
     rising = np.flatnonzero(np.diff(y) > 0)
     part = slice(rising[0], rising[-1] + 2)
-    return np.interp(v, y[part], _GRID[part])
+    return np.interp(v, y[part], x[part])
