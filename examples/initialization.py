@@ -99,21 +99,21 @@ def shown(task, values):
 def report(rows, layers, tasks):
     for task in tasks:
         what = "accuracy, and what is gained" if task == "digits" else "error, and times how much"
-        columns = "".join(f"{start:<24}" for start in STARTS[1:])
+        columns = "".join(f"{start:<26}" for start in STARTS[1:])
         print(f"\n{task + ': ' + what:<42}{columns}".rstrip())
         for layer in layers:
             before = np.nanmean(scores_of(rows, task, layer, "keras"))
             first = f"{before:.3f}" if task == "digits" else f"{np.exp(before):.5f}"
             cells = [shown(task, differences(rows, task, layer, start)) for start in STARTS[1:]]
             diverged = [int(np.isnan(scores_of(rows, task, layer, s)).sum()) for s in STARTS]
-            line = f"  {' '.join(layer):<28}{first:<12}" + "".join(f"{c:<24}" for c in cells)
+            line = f"  {' '.join(layer):<28}{first:<12}" + "".join(f"{c:<26}" for c in cells)
             print((line + (f"diverged: {diverged}" if any(diverged) else "")).rstrip())
         # The mean over the layers is one number per seed.
         means = [
             np.nanmean([differences(rows, task, layer, start) for layer in layers], axis=0)
             for start in STARTS[1:]
         ]
-        print(f"  {'mean of all':<40}{''.join(f'{shown(task, m):<24}' for m in means)}".rstrip())
+        print(f"  {'mean of all':<40}{''.join(f'{shown(task, m):<26}' for m in means)}".rstrip())
 
 
 def draw(rows, layers, tasks, path):
