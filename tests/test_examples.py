@@ -93,24 +93,29 @@ def test_verdicts_trains_pairs_and_goes_on_where_it_stopped(tmp_path):
 def test_initialization_trains_pairs(tmp_path):
     command = [sys.executable, EXAMPLES / "initialization.py", "--quick", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "4 of 4 trained" in done.stdout
-    assert "gru sigmoid + tanh" in done.stdout
-    assert len((tmp_path / "initialization.csv").read_text().splitlines()) == 1 + 4
+    assert "2 of 2 trained" in done.stdout
+    assert "gru sigmoid tanh" in done.stdout
+    assert len((tmp_path / "initialization.csv").read_text().splitlines()) == 1 + 2 * 3
     assert (tmp_path / "initialization.png").stat().st_size > 10_000
 
 
-def test_errors_that_diverged_are_counted_and_left_out(monkeypatch):
+def test_errors_that_diverged_are_counted_and_left_out(monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)  # it imports another example
     example = load("initialization")
     layer = example.LAYERS[0]
+    errors = {"keras": [1.0, np.nan, 2.0], "uniform_gates": [0.5, 1, 4], "chrono": [0.1, 0.1, 0.2]}
     rows = [
         ("adding", *layer, start, seed, score)
-        for start, scores in (("keras", [1.0, np.nan, 2.0]), ("uniform_gates", [0.5, 1.0, 4.0]))
+        for start, scores in errors.items()
         for seed, score in enumerate(scores)
     ]
-    before, after, diverged = example.differences(rows, "adding", layer)
-    np.testing.assert_allclose(np.exp(after - before), [0.5, 2.0])
-    assert diverged.tolist() == [1, 0]
+    found = example.differences(rows, "adding", layer, "uniform_gates")
+    np.testing.assert_allclose(np.exp(found), [0.5, np.nan, 2.0])
+    example.report(rows, [layer], ["adding"])
+    line, overall = capsys.readouterr().out.splitlines()[-2:]
+    assert "x 0.1 (0.1 to 0.1)" in line
+    assert "x 0.1 (0.1 to 0.1)" in overall
+    assert line.endswith("diverged: [1, 0, 0]")
 
 
 @pytest.mark.slow
