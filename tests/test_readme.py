@@ -59,7 +59,7 @@ def converted_what_computes_the_same(names):
 
 
 def computes_what_addons_did(names):
-    """The `call` of both cells of TensorFlow Addons 0.23 in NumPy, weights by their places there."""
+    """The `call` of both of their cells in NumPy, with weights by their places there."""
 
     def sigmoid(a):
         return 1 / (1 + np.exp(-a))
