@@ -1,9 +1,10 @@
-"""Do uniform gates help? initialization="uniform_gates" against Keras' start, paired over seeds.
+"""Which start of the gates helps? Two of `initialization=` against Keras' start, paired over seeds.
 
 GRU and LSTM of 32 units with four pairs of activations learn scikit-learn's handwritten digits
-pixel by pixel, and the adding problem over 150 steps. In a pair of trainings all is the same, the
-seed too, but the start. Prints the mean of the differences with a 95% confidence interval, and
-writes every training and a picture.
+pixel by pixel (64 steps), and the adding problem over 150 steps, each in ten epochs of batches of
+32, with Adam at 0.01 and gradients clipped to a norm of 1. The trainings of one seed differ in the
+start alone. Prints the mean of the differences with a 95% confidence interval (Student's t over the
+seeds), and writes every training and a picture.
 
     python examples/initialization.py            # about 15 minutes on two cores
     python examples/initialization.py --quick    # one layer, two seeds, two epochs
@@ -16,10 +17,14 @@ import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# One per training, and the last digit does not depend on how many cores there are.
+os.environ.setdefault("KERAS_GATES_THREADS", "1")
 
 import keras
 import numpy as np
-from gallery import EPOCHS, load, make, train_all
+from gallery import BATCH, EPOCHS, load, make, train_all
+
+import keras_gates as kg
 
 LAYERS = [
     (cell, gate, candidate)
@@ -28,76 +33,91 @@ LAYERS = [
         ("sigmoid", "tanh"), ("sigmoid", "softsign"), ("sigmoid", "elu"), ("tanh_gate", "tanh"),
     )
 ]  # fmt: skip
-TASKS = ["digits", "adding"]
-STARTS = [None, "uniform_gates"]
+LENGTHS = {"digits": 64, "adding": 150}
+STARTS = ["keras", "uniform_gates", "chrono"]
 FIELDS = ["task", "cell", "gate", "candidate", "start", "seed", "score"]
-LENGTH = 150
 
 
-def train(task, layer, start, seed, epochs):
-    """A row: the accuracy or the mean squared error on the test part."""
-    keras.utils.set_random_seed(seed)
-    (x, y), test = load(task, LENGTH)
+def train(task, layer, seed, epochs):
+    """A row per start: the accuracy or the mean squared error on the test part."""
+    (x, y), test = load(task, LENGTHS[task])
     cell, gate, candidate = layer
-    model = make(
-        cell, task, gate_activation=gate, candidate_activation=candidate, initialization=start
-    )
-    # The order of the samples does not depend on what was drawn for the start.
-    keras.utils.set_random_seed(1000 + seed)
-    model.fit(x, y, batch_size=32 if task == "digits" else 50, epochs=epochs, verbose=0)
-    return task, *layer, start or "keras", seed, model.evaluate(*test, verbose=0)[1]
-
-
-def differences(rows, task, layer):
-    """Scores with Keras' start and with uniform gates, each by seed, errors as logarithms; and how
-    many of each diverged. Their pairs are left out."""
-    scores = []
+    model, rows = None, []
     for start in STARTS:
-        of = {r[5]: r[6] for r in rows if r[:5] == (task, *layer, start or "keras")}
-        scores.append([of[seed] for seed in sorted(of)])
-    scores = np.array(scores) if task == "digits" else np.log(scores)
-    finite = np.isfinite(scores)
-    return *scores[:, finite.all(axis=0)], (~finite).sum(axis=1)
+        keras.utils.set_random_seed(seed)
+        new = make(
+            cell, task, gate_activation=gate, candidate_activation=candidate,
+            initialization=kg.initializers.Chrono(LENGTHS[task]) if start == "chrono" else start,
+        )  # fmt: skip
+        if model is None:
+            model = new
+            model.optimizer.global_clipnorm = 1.0
+            model.optimizer.build(model.trainable_variables)
+            untouched = [np.array(variable) for variable in model.optimizer.variables]
+        # One model is traced, and starts anew.
+        model.set_weights(new.get_weights())
+        for variable, value in zip(model.optimizer.variables, untouched, strict=True):
+            variable.assign(value)
+        # The order of the samples does not depend on what was drawn for the start.
+        keras.utils.set_random_seed(1000 + seed)
+        model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
+        rows.append((task, *layer, start, seed, model.evaluate(*test, verbose=0)[1]))
+    return rows
+
+
+def scores_of(rows, task, layer, start):
+    """The score of each seed, errors as logarithms; of what diverged NaN."""
+    of = {r[5]: r[6] for r in rows if r[:5] == (task, *layer, start)}
+    scores = np.array([of[seed] for seed in sorted(of)])
+    scores = scores if task == "digits" else np.log(scores)
+    return np.where(np.isfinite(scores), scores, np.nan)
+
+
+def differences(rows, task, layer, start):
+    """What a start adds to the scores with Keras', by seed."""
+    return scores_of(rows, task, layer, start) - scores_of(rows, task, layer, "keras")
 
 
 def interval(values):
-    """The mean, and half of its 95% confidence interval by Student's t."""
+    """The mean, and half of its 95% confidence interval by Student's t; without NaNs."""
     from scipy import stats
 
+    values = values[np.isfinite(values)]
     if len(values) < 2:
         return np.mean(values), np.nan
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     return np.mean(values), half
 
 
+def shown(task, values):
+    mean, half = interval(values)
+    if task == "digits":
+        return f"{mean:+.3f} ± {half:.3f}"
+    return f"x {np.exp(mean):.2g} ({np.exp(mean - half):.2g} to {np.exp(mean + half):.2g})"
+
+
 def report(rows, layers, tasks):
     for task in tasks:
-        if task == "digits":
-            print("\ndigits, accuracy: Keras' start, and the gain of uniform gates")
-        else:
-            print("\nadding, error: Keras' start, and the error of uniform gates over it")
-        means = []
+        what = "accuracy, and what is gained" if task == "digits" else "error, and times how much"
+        columns = "".join(f"{start:<26}" for start in STARTS[1:])
+        print(f"\n{task + ': ' + what:<42}{columns}".rstrip())
         for layer in layers:
-            before, after, diverged = differences(rows, task, layer)
-            mean, half = interval(after - before)
-            means.append(mean)
-            name = f"{layer[0]} {layer[1]} + {layer[2]}"
-            also = f"   diverged: {diverged[0]} and {diverged[1]}" if diverged.any() else ""
-            if task == "digits":
-                print(f"  {name:<26}{before.mean():.3f}   {mean:+.3f} ± {half:.3f}{also}")
-            else:
-                low, high = np.exp([mean - half, mean + half])
-                shown = f"x {np.exp(mean):.2f} ({low:.2f} to {high:.2f})"
-                print(f"  {name:<26}{np.exp(before.mean()):.4f}   {shown}{also}")
-        overall = np.mean(means)
-        print(
-            "  mean of all"
-            + (f" {overall:+.3f}" if task == "digits" else f" x {np.exp(overall):.2f}")
-        )
+            before = np.nanmean(scores_of(rows, task, layer, "keras"))
+            first = f"{before:.3f}" if task == "digits" else f"{np.exp(before):.5f}"
+            cells = [shown(task, differences(rows, task, layer, start)) for start in STARTS[1:]]
+            diverged = [int(np.isnan(scores_of(rows, task, layer, s)).sum()) for s in STARTS]
+            line = f"  {' '.join(layer):<28}{first:<12}" + "".join(f"{c:<26}" for c in cells)
+            print((line + (f"diverged: {diverged}" if any(diverged) else "")).rstrip())
+        # The mean over the layers is one number per seed.
+        means = [
+            np.nanmean([differences(rows, task, layer, start) for layer in layers], axis=0)
+            for start in STARTS[1:]
+        ]
+        print(f"  {'mean of all':<40}{''.join(f'{shown(task, m):<26}' for m in means)}".rstrip())
 
 
 def draw(rows, layers, tasks, path):
-    """A line per pair of trainings, from Keras' start to uniform gates."""
+    """A line per seed, from Keras' start to the others."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,20 +126,16 @@ def draw(rows, layers, tasks, path):
     figure, axes = plt.subplots(
         len(tasks), 1, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False
     )
+    shifts = np.linspace(-0.25, 0.25, len(STARTS))
     for axis, task in zip(axes[:, 0], tasks, strict=True):
         for place, layer in enumerate(layers):
-            before, after, _ = differences(rows, task, layer)
-            if task == "adding":
-                before, after = np.exp(before), np.exp(after)
-            for pair in zip(before, after, strict=True):
-                axis.plot([place - 0.2, place + 0.2], pair, color="0.7", linewidth=0.8, zorder=1)
-            for shift, scores, color, label in (
-                (-0.2, before, "C0", "Keras' start"),
-                (0.2, after, "C1", "uniform gates"),
-            ):
+            scores = np.array([scores_of(rows, task, layer, start) for start in STARTS])
+            scores = scores if task == "digits" else np.exp(scores)
+            axis.plot(place + shifts, scores, color="0.8", linewidth=0.8, zorder=1)
+            for index, start in enumerate(STARTS):
                 axis.plot(
-                    [place + shift] * len(scores), scores, "o", color=color, markersize=4,
-                    label=label if place == 0 else None,
+                    [place + shifts[index]] * scores.shape[1], scores[index], "o",
+                    color=f"C{index}", markersize=4, label=None if place else start,
                 )  # fmt: skip
         names = [f"{cell}\n{gate}\n+ {candidate}" for cell, gate, candidate in layers]
         axis.set_xticks(range(len(layers)), names)
@@ -142,14 +158,13 @@ def main(argv=None):
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    layers, tasks, seeds, epochs = LAYERS, TASKS, arguments.seeds, EPOCHS
+    layers, tasks, seeds, epochs = LAYERS, list(LENGTHS), arguments.seeds, EPOCHS
     if arguments.quick:
-        layers, tasks, seeds, epochs = LAYERS[:1], TASKS[:1], 2, 2
+        layers, tasks, seeds, epochs = LAYERS[:1], tasks[:1], 2, 2
     jobs = [
-        (task, layer, start, seed, epochs)
-        for task in tasks for layer in layers for seed in range(seeds) for start in STARTS
-    ]  # fmt: skip
-    rows = train_all(train, jobs)
+        (task, layer, seed, epochs) for task in tasks for layer in layers for seed in range(seeds)
+    ]
+    rows = [row for trained in train_all(train, jobs) for row in trained]
     path = arguments.out / "initialization.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *rows])

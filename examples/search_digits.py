@@ -102,6 +102,7 @@ def main(argv=None):
         grad_clip_norm=None,
         activation_l1=0.0,
         recurrent_initializer="orthogonal",
+        initialization="keras",
     )
     tuner = tuning.GridSearch(
         hypermodel,

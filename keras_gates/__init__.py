@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from keras_gates import activations
+from keras_gates import activations, initializers
 from keras_gates._version import __version__
 from keras_gates.activations import profile
 from keras_gates.cells import (
@@ -27,6 +27,7 @@ from keras_gates.cells import (
     NBRCCell,
     PeepholeLSTMCell,
     SimpleRNNCell,
+    SRUCell,
     STARCell,
     UGRNNCell,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "MultiplicativeLSTMCell",
     "NBRCCell",
     "PeepholeLSTMCell",
+    "SRUCell",
     "STARCell",
     "SimpleRNNCell",
     "UGRNNCell",
@@ -75,6 +77,7 @@ __all__ = [
     "export",
     "from_keras",
     "from_torch",
+    "initializers",
     "load_keras2",
     "profile",
     "tuning",

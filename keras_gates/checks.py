@@ -25,6 +25,7 @@ from keras_gates.cells import GatedCell
 from keras_gates.cells.arguments import refuse_given
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.gradients import clip_by_norm, clip_by_value
+from keras_gates.initializers import Chrono
 from keras_gates.layers import GatedRNN
 
 __all__ = ["CHECKS", "check_cell"]
@@ -271,6 +272,24 @@ def dropout(cell_class, arguments):
     assert np.abs(_array(layer(x, training=True)) - _array(layer(x, training=True))).max() > 1e-3
 
 
+def initialization(cell_class, arguments):
+    """With `initialization` states stay nearer to where they began, or an error names it."""
+    x, moved = np.zeros((BATCH, TIME, FEATURES), DTYPE), []
+    for start in ("keras", Chrono(1000)):
+        given = {**arguments, "initialization": start}
+        layer = GatedRNN(UNITS, cell=cell_class, dtype=DTYPE, return_state=True, **given)
+        try:
+            layer.build(x.shape)
+        except ValueError as error:
+            if start == "keras" or not str(error).startswith("`initialization`"):
+                raise
+            return
+        before = _initial_states(layer)
+        _, *after = _arrays(layer(x, initial_state=before))
+        moved.append(sum(np.abs(a - b).sum() for a, b in zip(after, before, strict=True)))
+    assert moved[1] < moved[0], f"states move by {moved[1]} with it, by {moved[0]} without"
+
+
 def half_precision(cell_class, arguments):
     """In mixed_bfloat16 the layer computes in bfloat16, near the float32 result."""
     x = _sequences()
@@ -295,6 +314,7 @@ CHECKS = {
         clipping,
         penalties,
         dropout,
+        initialization,
         half_precision,
     )
 }

@@ -5,16 +5,20 @@ from typing import Any, Literal, TypedDict, Union
 
 import keras
 
+from keras_gates.initializers import Chrono
+
 # A name, a function of a tensor, a Keras layer, or the config of one.
 Activation = Union[str, Callable[[Any], Any], keras.layers.Layer, dict[str, Any]]  # noqa: UP007
 GateActivation = Activation | Mapping[str, Activation | None]
 CellName = Literal[
     "gru", "lstm", "simple", "antisymmetric", "cifg", "fast_grnn", "gated_antisymmetric",
     "ind_rnn", "janet", "layer_norm_gru", "layer_norm_lstm", "lem", "li_gru", "mgu", "min_gru",
-    "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
+    "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "sru", "star",
+    "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
-Initialization = Literal["uniform_gates"]
+InitializationName = Literal["keras", "uniform_gates", "identity"]
+Initialization = InitializationName | Chrono
 Backprop = Literal["auto", "fused", "autodiff"]
 Verbose = Literal["auto", 0, 1]
 InitialState = Literal["zeros", "learned"]

@@ -1,4 +1,6 @@
-"""Uniform gates: biases and gain, derived from the equations of any cell."""
+"""Where gates start: biases and gain, derived from the equations of any cell."""
+
+import json
 
 import keras
 import numpy as np
@@ -10,7 +12,8 @@ import keras_gates as kg
 from keras_gates import activations
 from keras_gates.activations.profiles import values
 from keras_gates.cells import CELLS
-from keras_gates.cells.initialization import UniformGates
+from keras_gates.cells.initialization import GateStarts
+from keras_gates.initializers import Chrono
 
 UNITS = 16
 SPREAD = 1 / UNITS + (1 - 2 / UNITS) * (np.arange(UNITS) + 0.5) / UNITS
@@ -42,6 +45,7 @@ WAYS = {
     "min_gru": ([], ["update"]),
     "min_lstm": (["forget"], ["input"]),
     "n_brc": (["update"], []),
+    "sru": (["forget"], []),
     "star": ([], ["update"]),
     "lem": ([], ["memory_step", "update"]),
     "multiplicative_lstm": (["forget"], ["input"]),
@@ -49,23 +53,81 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid", "tanh_gate", "softsign_gate"])
+def kept_for(times):
+    """The share that is kept at each step, of what is to be kept for so many."""
+    return times / (1 + times)
+
+
+# The biases of sigmoid are the logarithms of the times.
+RANKS = (np.arange(UNITS) + 0.5) / UNITS
+STARTS = {
+    "uniform": ("uniform_gates", SPREAD),
+    "log": (Chrono(300), kept_for(np.exp(RANKS * np.log(300)))),
+    "paper": (Chrono(300, spread="uniform"), kept_for(1 + 298 * RANKS)),
+}
+SAVED = [*(initialization for initialization, _ in STARTS.values()), "identity"]
+
+
+@pytest.mark.parametrize(
+    ("start", "gate"),
+    [
+        ("uniform", "sigmoid"), ("uniform", "hard_sigmoid"), ("uniform", "tanh_gate"),
+        ("log", "sigmoid"), ("log", "softsign_gate"), ("paper", "hard_sigmoid"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
-def test_gates_are_spread_evenly(name, gate):
+def test_gates_are_spread(name, gate, start):
     gates = {"update": gate} if name == "n_brc" else gate
+    initialization, spread = STARTS[start]
     cell = built(
-        name, gate_activation=gates, initialization="uniform_gates", bias_initializer="zeros"
+        name, gate_activation=gates, initialization=initialization, bias_initializer="zeros"
     )
     rising, falling = WAYS[name]
     for block in cell.blocks:
         start = values(cell.gate_activations.get(block, activations.get("tanh", "a")), [0.0])[0]
-        wanted = SPREAD if block in rising else 1 - SPREAD if block in falling else start
+        wanted = spread if block in rising else 1 - spread if block in falling else start
         if block in cell.gate_activations:
             found = values(cell.gate_activations[block], bias_of(cell, block))
             np.testing.assert_allclose(found, wanted, atol=2e-4)
         else:
             assert not bias_of(cell, block).any()
+
+
+def test_chrono_in_an_lstm_is_that_of_the_paper():
+    """b_f = log(t), b_i = -b_f, all else as it was."""
+    cells = []
+    for initialization in (Chrono(50, spread="uniform"), None):
+        keras.utils.set_random_seed(4)
+        cells.append(built("lstm", initialization=initialization))
+    times = 1 + 48 * RANKS
+    np.testing.assert_allclose(bias_of(cells[0], "forget"), np.log(times), atol=1e-3)
+    np.testing.assert_allclose(bias_of(cells[0], "input"), -np.log(times), atol=1e-3)
+    assert not bias_of(cells[0], "output").any()
+    for one, other in zip(cells[0].weights[:2], cells[1].weights[:2], strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other))
+
+
+@pytest.mark.filterwarnings("ignore:.*works for training")
+def test_a_gate_that_overflows_far_from_zero():
+    def ratio(x):
+        return ops.exp(x) / (1 + ops.exp(x))
+
+    cell = built("gru", gate_activation=ratio, initialization=Chrono(500))
+    times = np.exp(RANKS * np.log(500))
+    np.testing.assert_allclose(bias_of(cell, "update"), np.log(times), atol=1e-3)
+
+
+def test_units_remember_for_their_times():
+    """Of a state of 1, with no input, about 1/e is left after the time of its unit."""
+    layer = kg.GatedRNN(
+        4, cell="janet", beta=0.0, return_sequences=True, initialization=Chrono(50),
+        recurrent_initializer="zeros",
+    )  # fmt: skip
+    outputs = layer(np.zeros((1, 60, 2)), initial_state=np.ones((1, 4)))
+    times = np.exp(np.log(50) * np.array([1, 3, 5, 7]) / 8)
+    left = [np.interp(time, np.arange(1, 61), outputs[0, :, i]) for i, time in enumerate(times)]
+    np.testing.assert_allclose(left, (1 + 1 / times) ** -times, atol=0.03)
 
 
 def gain_of(name, **arguments):
@@ -106,31 +168,86 @@ def test_the_gain_of_the_candidate(name, arguments, critical):
 
 
 def test_cells_of_ones_own_and_layer_norm():
-    own = UniformGates(MGUCell(UNITS))
+    own = GateStarts(MGUCell(UNITS, initialization="uniform_gates"))
     assert own.ways == {"forget": -1.0}
     assert own.gain == pytest.approx(np.sqrt(2), rel=1e-3)
     cell = built("lstm", layer_norm=True, initialization="uniform_gates")
     bias = ops.convert_to_numpy(cell.norm_weights["kernel_bias_forget"])
     np.testing.assert_allclose(1 / (1 + np.exp(-bias)), SPREAD, atol=1e-4)
-    assert UniformGates(cell).gain == 1  # what is normalized has no scale
+    assert GateStarts(cell).gain == 1  # what is normalized has no scale
 
 
-def test_it_is_saved(tmp_path, rng):
-    model = keras.Sequential(
-        [keras.Input((None, 3)), kg.GatedRNN(4, initialization="uniform_gates")]
-    )
-    assert model.layers[0].initialization == "uniform_gates"
+@pytest.mark.parametrize("initialization", SAVED)
+def test_it_is_saved(initialization, tmp_path, rng):
+    layer = kg.GatedRNN(4, initialization=initialization)
+    model = keras.Sequential([keras.Input((None, 3)), keras.layers.Bidirectional(layer)])
+    assert layer.cell.initialization == initialization
+    config = json.loads(json.dumps(layer.get_config()))
+    assert kg.GatedRNN.from_config(config).cell.initialization == initialization
     x = rng.normal(size=(2, 5, 3)).astype("float32")
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.layers[0].initialization == "uniform_gates"
+    assert loaded.layers[0].forward_layer.cell.initialization == initialization
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+# Their candidate has no recurrent weights, or no full matrix of them.
+WITHOUT_IDENTITY = ("ind_rnn", "min_gru", "min_lstm", "n_brc", "star")
+
+
+@pytest.mark.parametrize("name", sorted(CELLS))
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+def test_the_identity_for_the_candidate(name):
+    cells = []
+    for initialization in ("identity", None):
+        keras.utils.set_random_seed(6)
+        layer = kg.GatedRNN(UNITS, cell=name, initialization=initialization)
+        if name in WITHOUT_IDENTITY and initialization:
+            with pytest.raises(ValueError, match="candidate's recurrent weights .* has no such"):
+                layer.build((None, None, 3))
+            return
+        layer.build((None, None, 3))
+        cells.append([ops.convert_to_numpy(weight) for weight in layer.cell.weights])
+    kernel, without = cells[0].pop(1), cells[1].pop(1)
+    first = layer.cell.blocks.index("candidate") * UNITS
+    without[:, first : first + UNITS] = np.eye(UNITS)
+    np.testing.assert_array_equal(kernel, without)
+    for one, other in zip(*cells, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_verdict_says_how_long_units_remember():
+    verdict = kg.check_activations("gru", steps=64, units=16)
+    started = kg.check_activations("gru", steps=64, units=16, initialization=Chrono(64))
+    assert verdict.memory < verdict.memory_with_uniform_gates < started.memory
+    assert "that long: initialization=keras_gates.initializers.Chrono(64)" in str(verdict)
+    for other in (started, kg.check_activations("gru", steps=4), kg.check_activations("simple")):
+        assert "Chrono" not in str(other)
+
+
+def test_keras_is_the_default():
+    weights = []
+    for initialization in ({}, {"initialization": None}, {"initialization": "keras"}):
+        keras.utils.set_random_seed(5)
+        cell = built("lstm", **initialization)
+        assert cell.initialization is None
+        assert cell.get_config()["initialization"] is None
+        weights.append([ops.convert_to_numpy(weight) for weight in cell.weights])
+    for other in weights[1:]:
+        for one, same in zip(weights[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
+
+
+def test_a_diagnosis_says_how_a_layer_began(rng):
+    model = keras.Sequential([keras.Input((6, 3)), kg.GatedRNN(4, initialization=Chrono(6))])
+    found = kg.diagnose(model, rng.normal(size=(4, 6, 3)))
+    assert json.loads(json.dumps(found.to_dict()))
 
 
 @pytest.mark.parametrize("name", sorted(CELLS))
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_every_cell_trains_with_it_or_says_why_not(name, rng):
-    layer = kg.GatedRNN(4, cell=name, initialization="uniform_gates")
+    layer = kg.GatedRNN(4, cell=name, initialization=Chrono(5))
     if name in WAYS or name.startswith("layer_norm"):
         assert np.isfinite(ops.convert_to_numpy(layer(rng.normal(size=(2, 5, 3))))).all()
         return
@@ -140,8 +257,22 @@ def test_every_cell_trains_with_it_or_says_why_not(name, rng):
 
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_messages():
-    with pytest.raises(ValueError, match=r"`initialization` must be .uniform_gates.*mean"):
+    expected = (
+        r"`initialization` must be 'keras', 'uniform_gates', 'identity', or .*Chrono\. Received"
+    )
+    with pytest.raises(ValueError, match=f"{expected}: initialization='uniform'; did you mean"):
         kg.GatedRNN(4, initialization="uniform")
+    with pytest.raises(ValueError, match=rf"{expected}: initialization=300$"):
+        kg.GatedRNN(4, initialization=300)
+    zeros = keras.saving.serialize_keras_object(keras.initializers.Zeros())
+    for given in (zeros, {"class_name": "Nothing", "config": {}}, {"chrono": 784}, np.ones(2)):
+        with pytest.raises(ValueError, match=rf"{expected}: initialization="):
+            kg.GatedRNN(4, initialization=given)
+    for longest in (2, 0, 7.5, "7", True):
+        with pytest.raises(ValueError, match=rf"`longest` must be .* longest={longest!r}"):
+            Chrono(longest)
+    with pytest.raises(ValueError, match=r"`spread` must be .*'log', 'uniform'.*spread='linear'"):
+        Chrono(7, spread="linear")
     with pytest.raises(ValueError, match=r"use_bias=False leaves GRUCell none"):
         built("gru", use_bias=False, initialization="uniform_gates")
     with pytest.raises(ValueError, match=r"none of the gates of GRUCell has .* from 0 to 1"):

@@ -19,7 +19,7 @@ from keras_gates.tuning.space import CANDIDATES, GATES, activation_space
 
 L1, INITIALIZER = "activation_l1", "recurrent_initializer"
 # Of what can be chosen beside the activations, nothing.
-PLAIN = {"grad_clip_norm": None, L1: 0.0, INITIALIZER: "orthogonal"}
+PLAIN = {"grad_clip_norm": None, L1: 0.0, INITIALIZER: "orthogonal", "initialization": None}
 
 
 @keras.saving.register_keras_serializable(package="test_space")
@@ -142,7 +142,9 @@ class TestActivations:
     def test_cells_with_the_same_space_share_it(self):
         hp = keras_tuner.HyperParameters()
         activation_space(hp, ["gru", MGUCell], candidates=("tanh",))
-        assert set(hp.values) == {"cell", "candidate_activation", "gate_activation"}
+        assert set(hp.values) == {
+            "cell", "candidate_activation", "gate_activation", "initialization",
+        }  # fmt: skip
 
     def test_the_default_is_sound_and_keras_own_where_that_is_offered(self):
         for cell in ("gru", "lstm", "simple", MGUCell):
@@ -214,8 +216,9 @@ class TestActivations:
             )
 
         found = searched(tmp_path, build, count=100, tuner=keras_tuner.GridSearch)
-        # tanh; relu with four strengths; in the simple cell relu with two initializers as well.
-        assert len(found) == (1 + 4) + (1 + 4 * 2)
+        # tanh; relu with four strengths; in the GRU both with two starts of its gates, in the
+        # simple cell relu with two initializers.
+        assert len(found) == (1 + 4) * 2 + (1 + 4 * 2)
         assert len({tuple(sorted(values.items())) for values, _ in found}) == len(found)
         assert found[0][1]["candidate_activation"] == "tanh"
 
@@ -287,6 +290,21 @@ class TestWhatGoesWithThem:
             "identity",
         }
         assert not self.with_it(found["gru"], INITIALIZER)[0]
+
+    def test_gates_start_elsewhere_where_they_can(self, found):
+        some, every, never = self.with_it(found["gru"], "initialization")
+        assert (some, never) == (every, set())
+        assert {c["initialization"] for _, c in found["gru"]} == {"keras", "uniform_gates"}
+        assert not self.with_it(found["simple"], "initialization")[0]
+        for cell, options in (
+            ("gru", {"use_bias": False}),  # without the biases there is nothing to set
+            ("gru", {"initialization": kg.initializers.Chrono(9)}),
+            ("n_brc", {"gates": ("tanh",), "unstable": True}),  # values below 0
+        ):
+            hp = keras_tuner.HyperParameters()
+            chosen = activation_space(hp, cell, **options)
+            assert chosen.get("initialization") == options.get("initialization")
+            assert not any(name.endswith("initialization") for name in hp.values)
 
     def test_clipping_is_for_unbounded_candidates_and_cells_without_gates(self, found):
         assert self.with_it(found["gru"], "grad_clip_norm")[0] == {"relu", "elu", "softplus"}
@@ -538,7 +556,9 @@ class TestHyperModel:
     def test_one_value_is_no_hyperparameter(self):
         hp = keras_tuner.HyperParameters()
         GatedRNNHyperModel("regression", (None, 2), 1, **SMALL).build(hp)
-        assert set(hp.values) == {"cell", "candidate_activation", "gate_activation"}
+        assert set(hp.values) == {
+            "cell", "candidate_activation", "gate_activation", "initialization",
+        }  # fmt: skip
 
     def test_the_first_value_is_the_default(self):
         hp = keras_tuner.HyperParameters()

@@ -21,6 +21,8 @@ def right(model: keras.Model, x, folder: pathlib.Path) -> None:
     kg.GatedRNN(8, "lstm", output_activation=keras.ops.tanh, return_sequences=True)
     kg.GatedRNN(units=8, cell="gru", gate_activation={"update": "relu"}, reset_after=False)
     kg.GatedRNN(8, grad_clip_norm=1, activation_l1=1e-4, dropout=0.1, name="rnn", dtype="float32")
+    kg.GatedRNN(8, initialization="uniform_gates")
+    kg.LSTMCell(8, initialization=kg.initializers.Chrono(150, spread="uniform"))
     for name in ("gru", "simple"):
         kg.GatedRNN(8, name, backprop="autodiff")
     kg.GatedRNN(8, OwnCell, leak=0.2)
@@ -44,6 +46,8 @@ def wrong(model: keras.Model) -> None:
     kg.GatedRNN(8, gate_activaton="relu")  # type: ignore[call-overload]
     kg.GatedRNN(8, grad_clip_norm="one")  # type: ignore[call-overload]
     kg.GatedRNN(8, grad_clip_at="output")  # type: ignore[call-overload]
+    kg.GatedRNN(8, initialization="chrono")  # type: ignore[call-overload]
+    kg.initializers.Chrono("150")  # type: ignore[arg-type]
     kg.GatedRNN(8, backprop="fast")  # type: ignore[call-overload]
     kg.GatedRNN("8")  # type: ignore[call-overload]
     kg.LSTMCell(8, output_activaton="relu")  # type: ignore[call-arg]

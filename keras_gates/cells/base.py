@@ -14,9 +14,9 @@ from keras_gates import activations, regularizers
 from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments
+from keras_gates.cells import initialization as starting
 from keras_gates.cells import zoneout as zoning
 from keras_gates.cells.checking import check_class, keras_object, same_shapes
-from keras_gates.cells.initialization import UniformGates
 from keras_gates.cells.normalization import normalized
 from keras_gates.cells.step import (
     INPUT_MASKS,
@@ -52,7 +52,6 @@ from keras_gates.validation import (
 )
 
 CLIP_PLACES = typing.get_args(ClipPlace)
-INITIALIZATIONS = typing.get_args(Initialization)
 CANDIDATE = "candidate"
 _INPUT_AXES = ("batch", "features")  # at each time step
 # From what is made of it to the argument.
@@ -60,6 +59,8 @@ _INITIALIZERS = {
     "kernel": "kernel_initializer",
     "recurrent_kernel": "recurrent_initializer",
     "recurrent_vector": "recurrent_initializer",
+    "forget_vector": "recurrent_initializer",
+    "reset_vector": "recurrent_initializer",
     "bias": "bias_initializer",
 }
 
@@ -117,10 +118,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         grad_clip_at: "state" (above), or "preactivation": the same operation on the gradients of
             the stacked projections `x W + b` and `h U`, where LSTM and simple RNN add the two
             before any activation, so that both see the gradient at the pre-activation.
-        initialization: None, or "uniform_gates": the gates' biases start so that their values are
-            spread over (0, 1), which makes units remember for different times, and the recurrent
-            weights of the candidate a little larger. What the cell's equations make of that, see
-            `keras_gates.cells.initialization`.
+        initialization: where the cell starts. None or "keras": as the initializers say. An
+            instance of `keras_gates.initializers.Chrono`: the biases of the gates that carry the
+            states on start so that units remember for 1 to as many steps as it is given.
+            "uniform_gates": so that the gates' values are spread over (0, 1), and the recurrent
+            weights of the candidate a little larger. Which gates these are is derived from the
+            cell's equations. "identity": the recurrent weights of the candidate are the identity,
+            for candidates such as relu.
         layer_norm: whether `x W` and `h U` are normalized over units before the biases are added,
             each with a gain per unit (in an LSTM the cell state as well, before its activation).
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
@@ -250,9 +254,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self.seed = seed_or_none("seed", seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-        if initialization is not None:
-            one_of("initialization", initialization, INITIALIZATIONS)
-        self.initialization = initialization
+        self.initialization = starting.checked(initialization)
         self.layer_norm = true_or_false("layer_norm", layer_norm)
         self.norm_weights: dict = {}
         self._set_clipping(grad_clip_value, grad_clip_norm, grad_clip_at)
@@ -470,22 +472,22 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             constraint=self.kernel_constraint,
         )
         self.recurrent_kernel = self.bias = None
-        uniform = self._uniform_gates()
+        starts = self._gate_starts()
         if recurrent:
             self.recurrent_kernel = self.add_weight(
                 shape=(self.units, self.units * len(recurrent)),
                 name="recurrent_kernel",
-                initializer=functools.partial(self._initial_recurrent_kernel, uniform),
+                initializer=functools.partial(self._initial_recurrent_kernel, starts),
                 regularizer=self.recurrent_regularizer,
                 constraint=self.recurrent_constraint,
             )
         if self.layer_norm:
-            self._add_norm_weights(recurrent, uniform)
+            self._add_norm_weights(recurrent, starts)
         elif self.use_bias:
             self.bias = self.add_weight(
                 shape=(2, columns) if self.two_biases else (columns,),
                 name="bias",
-                initializer=functools.partial(self._initial_bias, self.blocks, uniform),
+                initializer=functools.partial(self._initial_bias, self.blocks, starts),
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
@@ -555,17 +557,22 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"{(None, self.units)}. Received: {argument}={activation!r}. {error}"
             ) from error
 
-    def _uniform_gates(self):
-        if self.initialization is None:
-            return None
+    def _gate_starts(self):
         name, given = type(self).__name__, f"Received: initialization={self.initialization!r}"
+        if self.initialization == starting.IDENTITY and CANDIDATE not in recurrent_blocks(self):
+            raise ValueError(
+                "`initialization` makes the candidate's recurrent weights the identity, and "
+                f"{name} has no such weights. {given}"
+            )
+        if self.initialization in (None, starting.IDENTITY):
+            return None
         if not self.use_bias:
             raise ValueError(
                 f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. "
                 f"{given}"
             )
         try:
-            found = UniformGates(self)
+            found = starting.GateStarts(self)
         except NotTraceableError as error:
             raise ValueError(
                 f"`initialization` is read off the equations of {name}, which cannot be traced: "
@@ -579,15 +586,17 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             )
         return found
 
-    def _initial_recurrent_kernel(self, uniform, shape, dtype=None):
+    def _initial_recurrent_kernel(self, starts, shape, dtype=None):
         kernel = self.recurrent_initializer(shape, dtype=dtype)
-        if uniform is None:
+        if self.initialization == starting.IDENTITY:
+            return starting.with_identity(self, kernel)
+        if starts is None:
             return kernel
-        gains = [uniform.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]
+        gains = [starts.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]
         return kernel * ops.cast(np.repeat(gains, self.units), kernel.dtype)
 
-    def _initial_bias(self, blocks, uniform, shape, dtype=None):
-        fixed = {block: self._fixed_bias_of(block, uniform) for block in blocks}
+    def _initial_bias(self, blocks, starts, shape, dtype=None):
+        fixed = {block: self._fixed_bias_of(block, starts) for block in blocks}
         if all(value is None for value in fixed.values()):
             return self.bias_initializer(shape, dtype=dtype)
         parts = []
@@ -603,11 +612,12 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             return bias
         return ops.stack([bias, self.bias_initializer(bias.shape, dtype=dtype)])
 
-    def _fixed_bias_of(self, block, uniform):
+    def _fixed_bias_of(self, block, starts):
         """Where a block's bias starts, if not as `bias_initializer` says."""
-        if uniform is not None and block in uniform.ways:
-            return uniform.bias(block)
-        return np.ones(self.units) if block == self.ones_in_bias else None
+        bias = None if starts is None else starts.bias(block)
+        if bias is None and block == self.ones_in_bias:
+            return np.ones(self.units)
+        return bias
 
     def load_own_variables(self, store):
         if self.weights and not store.keys():
@@ -649,7 +659,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "grad_clip_value": self.grad_clip_value,
             "grad_clip_norm": self.grad_clip_norm,
             "grad_clip_at": self.grad_clip_at,
-            "initialization": self.initialization,
+            "initialization": keras.saving.serialize_keras_object(self.initialization),
             "layer_norm": self.layer_norm,
             "activation_l1": self.activation_l1,
             "candidate_l1": self.candidate_l1,
@@ -743,7 +753,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     # ------------------------------------------------------------------ layer normalization
 
-    def _add_norm_weights(self, recurrent, uniform):
+    def _add_norm_weights(self, recurrent, starts):
         """A gain for all that is normalized, and the biases, which are added after it."""
 
         def add(name, initializer, **arguments):
@@ -755,7 +765,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             for block in blocks:
                 add(f"{which}_gain_{block}", "ones")
                 if self.use_bias and (which == "kernel" or self.two_biases):
-                    of_block = functools.partial(self._initial_bias, (block,), uniform)
+                    of_block = functools.partial(self._initial_bias, (block,), starts)
                     add(
                         f"{which}_bias_{block}",
                         of_block if which == "kernel" else self.bias_initializer,

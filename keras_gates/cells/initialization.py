@@ -1,10 +1,17 @@
-"""Uniform gates: where a cell starts, from its equations.
+"""Where the gates of a cell start, from its equations.
 
 Gates of sigmoid start near 1/2, so that every unit forgets within a few steps. Spread over
-(0, 1), they remember from a step to as many as there are units, from the first step of training on.
+(0, 1), they remember from a step to as many as there are units, or as are asked for, from the
+first step of training on.
 """
 
+import contextlib
+import functools
+import typing
+
+import keras
 import numpy as np
+from keras import ops
 
 from keras_gates import activations
 from keras_gates.activations.profiles import values
@@ -12,31 +19,62 @@ from keras_gates.cells.program import built_copy, trace
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import constant, evaluate, leaf, pulled
 from keras_gates.equations.program import forward as forward_of
+from keras_gates.initializers import Chrono
+from keras_gates.types import InitializationName
+from keras_gates.validation import close_matches
 
 _CANDIDATE = "candidate"
-_GRID = np.linspace(-32, 32, 2**14 + 1)
+_KERAS, _UNIFORM, IDENTITY = _NAMES = typing.get_args(InitializationName)
+# Fine where activations bend, and wide, because softsign needs 500 to come within 0.001 of 1.
+_GRID = np.sinh(np.linspace(-10, 10, 2**14 + 1))
 _SHIFT = 1e-4
 
 
-class UniformGates:
-    """What uniform gates are in one cell.
+def checked(given):
+    """An `initialization` as a cell keeps it: None for Keras' own."""
+    found = given
+    if isinstance(given, dict):
+        with contextlib.suppress(TypeError, ValueError):
+            found = keras.saving.deserialize_keras_object(given)
+    if found is None or isinstance(found, Chrono):
+        return found
+    if isinstance(found, str) and found in _NAMES:
+        return None if found == _KERAS else found
+    raise ValueError(
+        f"`initialization` must be {', '.join(map(repr, _NAMES))}, or an instance of "
+        f"keras_gates.initializers.Chrono. Received: initialization={given!r}"
+        f"{close_matches(given, _NAMES)}"
+    )
+
+
+def with_identity(cell, recurrent_kernel):
+    """The recurrent kernel with the identity as the candidate's block."""
+    before = cell.units * recurrent_blocks(cell).index(_CANDIDATE)
+    identity = ops.eye(cell.units, dtype=recurrent_kernel.dtype)
+    parts = recurrent_kernel[:, :before], identity, recurrent_kernel[:, before + cell.units :]
+    return ops.concatenate(parts, axis=1)
+
+
+class GateStarts:
+    """Where the gates of one cell start.
 
     Let a state be carried on by the factor `F` of its equation on the direct way, such as z in
-    `h' = z * h + (1 - z) * n`. The gates that `F` rises with start at values v spread evenly over
-    (1 / units, 1 - 1 / units), those that it falls with, and those that what is added is
-    multiplied by, such as i in `c' = f * c + i * g`, at 1 - v, through the inverse of their own
-    activation. Then, at the origin, the recurrent gain g* of the candidate's block is that at
-    which the states neither grow nor shrink, and the block is multiplied by sqrt(g*).
+    `h' = z * h + (1 - z) * n`. The gates that `F` rises with start at the values v that
+    `initialization` gives, those that it falls with, and those that what is added is multiplied
+    by, such as i in `c' = f * c + i * g`, at 1 - v, through the inverse of their own activation.
+
+    Uniform gates have v spread evenly over (1 / units, 1 - 1 / units). With them, at the origin,
+    the recurrent gain g* of the candidate's block is that at which the states neither grow nor
+    shrink, and the block is multiplied by sqrt(g*).
 
     Args:
         cell: a GatedCell, maybe not built.
 
     Attributes:
         ways: from the name of a gate to +1 or -1: v or 1 - v.
-        gain: sqrt(g*); 1 without a recurrent product of the candidate, or without a g*.
 
     Sources: Gu, Gulcehre, Paine, Hoffman, Pascanu, "Improving the gating mechanism of recurrent
-    neural networks", 2020, for the gates.
+    neural networks", 2020, for uniform gates; for other values see `keras_gates.initializers`.
     """
 
     def __init__(self, cell):
@@ -46,15 +84,29 @@ class UniformGates:
         self._forward = self._program.forward
         self.ways: dict = {}
         self.ways = self._ways()
-        self.gain = 1.0
-        if _CANDIDATE in recurrent_blocks(cell) and not cell.layer_norm:
-            self.gain = self._gain()
 
     def bias(self, gate):
-        """The bias of each unit."""
-        units = self._cell.units
-        v = 1 / units + (1 - 2 / units) * (np.arange(units) + 0.5) / units
+        """The bias of each unit, or None for a gate that does not carry."""
+        if gate not in self.ways:
+            return None
+        v = self._shares()
         return _inverse(self._cell.gate_activations[gate], v if self.ways[gate] > 0 else 1 - v)
+
+    @functools.cached_property
+    def gain(self):
+        """The factor of the candidate's block of U: sqrt(g*) with uniform gates; 1 without a
+        recurrent product of the candidate, or without a g*."""
+        cell = self._cell
+        uniform = cell.initialization == _UNIFORM
+        if not uniform or cell.layer_norm or _CANDIDATE not in recurrent_blocks(cell):
+            return 1.0
+        return self._gain()
+
+    def _shares(self):
+        units, initialization = self._cell.units, self._cell.initialization
+        if initialization == _UNIFORM:
+            return 1 / units + (1 - 2 / units) * (np.arange(units) + 0.5) / units
+        return initialization.shares(units)
 
     def _ways(self):
         """A gate counts if it is a share, has a bias of its own, and its activation an inverse."""
@@ -135,11 +187,18 @@ class UniformGates:
         return [float(np.ravel(value)[0]) for value in found]
 
 
+def _curve(activation):
+    """Inputs, rising, and what an activation makes of them, without far ones where it overflows."""
+    y = values(activation, _GRID)
+    known = np.isfinite(y) | (abs(_GRID) < 32)
+    return _GRID[known], y[known]
+
+
 def _is_share(cell, gate):
     """Whether the cell takes a gate for a share, and its activation runs from 0 to 1 and rises."""
     default = activations.get(cell.default_gates()[gate], "gate_activation")
     try:
-        default, y = (values(f, _GRID) for f in (default, cell.gate_activations[gate]))
+        (_, default), (_, y) = map(_curve, (default, cell.gate_activations[gate]))
     except ValueError:  # it mixes units
         return False
     rises = (np.diff(y) > -1e-6).all() and abs(y[0]) < 0.05 and abs(y[-1] - 1) < 0.05
@@ -148,7 +207,8 @@ def _is_share(cell, gate):
 
 def _inverse(activation, v):
     """Inputs at which a rising activation has the values `v`."""
-    y = np.maximum.accumulate(values(activation, _GRID))  # up to rounding it rises
+    x, y = _curve(activation)
+    y = np.maximum.accumulate(y)  # up to rounding it rises
     rising = np.flatnonzero(np.diff(y) > 0)
     part = slice(rising[0], rising[-1] + 2)
-    return np.interp(v, y[part], _GRID[part])
+    return np.interp(v, y[part], x[part])

@@ -275,8 +275,8 @@ def _clip(layer):
 def _remember(layer):
     if layer.gates and layer.options["initialization"] is None:
         yield (
-            'begin with gates that remember (initialization="uniform_gates", or a bias of 1 to 5 '
-            "of the update or forget gate)"
+            'begin with gates that remember (initialization="uniform_gates", or '
+            "keras_gates.initializers.Chrono with the number of steps that inputs matter for)"
         )
     if layer.options["recurrent_initializer"] not in ("orthogonal", "identity"):
         yield "begin with an orthogonal or identity recurrent kernel"

@@ -2,7 +2,8 @@
 
 What cannot work is never drawn: the verdict on every pair of a gate and a candidate is known before
 any training, and a pair that is unstable in a cell is no part of the space. What helps only some
-candidates (clipping, an L1 penalty, identity recurrent weights) is a choice for those alone.
+candidates (clipping, an L1 penalty, identity recurrent weights) is a choice for those alone, and
+so is where gates start, which takes gates that are shares.
 
 No two hyperparameters have one name, because KerasTuner loses the value of one that is declared
 under several conditions. Where what there is to choose from depends on another choice, names have
@@ -11,6 +12,7 @@ a prefix instead: "gru/candidate_activation", "lstm/candidate_activation".
 
 import contextlib
 import functools
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +24,9 @@ from keras_gates import activations, verdicts
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import refuse_unknown
 from keras_gates.cells.base import CLIP_PLACES
+from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
+from keras_gates.equations import NotTraceableError
 from keras_gates.validation import close_matches, positive_integer, true_or_false
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
@@ -32,6 +36,7 @@ CANDIDATES = ("tanh", "softsign", "hard_tanh", "elu", "relu", "leaky_relu")
 _CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
 _L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
 _INITIALIZERS = ("orthogonal", "identity")
+_INITIALIZATIONS = ("keras", "uniform_gates")
 # What `activation_space` does not pass on to a cell.
 SPACE_ARGUMENTS = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
 
@@ -63,6 +68,9 @@ def activation_space(
     - `activation_l1`: from 0 to 1e-3. For candidates that are unbounded, or zero for some inputs.
     - `recurrent_initializer`: "orthogonal" or "identity". For relu and its like, never negative
       and unbounded above, in a cell without gates.
+    - `initialization`: "keras" or "uniform_gates". For candidates all of whose gates can start
+      spread over (0, 1). (`keras_gates.initializers.Chrono` takes a number of time steps that
+      only you know: give it as an option.)
 
     Names have a prefix where what there is to choose from depends on another choice, as in
     "lstm/candidate_activation" with several cells. A choice of one is fixed, and still noted with
@@ -110,7 +118,7 @@ def activation_space(
     >>> hp = keras_tuner.HyperParameters()
     >>> model = build(hp)
     >>> hp.values
-    {'units': 32, 'cell': 'gru', 'candidate_activation': 'tanh', 'gate_activation': 'sigmoid'}
+    {'units': 32, 'cell': 'gru', 'candidate_activation': 'tanh', ..., 'initialization': 'keras'}
 
     Sources: Glorot, Bordes, Bengio, "Deep sparse rectifier neural networks", 2011 (L1, twice the
     units); Le, Jaitly, Hinton, "A simple way to initialize recurrent networks of rectified linear
@@ -157,6 +165,7 @@ class _Plan(NamedTuple):
         clipped: the candidates with which clipping gradients is a choice.
         penalized: those with which an L1 penalty is.
         identity: those with which identity recurrent weights are.
+        started: those with which the start of the gates is.
     """
 
     candidates: tuple
@@ -164,6 +173,7 @@ class _Plan(NamedTuple):
     clipped: tuple
     penalized: tuple
     identity: tuple
+    started: tuple
 
 
 def _plan_for(name, cell, gates, candidates, unstable, options):
@@ -173,11 +183,10 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
         ValueError: no pair may be drawn.
     """
     gated = bool(cell.gate_names())
-    found = {
-        (candidate, gate): judged(cell, gate, candidate, options)
-        for candidate in candidates
-        for gate in (gates if gated else (None,))
-    }
+    found, startable = {}, {}
+    for candidate, gate in itertools.product(candidates, gates if gated else (None,)):
+        pair = candidate, gate
+        found[pair], startable[pair] = judged(cell, gate, candidate, options)
     worst = verdicts.LEVELS[-1]
     ordered = sorted(found, key=lambda pair: verdicts.LEVELS.index(found[pair].level))
     gates_of = {}
@@ -213,11 +222,13 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
         ),
         penalized=those(lambda c, p: p.zero_share > 0 or not p.bounded),
         identity=those(lambda c, p: square and p.lower >= 0 and not p.bounded_above),
+        started=those(lambda c, p: all(startable[c, gate] for gate in gates_of[c])),
     )
 
 
 def judged(cell, gate, candidate, options):
-    """What `check_activations` says of a pair, without the spectral radius."""
+    """What `check_activations` says of a pair, without the spectral radius, and whether the gates
+    of such a cell can start elsewhere."""
     options = tuple(options.items())
     try:
         hash(options)
@@ -235,9 +246,17 @@ def _judged(cell, gate, candidate, options):
     # depend on what has been judged before.
     state = random.getstate()
     try:
-        return verdicts.judge(verdicts.make(cell, 1, given))
+        made = verdicts.make(cell, 1, given)
+        return verdicts.judge(made), _gates_can_start_elsewhere(made)
     finally:
         random.setstate(state)
+
+
+def _gates_can_start_elsewhere(cell):
+    try:
+        return cell.use_bias and bool(GateStarts(cell).ways)
+    except NotTraceableError:
+        return False
 
 
 def hyper_parameters(argument, value):
@@ -298,6 +317,7 @@ def _drawn(hp, plan, fixed):
     for argument, values, some in (
         ("activation_l1", _L1_STRENGTHS, plan.penalized),
         ("recurrent_initializer", _INITIALIZERS, plan.identity),
+        ("initialization", _INITIALIZATIONS, plan.started),
     ):
         if some and argument not in fixed:
             with _where(hp, "candidate_activation", some, every):

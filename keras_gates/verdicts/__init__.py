@@ -158,6 +158,11 @@ class Verdict:
                     f"{how} {left:.1g} of a difference in the state is left after "
                     f"{self.steps} steps"
                 )
+        if self.memory_with_uniform_gates is not None and self.steps > 4 * self.memory:
+            yield (
+                "what helps where inputs matter for that long: "
+                f"initialization=keras_gates.initializers.Chrono({self.steps})"
+            )
 
 
 @typing.overload
