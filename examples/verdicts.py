@@ -401,10 +401,13 @@ def main(argv=None):
     with processes(arguments.workers) as pool:
         for name, (settings, *of) in grids.items():
             run(pool, list(pairs(*of)), settings, most, arguments.out / f"{name}.csv")
-    for name, (settings, *_) in grids.items():
+    for name in grids:
         rows = read(arguments.out / f"{name}.csv")
-        print(f"\n{name}: {'; '.join(settings)}")
-        report(rows)
+        for clipped in (False, True):
+            of = [row for row in rows if SETTINGS[row["task"]].clipped == clipped]
+            if of:
+                print(f"\n{name}: {'; '.join(dict.fromkeys(row['task'] for row in of))}")
+                report(of)
         calibration(rows)
     if not arguments.quick:
         cured(*[read(arguments.out / f"{name}.csv") for name in grids])

@@ -78,8 +78,7 @@ def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
                 what += "; clipping bounds the gradients of that, not the state"
                 yield Reason("caution", what, f"{cure}.")
             else:
-                clip = f"at the least, clip gradients: grad_clip_norm ({_PAPERS['clipping']})"
-                yield Reason("unstable", what, f"{cure}; {clip}.")
+                yield Reason("unstable", what, f"{cure}{_at_least(cell)}.")
 
 
 def of_gates(profiles):
@@ -129,7 +128,7 @@ def of_growth(cell, profiles, candidate, carry, growth):
         f"with {' and '.join(who)} the states can grow "
         f"{'without bound' if np.isinf(growth) else f'{growth:.3g} times'} per step, even while "
         "recurrent weights keep lengths",
-        f"Take {' and '.join(cures)}.",
+        f"Take {' and '.join(cures)}{_at_least(cell) if np.isfinite(growth) else ''}.",
     )
 
 
@@ -188,6 +187,13 @@ def of_candidate(cell, program, p, carry, growth):
             "it fade by that factor at least",
             "A candidate of slope 1 at 0: tanh, softsign.",
         )
+
+
+def _at_least(cell):
+    """What helps where nothing else is changed: the digits of examples/verdicts.py, clipped."""
+    if cell.clips:
+        return ""
+    return f"; at the least, clip gradients: grad_clip_norm ({_PAPERS['clipping']})"
 
 
 def _grows(carry, growth):
