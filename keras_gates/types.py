@@ -16,7 +16,7 @@ CellName = Literal[
     "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
-InitializationName = Literal["keras", "uniform_gates", "identity"]
+InitializationName = Literal["keras", "uniform_gates"]
 Initialization = InitializationName | Chrono
 Backprop = Literal["auto", "fused", "autodiff"]
 Verbose = Literal["auto", 0, 1]
