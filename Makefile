@@ -51,9 +51,9 @@ cross: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python examples/benchmark.py
 
-# All pictures and tables of examples/ and the documentation, anew: two hours on two cores. The seeds
+# All pictures and tables of examples/ and the documentation, anew: over two hours on two cores. The seeds
 # are fixed; what depends on the machine, such as speed, and chaotic trainings come out otherwise.
-FIGURES = digits diagnostics gallery search_digits deployment benchmark initialization verdicts
+FIGURES = digits diagnostics gallery published search_digits deployment benchmark initialization verdicts
 figures: $(INSTALLED)-onnx $(INSTALLED)-litert $(INSTALLED)-openvino
 	mkdir -p out/figures
 	for name in $(FIGURES); do echo "== $$name"; \

@@ -27,6 +27,7 @@ from keras_gates.cells import (
     NBRCCell,
     PeepholeLSTMCell,
     SimpleRNNCell,
+    SRUCell,
     STARCell,
     UGRNNCell,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "MultiplicativeLSTMCell",
     "NBRCCell",
     "PeepholeLSTMCell",
+    "SRUCell",
     "STARCell",
     "SimpleRNNCell",
     "UGRNNCell",

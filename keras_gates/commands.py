@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 import zipfile
 
 import h5py
@@ -24,7 +25,9 @@ _log = logging.getLogger("keras_gates")
 
 
 def check(given):
-    return check_activations(_cell(given.cell), **_chosen(given))
+    for_figures = {"steps": given.steps, "units": given.units}
+    chosen = {name: value for name, value in for_figures.items() if value is not None}
+    return check_activations(_cell(given.cell), **{**_chosen(given), **chosen})
 
 
 def export(given):
@@ -54,6 +57,7 @@ def export(given):
 def inspect(given):
     from keras_gates import deployment
 
+    _import(given.modules)
     if given.path.lower().endswith(".keras"):
         return deployment.inspect_keras(given.path)
     _log.info("reading %s", given.path)
@@ -145,7 +149,10 @@ def _load(given, compile=True):
 
         return load_keras2(given.model)
     try:
-        return keras.saving.load_model(given.model, compile=compile)
+        with warnings.catch_warnings():
+            # Of a model that was never trained; nothing is trained here.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return keras.saving.load_model(given.model, compile=compile)
     except TypeError as error:  # of a class or function that Keras cannot find
         # Between the configs of all that it is in, and its own.
         reason = str(error).rpartition("Exception encountered: ")[2]

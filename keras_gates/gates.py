@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_gates.cells.base import CANDIDATE
-from keras_gates.cells.step import observing
+from keras_gates.cells.step import noting
 
 _found: contextvars.ContextVar[list | None] = contextvars.ContextVar("found", default=None)
 
@@ -57,13 +57,7 @@ class _ShowingGates:
         self.state_size = cell.state_size
 
     def call(self, inputs, states):
-        activated = {}
-
-        def note(step, new):
-            activated.update(step.activated)
-            return new
-
-        with observing(self.cell, note):
+        with noting(self.cell) as activated:
             hidden, states = self.cell(inputs, states[1:], training=self.training)
         missing = [name for name in names(self.cell) if name not in activated]
         if missing:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_gates import activations, engine, gates, regularizers, verdicts
-from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel
+from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel, wrapper
 from keras_gates.cells import CELLS, GatedCell, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
@@ -42,7 +42,8 @@ class GatedRNN(keras.layers.RNN):
         zero_output_for_mask: whether the output at a masked step is zero instead of a repetition.
         return_gates: whether to return the gates and the candidate of every time step as well, as
             the last output: a dict of (batch, time, units), through which gradients flow. Such a
-            layer runs in Keras' own loop.
+            layer runs in Keras' own loop. In `Bidirectional` with `return_state=True` alone; not
+            in `TimeDistributed`.
         initial_state: "zeros", or "learned": weights of (units,) per state that the sequences
             start with where a call gives no initial state.
         backprop: how gradients are computed. "fused": the whole sequence at once, by a compiled
@@ -148,7 +149,11 @@ class GatedRNN(keras.layers.RNN):
         if self.stateful and initial_state == "learned":
             raise ValueError(
                 "A stateful layer starts with the states that it has kept, through which no "
-                "gradient flows. Received: initial_state='learned', stateful=True"
+                "gradient flows. Received: initial_state='learned', stateful=True. Keep "
+                "initial_state='learned' with stateful=False, and hand the states on yourself "
+                "(return_state=True, and layer(x, initial_state=states) from the second call on) "
+                "or export with streaming=True; or keep stateful=True with initial_state='zeros', "
+                "and call layer.reset_state(values) where sequences start."
             )
         self.initial_states: list = []  # the weights of "learned", one per state
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
@@ -201,6 +206,7 @@ class GatedRNN(keras.layers.RNN):
         return super().__call__(*args, **kwargs)
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
+        self._check_wrapper()
         if sequences.shape[1] == 0:
             raise ValueError(
                 f"{self.name!r} takes `sequences` of at least one time step (axis 1). Received: "
@@ -244,17 +250,36 @@ class GatedRNN(keras.layers.RNN):
         """Sets the states of a stateful layer, those of all samples or of some.
 
         Args:
-            values: a list with an array (samples, units) per state, or, of a cell with one state,
-                that array. Default: zeros.
-            rows: which samples of the batch: their indices, or a boolean for each. Default: all.
+            values: a list with an array of (batch, units) per state, in the order of
+                `layer.cell.state_names`: [h] of a GRU, [h, c] of an LSTM; where there is one
+                state, the array alone will do. With `rows` the arrays are of (len(rows), units),
+                for these samples alone. Default: zeros.
+            rows: which samples of the batch: their indices, from 0, or a boolean for each.
+                Default: all.
 
-        Example, where the second of two streams has ended and another takes its place:
+        Raises:
+            ValueError: the layer has no states, or an argument that does not fit them.
 
-        >>> layer = keras_gates.GatedRNN(4, stateful=True)
+        Examples. Of two streams the second has ended, and another takes its place:
+
+        >>> layer = keras_gates.GatedRNN(4, cell="lstm", stateful=True)
         >>> outputs = layer(numpy.ones((2, 5, 3)))
         >>> layer.reset_state(rows=[1])
         >>> [bool(numpy.any(row)) for row in layer.states[0].numpy()]
         [True, False]
+
+        The other goes on from states that were kept elsewhere, h and c of one sample:
+
+        >>> kept = [numpy.full((1, 4), 0.5), numpy.full((1, 4), -1.0)]
+        >>> layer.reset_state(kept, rows=[1])
+        >>> float(layer.states[0].numpy()[1, 0]), float(layer.states[1].numpy()[1, 0])
+        (0.5, -1.0)
+
+        All streams of a cell with one state at once:
+
+        >>> layer = keras_gates.GatedRNN(4, stateful=True)
+        >>> outputs = layer(numpy.ones((2, 5, 3)))
+        >>> layer.reset_state(numpy.full((2, 4), 0.5))
         """
         if self.states is None:
             if values is not None or rows is not None:
@@ -284,6 +309,7 @@ class GatedRNN(keras.layers.RNN):
 
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
         known_features(repr(self.name), "sequences", sequences_shape, AXES)
+        self._check_wrapper()
         outputs = super().compute_output_shape(sequences_shape, initial_state_shape)
         if not self.return_gates:
             return outputs
@@ -392,6 +418,28 @@ class GatedRNN(keras.layers.RNN):
         if self.return_gates:
             return "return_gates=True was given"
         return self._not_fusable or engine.why_not_fusable(self)
+
+    def _check_wrapper(self):
+        """Raises where Keras' wrappers have no place for all outputs, at which they fail."""
+        if not (self.return_gates or self.return_state):
+            return
+        around = wrapper(self)
+        if isinstance(around, keras.layers.TimeDistributed):
+            more = "return_gates" if self.return_gates else "return_state"
+            raise ValueError(
+                "keras.layers.TimeDistributed takes a layer with one output. Received: "
+                f"{self.name!r} with {more}=True. Call the layer on keras.ops.reshape(x, (-1, "
+                "*x.shape[2:])), with the outer axis in that of the batch, and reshape what it "
+                "returns."
+            )
+        if around is not None and not self.return_state:
+            raise ValueError(
+                "keras.layers.Bidirectional takes further outputs, such as gates, beside the last "
+                f"states alone. Received: {self.name!r} with return_gates=True, "
+                "return_state=False. Give it return_state=True as well: the Bidirectional "
+                "returns the output, states and gates of the forward layer, states and gates of "
+                "the backward layer (in the order in which it reads)."
+            )
 
     def _check_sequences(self, given):
         kind, dtype = type(given).__name__, str(getattr(given, "dtype", ""))

@@ -13,7 +13,8 @@ GateActivation = Activation | Mapping[str, Activation | None]
 CellName = Literal[
     "gru", "lstm", "simple", "antisymmetric", "cifg", "fast_grnn", "gated_antisymmetric",
     "ind_rnn", "janet", "layer_norm_gru", "layer_norm_lstm", "lem", "li_gru", "mgu", "min_gru",
-    "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "star", "ugrnn",
+    "min_lstm", "multiplicative_lstm", "n_brc", "peephole_lstm", "sru", "star",
+    "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
 InitializationName = Literal["keras", "uniform_gates"]

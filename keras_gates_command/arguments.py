@@ -61,6 +61,14 @@ def in_terms_of_options(given, message):
 def _check(command):
     """Say whether a choice of activations will work in a cell, before training."""
     _add_cell(command)
+    command.add_argument(
+        "--steps",
+        type=_count,
+        help="how long sequences are, for what is left of a difference; default: 64",
+    )
+    command.add_argument(
+        "--units", type=_count, help="of the cell that the figures are of; default: 64"
+    )
     command.set_defaults(
         needs_backend=lambda given: ":" in given.cell or bool(given.modules),
     )
@@ -82,7 +90,10 @@ def _export(command):
         "--sample", metavar="DATA", help=f"data to compare file and model on: {_DATA}"
     )
     command.add_argument(
-        "--tolerance", type=_positive, help="largest difference, as a share of an output's scale"
+        "--tolerance",
+        type=_positive,
+        help="largest difference, as a share of an output's scale; default: 1e-5, more for half "
+        "precision, any for quantized files",
     )
     command.add_argument(
         "--batch-size", type=_count, help="litert: the fixed batch size; default: 1"
@@ -98,7 +109,9 @@ def _export(command):
     command.add_argument(
         "--length", type=_count, help="litert: a fixed number of time steps, written out"
     )
-    command.add_argument("--opset", type=_count, help="onnx: the version of its operators")
+    command.add_argument(
+        "--opset", type=_count, help="onnx: the version of its operators; default: 15"
+    )
     command.set_defaults(refuse_missing=_refuse_missing("model", "sample", "representative_data"))
 
 
@@ -107,9 +120,12 @@ def _inspect(command):
     command.add_argument(
         "path", help="a .keras, .onnx, .tflite or .xml file, or the folder of a SavedModel"
     )
+    _add_import(command, "the classes in a .keras file, whose defaults are left out then")
     command.set_defaults(
         refuse_missing=_refuse_missing("path"),
-        needs_backend=lambda given: not given.path.lower().endswith(".keras"),
+        needs_backend=lambda given: (
+            not given.path.lower().endswith(".keras") or bool(given.modules)
+        ),
     )
 
 

@@ -99,6 +99,16 @@ def test_diagnose_prints_what_diagnose_returns(saved, capsys):
     assert "4 samples of up to 6 steps" in pathlib.Path("page.html").read_text("utf-8")
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_diagnose_of_a_model_that_was_never_trained_warns_of_nothing(here, rng, capsys):
+    model = small_model()
+    model.save("model.keras")  # with an optimizer that has no weights yet
+    np.savez("data.npz", frames=rng.normal(size=(3, 4, 3)), y=rng.normal(size=(3, 2)))
+    status, out, err = run(capsys, "diagnose", "model.keras", "data.npz", "--quiet")
+    assert (status, err) == (0, "")
+    assert "dL/dh" in out
+
+
 def test_diagnose_without_targets_or_loss(saved, capsys):
     model, x, _ = saved
     np.save("x.npy", x)
@@ -166,6 +176,8 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
         ("export model.keras out --opset 15", "takes no option `--opset`"),
         ("export model.keras m.tflite --representative-data x.npy", "`--representative-data` mus"),
         ("inspect nope", "`path` must be a file or folder that is there. Received: path='nope'"),
+        ("inspect other.npz", "a file that ends in .onnx, .tflite, .xml or .keras (which in"),
+        ("inspect text.keras --import no_such", "`--import` must be a module that can be"),
         ("inspect text.keras", "`path` is not a .keras file, or damaged"),
         ("diagnose model.keras other.npz", "`data` must hold the array x, or frames. Received"),
         ("diagnose model.keras data.npz --import no_such", "`--import` must be a module that"),
@@ -322,6 +334,8 @@ def test_check_prints_what_check_activations_returns(capsys):
     found = json.loads(out)
     assert found["level"] == "unstable"
     assert found["carry"] == {"hidden": [0, None]}
+    _, out, _ = run(capsys, "check", "gru", "--steps", 7, "--units", 5)
+    assert out == f"{kg.check_activations('gru', steps=7, units=5)}\n"
 
 
 def test_check_does_without_tensorflow():
@@ -524,6 +538,38 @@ def test_inspect_of_a_keras_file_needs_neither_its_classes_nor_a_backend(here):
     assert "Own(units=4" in out
     assert "candidate_activation='relu'" in out
     assert "32 parameters" in out
+
+
+def test_inspect_leaves_out_the_defaults_of_classes_that_are_imported(here, capsys, monkeypatch):
+    (here / "my_cells.py").write_text(
+        """
+import keras, keras_gates
+@keras.saving.register_keras_serializable("my_cells")
+class Scaled(keras_gates.GatedCell):
+    def __init__(self, units, scale=2.0, **arguments):
+        super().__init__(units, **arguments)
+        self.scale = scale
+    def update(self, x, u, states):
+        return (self.candidate(x.candidate + self.scale * u.candidate),)
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+"""
+    )
+    monkeypatch.syspath_prepend(str(here))
+    import my_cells
+
+    layer = kg.GatedRNN(4, cell=my_cells.Scaled)
+    keras.Sequential([keras.Input((None, 3)), layer]).save("own.keras")
+    keras.saving.get_custom_objects().pop("my_cells>Scaled")
+    monkeypatch.delitem(sys.modules, "my_cells")
+    _, out, _ = run(capsys, "inspect", "own.keras")
+    assert "scale=2.0" in out
+    status, out, _ = run(capsys, "inspect", "own.keras", "--import", "my_cells")
+    assert status == 0
+    assert "Scaled(units=4, " in out
+    assert "scale=" not in out
+    given = arguments.parse(TEXT, ["inspect", "own.keras", "--import", "my_cells"])
+    assert given.needs_backend(given)
 
 
 def test_bench_measures_what_it_names(capsys):

@@ -1,8 +1,11 @@
 """LiteRT files: what LiteRT's interpreter makes of them against the Keras model."""
 
+import contextlib
 import doctest
+import os
 import re
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -12,6 +15,7 @@ from helpers import BACKEND, CASES, MASK, MGUCell, golden_files, run_python, unp
 import keras_gates as kg
 from keras_gates.deployment import NotExportableError, ParityError, export, inspect, verify
 from keras_gates.deployment.litert import LiteRT
+from keras_gates.deployment.noise import without_noise
 from keras_gates.deployment.runners import shared
 from keras_gates.deployment.signatures import signatures
 from keras_gates.deployment.spec import ModelSpec
@@ -392,6 +396,37 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, rng):
     model = sequential(rng, LAYERS.Bidirectional(kg.GatedRNN(3), name="ear"))
     with pytest.raises(NotExportableError, match="'ear'"):
         export(model, tmp_path / "m", "litert", streaming=True)
+
+
+def test_noise_of_the_converter_is_kept_from_the_terminal(tmp_path, rng, capfd, quick):
+    data = rng.normal(size=(2, 2, 3)).astype("float32")
+    options = {"quantize": "full_int8", "length": 2, "representative_data": data}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        export(sequential(rng, kg.GatedRNN(2)), tmp_path / "m", "litert", verbose=0, **options)
+    assert capfd.readouterr().err == ""
+
+
+def test_errors_of_the_converter_come_out(capfd):
+    log = b"I0000 00:00:17 1 reader.cc:83] Reading\nE0000 00:00:17 1 a.cc:1] bad\n"
+    with without_noise():
+        os.write(2, log + b"fully_quantize: 0, inference_type: 6\nSomething else\nno end of line")
+    os.write(2, b"!")
+    expected = "E0000 00:00:17 1 a.cc:1] bad\nSomething else\nno end of line!"
+    assert capfd.readouterr().err == expected
+    with contextlib.suppress(RuntimeError), without_noise():
+        os.write(2, log + b"no Sinh\n")
+        raise RuntimeError("no Sinh")
+    assert capfd.readouterr().err == "E0000 00:00:17 1 a.cc:1] bad\n"
+
+
+def test_a_process_without_standard_error_is_left_alone(monkeypatch):
+    def closed(descriptor):
+        raise OSError
+
+    monkeypatch.setattr(os, "dup", closed)
+    with without_noise():
+        pass
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from keras_gates import diagnostics
 from keras_gates.deployment import NotExportableError, ParityError, export, inspect
 from keras_gates.deployment import onnx as onnx_format
 from keras_gates.deployment.onnx.activations import native
-from keras_gates.deployment.onnx.convert import nodes
+from keras_gates.deployment.onnx.convert import names_read, nodes
 from keras_gates.deployment.onnx.operators import attributes, operator
 from keras_gates.deployment.onnx.recurrent import recurrent_operators
 from keras_gates.deployment.spec import ModelSpec
@@ -603,6 +603,23 @@ def test_what_onnx_does_not_know_runs_as_a_scan_and_says_so(tmp_path, rng):
     written.assert_equal(*sequences(rng, masked=True))
 
 
+def test_the_file_of_a_scan_says_what_it_cannot_and_holds_its_weights_once(tmp_path, rng):
+    own, gru = (sequential(rng, kg.GatedRNN(40, cell=cell)) for cell in (MGUCell, "gru"))
+    written = Written(own, tmp_path)
+    assert onnx_format._NO_STEPS in written.found.notes
+    with pytest.raises(Exception, match="Scan"):
+        written.run([np.zeros((2, 0, 3), "float32")])
+    assert {given.name for given in written.file.graph.initializer} <= names_read(
+        written.file.graph
+    )
+    held = 4 * own.count_params()
+    assert held < (tmp_path / "model.onnx").stat().st_size < 1.5 * held
+    written = Written(gru, tmp_path)
+    assert onnx_format._NO_STEPS not in written.found.notes
+    (h,) = written.run([np.zeros((2, 0, 3), "float32")])
+    np.testing.assert_array_equal(h, np.zeros((2, 40)))
+
+
 @pytest.mark.slow
 def test_a_layer_with_code_of_its_own_is_left_alone(rng):
     model = sequential(rng, OwnRNN(4, name="own"))
@@ -643,6 +660,7 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert {sample.mask for sample in report.samples} == {"none", "right", "any"}
     assert report.notes == [
         "mgu runs as a Scan, because ONNX has no operator for the cell MGUCell.",
+        onnx_format._NO_STEPS,
         onnx_format.NOT_A_NUMBER.format(runtime="ONNX Runtime"),
         onnx_format._ELSEWHERE,
     ]

@@ -138,6 +138,18 @@ def test_findings_are_sorted_and_name_the_layer(rng):
     assert result.layers[0].nonfinite > 0
 
 
+def test_a_model_of_nothing_but_nan_is_reported_in_words(rng):
+    layer = helpers.built(rng, dtype="float32", cell="lstm", grad_clip_norm=1.0)
+    layer.set_weights([np.full_like(weight, np.nan) for weight in layer.get_weights()])
+    model = model_of(layer)
+    found = diagnose(model, sequences(rng), np.zeros((BATCH, UNITS)))
+    for text in (str(found), found._repr_html_()):
+        assert "nan" not in text
+        assert "NaN%" not in text
+        assert text.count("NaN") > 20
+        assert "Lyapunov exponent: not finite" in text
+
+
 def test_what_cannot_be_looked_into_is_said(rng):
     class Own(keras.layers.Layer):
         state_size = output_size = 2

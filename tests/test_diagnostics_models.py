@@ -176,6 +176,33 @@ def test_looking_runs_the_model_as_it_is_and_changes_nothing(rng, make, names):
     assert len(result.layers) == len(run.traces)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_data_may_come_in_any_structure_and_keras_warns_of_none(rng):
+    x, layer = sequences(rng), helpers.built(rng, dtype="float32", name="rnn")
+    one = keras.Input((None, FEATURES), name="x")
+    two = {"a": keras.Input((None, FEATURES), name="a"), "b": keras.Input((2,), name="b")}
+    both = keras.layers.Concatenate()([layer(two["a"]), two["b"]])
+    of_two = {"a": x, "b": rng.normal(size=(BATCH, 2))}
+    (expected,) = diagnose(keras.Sequential([one, layer]), x).layers
+    for inputs, outputs, data in (
+        (one, layer(one), {"x": x}),
+        ([one], layer(one), {"x": x}),
+        ({"x": one}, layer(one), {"x": x}),
+        (two, both, of_two),
+        ([two["b"], two["a"]], both, of_two),
+    ):
+        model = keras.Model(inputs, outputs)
+        listed = [data[tensor.name] for tensor in model.inputs]
+        for given in (data, listed, *(listed if len(listed) == 1 else [])):
+            assert diagnose(model, given).layers == [expected]
+    model = keras.Sequential([one, layer])
+    assert diagnose(model, {"x": x}).layers == [expected]
+    if TENSORFLOW:
+        model.compile("sgd", "mse")
+        monitor = kg.GateMonitor({"x": x})
+        model.fit(x, np.zeros((BATCH, UNITS)), callbacks=[monitor], verbose=0)
+
+
 class TwoInputs(keras.Model):
     """A subclassed model on a dict of inputs, with a cell of its own in keras.layers.RNN."""
 

@@ -333,11 +333,24 @@ def test_clipping_under_a_loss_scale_optimizer_is_refused():
     model.predict(np.zeros((2, 5, 3)), verbose=0)
 
 
+def test_a_model_has_several_layers_to_judge():
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(2)])
+    with pytest.raises(ValueError, match="or a layer with one. .*Of a model give a layer"):
+        kg.check_activations(model)
+
+
 def test_from_keras_errors():
     with pytest.raises(TypeError, match="takes a Keras model or layer. Received: 3"):
         kg.from_keras(3)
     with pytest.raises(ValueError, match="found no keras.layers.GRU, LSTM or SimpleRNN"):
         kg.from_keras(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    low = kg.GatedRNN(2, name="low", return_sequences=True)
+    both = keras.layers.Bidirectional(kg.GatedRNN(3, name="rnn"))
+    already = r"convert in '\w+', which has GatedRNN layers already \(low, (\w+ward_rnn(, )?){2}\)"
+    with pytest.raises(ValueError, match=already):
+        kg.from_keras(keras.Sequential([keras.Input((None, 3)), low, both]), grad_clip_norm=1.0)
+    with pytest.raises(ValueError, match="new.set_weights.*clone_function"):
+        kg.from_keras(kg.GatedRNN(3), grad_clip_norm=1.0)
     with pytest.raises(TypeError, match="no argument `grad_clip`"):
         kg.from_keras(keras.layers.GRU(3), grad_clip=1.0)
 

@@ -137,6 +137,85 @@ def test_gallery_trains_times_and_draws(tmp_path):
 
 
 @pytest.mark.slow
+def test_published_trains_every_model(tmp_path):
+    command = [sys.executable, EXAMPLES / "published.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    count = 14  # models, of two steps each
+    assert f"{count} of {count} trained" in done.stdout
+    assert "ind_rnn: Li et al., 2018" in done.stdout
+    rows = (tmp_path / "published.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * count
+    assert (tmp_path / "published.png").stat().st_size > 10_000
+    command += ["min_lstm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "NAME must be one of ind_rnn, janet, min_gru" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def published():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)  # it imports other examples
+        return load("published")
+
+
+def test_what_is_to_be_copied(published, rng):
+    x, y = published.copying(rng, 20, 30, 4)
+    symbols = x.argmax(axis=2)
+    assert (x.sum(axis=2) == 1).all()
+    assert symbols.shape == y.shape == (20, 38)
+    np.testing.assert_array_equal(symbols[:, :4], y[:, 34:])
+    assert set(symbols[:, :4].ravel()) == set(range(1, 9))
+    assert (symbols[:, 33] == 9).all()
+    assert symbols[:, 4:33].max() == symbols[:, 34:].max() == y[:, :34].max() == 0
+    x, y = published.selective_copying(rng, 20, 30, 4)
+    for given, wanted in zip(x, y, strict=True):
+        assert given[given > 0].tolist() == [*wanted, *[15] * 4]
+        assert (given[30:] == 15).all()
+    assert len(np.unique(x[:, :30].argmax(axis=1))) > 5  # the places differ
+    x, y = published.first_input(rng, 20, 30)
+    np.testing.assert_array_equal(x[:, 0], y)
+    assert abs(x[:, 1:].std() - 1) < 0.2
+
+
+def test_the_text_and_its_test_part(published, rng):
+    train, test, characters = published.text()
+    assert len(train) > 100_000
+    assert max(train.max(), test.max()) == characters - 1
+    for part, codes in enumerate((train, test)):
+        x, y = published.excerpts(rng, 3, 40, part)
+        np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+        assert bytes(np.append(x[0], y[0, -1]).astype("uint8")) in bytes(codes.astype("uint8"))
+
+
+def test_scores(published, rng):
+    y, output = rng.integers(3, size=(4, 5)), rng.normal(size=(4, 5, 3))
+    shares = np.exp(output) / np.exp(output).sum(axis=2, keepdims=True)
+    expected = np.mean([-np.log2(shares[i, j, y[i, j]]) for i in range(4) for j in range(5)])
+    assert published.bits(y, output) == pytest.approx(expected)
+    right = [output[i, j].argmax() == y[i, j] for i in range(4) for j in range(5) if y[i, j]]
+    assert published.accuracy(y, output) == pytest.approx(np.mean(right))
+    curve = np.array([[10, 20, 30, 40], [0.1, 0.9, 0.2, 0.1]])
+    assert published.steps_to(0.5, curve, lower=True) == 30  # and not 10: it came back
+    assert published.steps_to(0.5, curve, lower=False) is None
+    assert published.steps_to(0.95, curve, lower=True) == 10
+
+
+def test_the_chrono_start(published):
+    for cell, blocks in (("lstm", 4), ("janet", 2)):
+        model = published.copier(cell, 200, 50, 1e-3, chrono=True)
+        bias = dict(
+            zip(model.layers[0].cell.blocks, np.split(model.get_weights()[2], blocks), strict=True)
+        )
+        times = np.exp(bias.pop("forget"))
+        assert 1 <= times.min() < 2
+        assert 47 < times.max() <= 49
+        if cell == "lstm":
+            np.testing.assert_allclose(np.exp(-bias.pop("input")), times, rtol=1e-5)
+        assert not np.any([*bias.values()])
+
+
+@pytest.mark.slow
 def test_diagnostics_prints_and_draws(tmp_path, capsys):
     example = load("diagnostics")
     found = example.main(["--epochs", "1", "--samples", "300", "--out", str(tmp_path)])

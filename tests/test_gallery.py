@@ -114,6 +114,14 @@ def star(x, h, w):
     return (tanh((1 - k) * h + k * tanh(x_n)),)
 
 
+def sru(x, h, c, w):
+    """Lei et al., 2018, equations 1 to 4 and section 3.2, with a projection for the highway."""
+    x_f, x_r, x_n, x_s = split(x @ w["kernel"] + w["bias"], 4)
+    f, r = sigmoid(x_f + w["forget_vector"] * c), sigmoid(x_r + w["reset_vector"] * c)
+    c = f * c + (1 - f) * x_n
+    return r * c + (1 - r) * np.sqrt(1 + 2 * np.exp(0)) * x_s, c
+
+
 def antisymmetric(x, h, w):
     """Chang et al., 2019, with ε = 0.1, γ = 0.01; there h is a column."""
     return (h + 0.1 * tanh(damped(h, w) + x @ w["kernel"] + w["bias"]),)
@@ -199,7 +207,7 @@ REFERENCES = {
     function.__name__: function
     for function in (
         peephole_lstm, cifg, janet, mgu, li_gru, ugrnn, ind_rnn, min_gru, min_lstm, fast_grnn,
-        n_brc, star, layer_norm_lstm, layer_norm_gru, antisymmetric, gated_antisymmetric, lem,
+        n_brc, sru, star, layer_norm_lstm, layer_norm_gru, antisymmetric, gated_antisymmetric, lem,
         multiplicative_lstm,
     )
 }  # fmt: skip
@@ -213,6 +221,7 @@ PARAMETERS = {
     "min_lstm": lambda n, m: 3 * (n * m + n),
     "fast_grnn": lambda n, m: n * m + n * n + 2 * n + 2,
     "n_brc": lambda n, m: 3 * (n * m + n) + 2 * n * n,
+    "sru": lambda n, m: 4 * (n * m + n) + 2 * n,
     "star": lambda n, m: 2 * (n * m + n) + n * n,
     "antisymmetric": lambda n, m: n * m + n * n + n,
     "gated_antisymmetric": lambda n, m: 2 * (n * m + n) + n * n,
@@ -300,6 +309,12 @@ def test_starts_that_are_drawn():
     vector = ops.convert_to_numpy(layer.cell.recurrent_vector)
     assert 0 <= vector.min() < 0.01
     assert 0.99 < vector.max() <= 1
+    sru = kg.GatedRNN(500, cell="sru")
+    sru.build((None, None, 12))
+    kernel, _, *vectors = map(ops.convert_to_numpy, sru.weights)
+    np.testing.assert_allclose(abs(kernel).max(), np.sqrt(3 / 12), rtol=0.01)
+    for vector in vectors:
+        np.testing.assert_allclose([abs(vector).max(), vector.std()], np.sqrt([1.5, 0.5]), rtol=0.1)
     star = kg.GatedRNN(6, cell="star")
     star.build((None, None, 20))
     kernel = ops.convert_to_numpy(star.cell.kernel)
@@ -396,7 +411,7 @@ def test_equations_in_the_symbols_of_the_papers():
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_every_cell_can_be_normalized(name, rng):
     """Scaling W and U changes nothing then, as far as ε lets it."""
-    if name in ("ind_rnn", "min_gru", "min_lstm", "star", "n_brc") and not ALL:
+    if name in ("ind_rnn", "min_gru", "min_lstm", "sru", "star", "n_brc") and not ALL:
         pytest.skip("one of each kind")
     for check in ("input_gradients", "config_round_trip", "masks"):
         if check in checks.CHECKS:

@@ -45,6 +45,7 @@ WAYS = {
     "min_gru": ([], ["update"]),
     "min_lstm": (["forget"], ["input"]),
     "n_brc": (["update"], []),
+    "sru": (["forget"], []),
     "star": ([], ["update"]),
     "lem": ([], ["memory_step", "update"]),
     "multiplicative_lstm": (["forget"], ["input"]),

@@ -91,10 +91,11 @@ def test_the_example_of_every_public_name_runs(public):
     blocks = re.findall(r"```python\n(.*?)```", public.__doc__, re.DOTALL)
     for block in blocks:
         exec(textwrap.dedent(block), names)
-    (test,) = doctest.DocTestFinder(recurse=False).find(public, globs=names)
-    assert blocks or test.examples, f"{public.__name__} has no example"
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
-    assert result.failed == 0
+    found = doctest.DocTestFinder().find(public, public.__name__, globs=names)  # of methods, too
+    own = next(test for test in found if test.name == public.__name__)
+    assert blocks or own.examples, f"{public.__name__} has no example"
+    for test in found:
+        assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
 
 
 def test_pyproject_names_the_build_system_alone():

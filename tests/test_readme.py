@@ -56,12 +56,54 @@ def found_where_it_began(names):
 def converted_what_computes_the_same(names):
     given, expected = (names[name](names["x_train"]) for name in ("clipped", "trained"))
     np.testing.assert_allclose(np.array(given), np.array(expected), atol=1e-6)
+    again = names["again"]
+    assert names["clipped"].layers[0].grad_clip_norm == 1.0
+    assert again.layers[0].grad_clip_norm is None
+    np.testing.assert_allclose(np.array(again(names["x_train"])), np.array(expected), atol=1e-6)
+
+
+def computes_what_addons_did(names):
+    """The `call` of both of their cells in NumPy, with weights by their places there."""
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    def layer_normalization(v, gamma, beta):
+        centered = v - v.mean(axis=1, keepdims=True)
+        return gamma * centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + 1e-3) + beta
+
+    def peephole(x, h, c, kernel, recurrent_kernel, bias, p_i, p_f, p_o):
+        z0, z1, z2, z3 = np.split(x @ kernel + h @ recurrent_kernel + bias, 4, axis=1)
+        c = sigmoid(z1 + p_f * c) * c + sigmoid(z0 + p_i * c) * np.tanh(z2)
+        return sigmoid(z3 + p_o * c) * np.tanh(c), c
+
+    def layer_norm(x, h, c, kernel, recurrent_kernel, bias, *norms):
+        z = layer_normalization(x @ kernel, *norms[:2])
+        z = z + layer_normalization(h @ recurrent_kernel, *norms[2:4]) + bias
+        z0, z1, z2, z3 = np.split(z, 4, axis=1)
+        c = layer_normalization(sigmoid(z1) * c + sigmoid(z0) * np.tanh(z2), *norms[4:])
+        return sigmoid(z3) * np.tanh(c), c
+
+    for call, layer, weights in (
+        (peephole, names["peephole"], names["weights"]),
+        (layer_norm, names["normalized"], names["addons"]),
+    ):
+        x = names["x_train"].astype("float64")
+        h = c = np.zeros((len(x), 64))
+        for t in range(x.shape[1]):
+            h, c = call(x[:, t], h, c, *weights)
+        np.testing.assert_allclose(np.array(layer(x.astype("float32"))), h, atol=1e-4)
+
+
+def moved(names):
+    converted_what_computes_the_same(names)
+    computes_what_addons_did(names)
 
 
 AFTERWARDS = {
     "README.md": wrote_its_files,
     "docs/diverging.md": found_where_it_began,
-    "docs/migration.md": converted_what_computes_the_same,
+    "docs/migration.md": moved,
 }
 
 

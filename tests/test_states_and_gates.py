@@ -66,7 +66,8 @@ def test_a_learned_state_trains_and_is_saved(rng, tmp_path):
 def test_bad_initial_states():
     with pytest.raises(ValueError, match="`initial_state` must be one of 'zeros', 'learned'"):
         kg.GatedRNN(4, initial_state="lerned")
-    with pytest.raises(ValueError, match="A stateful layer starts.*initial_state='learned'"):
+    instead = "A stateful layer starts.*stateful=True. Keep .*stateful=False.*reset_state\\(values"
+    with pytest.raises(ValueError, match=instead):
         kg.GatedRNN(4, initial_state="learned", stateful=True)
 
 
@@ -194,6 +195,50 @@ def test_a_model_trains_on_its_gates(rng, tmp_path):
     found = kg.diagnose(model, X, [np.zeros((len(X), 1)), np.ones((len(X), UNITS))], lyapunov=False)
     mean = np.mean([g.mean for g in [found.layers[0].gates["update"]]])
     assert mean == pytest.approx(float(ops.mean(model.predict(X, verbose=0)[1])), abs=0.05)
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", None])
+def test_gates_of_both_directions(rng, merge_mode):
+    options = {"return_gates": True, "return_state": True, "dtype": "float32"}
+    wrapped = keras.layers.Bidirectional(built(rng, **options), merge_mode=merge_mode)
+    symbolic = wrapped(keras.Input(X.shape[1:]))
+    found = wrapped(X, mask=MASK)
+    for one, other in zip(keras.tree.flatten(symbolic), keras.tree.flatten(found), strict=True):
+        assert tuple(one.shape)[1:] == tuple(other.shape)[1:]
+    for inner, expected in (
+        (wrapped.forward_layer, found[-4:-2]), (wrapped.backward_layer, found[-2:]),
+    ):  # fmt: skip
+        alone = built(rng, go_backwards=inner.go_backwards, **options)
+        alone.set_weights(inner.get_weights())
+        _, *given = alone(X, mask=MASK)
+        for one, other in zip(keras.tree.flatten(given), keras.tree.flatten(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_wrappers_that_have_no_place_for_gates_say_what_to_do(symbolic):
+    def wrapped(make, outer=(), **arguments):
+        layer = make(kg.GatedRNN(4, name="rnn", **arguments))
+        return layer(keras.Input((*outer, 9, 3)) if symbolic else np.zeros((2, *outer, 9, 3)))
+
+    with pytest.raises(ValueError, match="return_gates=True, return_state=False. Give it return_s"):
+        wrapped(keras.layers.Bidirectional, return_gates=True)
+    for given in ("return_gates", "return_state"):
+        with pytest.raises(ValueError, match=f"Received: 'rnn' with {given}=True. Call the layer"):
+            wrapped(keras.layers.TimeDistributed, (5,), **{given: True})
+
+    def both(layer):
+        return keras.layers.TimeDistributed(keras.layers.Bidirectional(layer))
+
+    with pytest.raises(ValueError, match="TimeDistributed takes a layer with one output"):
+        wrapped(both, (5,), return_gates=True, return_state=True)
+
+    def model(layer):  # a model in between uses them up
+        x = keras.Input((9, 3))
+        h, state = layer(x)
+        return keras.layers.TimeDistributed(keras.Model(x, h + state))
+
+    assert tuple(wrapped(model, (5,), return_state=True).shape)[1:] == (5, 4)
 
 
 @pytest.mark.slow

@@ -145,8 +145,9 @@ def test_which_trials_are_confirmed():
         chosen(of(hard, relu), None)
     with pytest.raises(ValueError, match="no two to compare by default. No trial has finished"):
         chosen(of(), None)
-    with pytest.raises(ValueError, match="no two to compare by default.*itself the best of 1"):
+    with pytest.raises(ValueError, match="no two to compare by default. Nothing was compared"):
         chosen(of(default), None)
+    assert chosen(of(default, scored("4", "sigmoid", 0.6, 0.7)), None) == ["4", "0"]
     running = Trial("3", {}, "RUNNING", [])
     for wrong in (["0"], ["0", "0"], ["0", "7"], ["0", "3"], []):
         with pytest.raises(ValueError, match=r"`trials` must be a list of the ids.*: 0, 1\. Rec"):

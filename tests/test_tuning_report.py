@@ -217,6 +217,15 @@ def test_dataframe(mixed, monkeypatch):
     assert columns == [*FIELDS, *found.choices]
 
 
+def test_a_figure_that_is_no_number_is_printed_in_capitals(tmp_path):
+    trials = [finished("0", DEFAULT, 0.7, sparsity=NAN), finished("1", HARD, 0.8, sparsity=0.5)]
+    found = search_report(written(tmp_path, trials))
+    row = next(line for line in str(found).splitlines() if line.split()[:2] == ["2", "0"])
+    assert "NaN" in row.split()
+    for text in (row, found.to_markdown(), found._repr_html_()):
+        assert "nan" not in text
+
+
 def test_print(mixed):
     text = str(search_report(mixed))
     first = text.splitlines()[0]
@@ -664,6 +673,25 @@ def test_other_verdicts():
     other = compare(searched([finished("1", {"units": 3}, 0.8, 0.7)]))
     assert "The activations are no choice of this search" in other.sentence
     assert compare(searched([])).verdict == "nothing finished"
+
+
+def test_a_search_of_one_pair_says_that_nothing_was_compared():
+    trials = [finished(str(i), {**DEFAULT, "units": 8 * i}, 0.5 + 0.1 * i) for i in (1, 2, 3)]
+    found = compare(searched(trials))
+    assert (found.verdict, found.best, found.default) == ("one pair", "3", "3")
+    assert found.sentence == (
+        "Nothing was compared with the default pair (3 finished trials, the best is 3: sigmoid + "
+        "tanh): no other pair was tried."
+    )
+    failed = [diverged("4", RELU), diverged("5", RELU), Trial("6", HARD, "RUNNING", [])]
+    found = compare(searched([trials[0], *failed]))
+    assert found.verdict == "one pair"
+    assert found.sentence.endswith(
+        "(1 finished trial, the best is 1: sigmoid + tanh): no trial with another pair has "
+        "finished (of 3: 2 diverged, 1 running)."
+    )
+    # Another pair that did worse was compared.
+    assert compare(searched([*trials, finished("7", HARD, 0.1)])).verdict == "default is best"
 
 
 def test_where_nothing_differs_hardly_a_search_says_beats():

@@ -11,6 +11,8 @@ _CUSTOM_GRADIENT = "tensorflow.python.ops.custom_gradient"
 _TAPE = "tensorflow.python.eager.imperative_grad"
 _FUNCTION = "tensorflow.python.eager.polymorphic_function.polymorphic_function"
 _TRAINING = ("fit", "train_on_batch")
+_OF_WRAPPERS = ("call", "compute_output_shape")
+_WRAPPED = ("layer", "forward_layer", "backward_layer")
 _PREDICTING = ("evaluate", "predict", "test_on_batch", "predict_on_batch")
 
 
@@ -76,6 +78,20 @@ def callers():
     while frame is not None:
         yield frame.f_globals.get("__name__", ""), frame
         frame = frame.f_back
+
+
+def wrapper(layer):
+    """The `Bidirectional` or `TimeDistributed` of Keras that is calling a layer, or that asks for
+    the shape of its outputs, the outermost of several; None where there is none."""
+    kinds = (keras.layers.Bidirectional, keras.layers.TimeDistributed)
+    codes = {getattr(kind, name).__code__ for kind in kinds for name in _OF_WRAPPERS}
+    inner, found = layer, None
+    for _, frame in callers():
+        if frame.f_code in codes:
+            outer = frame.f_locals["self"]
+            if any(getattr(outer, name, None) is inner for name in _WRAPPED):
+                inner = found = outer
+    return found
 
 
 def outer_steps():

@@ -17,6 +17,7 @@ from keras_gates.cells.multiplicative import MultiplicativeLSTMCell
 from keras_gates.cells.normalized import LayerNormGRUCell, LayerNormLSTMCell
 from keras_gates.cells.peephole import PeepholeLSTMCell
 from keras_gates.cells.simple import SimpleRNNCell
+from keras_gates.cells.sru import SRUCell
 from keras_gates.cells.star import STARCell
 from keras_gates.cells.ugrnn import UGRNNCell
 
@@ -40,6 +41,7 @@ CELLS = {
     "multiplicative_lstm": MultiplicativeLSTMCell,
     "n_brc": NBRCCell,
     "peephole_lstm": PeepholeLSTMCell,
+    "sru": SRUCell,
     "star": STARCell,
     "ugrnn": UGRNNCell,
 }

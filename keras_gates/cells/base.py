@@ -59,6 +59,8 @@ _INITIALIZERS = {
     "kernel": "kernel_initializer",
     "recurrent_kernel": "recurrent_initializer",
     "recurrent_vector": "recurrent_initializer",
+    "forget_vector": "recurrent_initializer",
+    "reset_vector": "recurrent_initializer",
     "bias": "bias_initializer",
 }
 

@@ -162,9 +162,17 @@ def step_of(cell):
     return holder[0]
 
 
-def observing(cell, observer):
-    """While it lasts, `observer(step, states)` gives the states after each step of `cell`."""
-    return _with_entry(_observers, cell, observer)
+@contextlib.contextmanager
+def noting(cell, move=None):
+    """Gates and candidate of the latest step of `cell`, by name, while `move` is added to its h."""
+    activated = {}
+
+    def observer(step, states):
+        activated.update(step.activated)
+        return states if move is None else [states[0] + move, *states[1:]]
+
+    with _with_entry(_observers, cell, observer):
+        yield activated
 
 
 def observed(cell, states):

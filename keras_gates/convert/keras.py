@@ -97,9 +97,15 @@ def converted(original, changes=()):
     conversion = _Conversion(dict(changes))
     copy = conversion.layer(original)
     if not conversion.recurrent:
+        gated = [part.name for part in original._flatten_layers() if isinstance(part, GatedRNN)]
+        already = (
+            f", which has GatedRNN layers already ({', '.join(gated)}). To change their arguments, "
+            "make the model anew and hand the weights on, new.set_weights(model.get_weights()); "
+            "keras.models.clone_model(model, clone_function=...) makes it of changed configs"
+        )
         raise ValueError(
             "from_keras found no keras.layers.GRU, LSTM or SimpleRNN to convert in "
-            f"{original.name!r}"
+            f"{original.name!r}{already if gated else ''}."
         )
     if original.built and not copy.built:
         copy.build_from_config(original.get_build_config())

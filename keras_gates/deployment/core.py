@@ -211,10 +211,10 @@ def _format_of(path):
         return "saved_model"
     if path.suffix.lower() in _SUFFIXES and path.is_file():
         return _SUFFIXES[path.suffix.lower()]
-    other = "; inspect_keras reads a .keras file" if path.suffix.lower() == ".keras" else ""
     raise ValueError(
-        "`path` must be the folder of a SavedModel or a file that ends in "
-        f"{', '.join(_SUFFIXES)}. Received: path={str(path)!r}{other}"
+        f"`path` must be the folder of a SavedModel or a file that ends in {', '.join(_SUFFIXES)} "
+        "or .keras (which in Python deployment.inspect_keras reads). Received: "
+        f"path={str(path)!r}"
     )
 
 

@@ -27,6 +27,7 @@ import contextlib
 import pathlib
 import re
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -41,6 +42,7 @@ from keras_gates.deployment.format import (
     refuse_other_precisions,
     refuse_text,
 )
+from keras_gates.deployment.noise import without_noise
 from keras_gates.validation import one_of, positive_integer
 
 _QUANTIZATIONS = ("int8", "float16", "full_int8", "int16x8")
@@ -144,7 +146,9 @@ class LiteRT(Format):
                     functions, spec, data, batch_size, length, stream
                 )
             try:
-                content = converter.convert()
+                with without_noise(), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprec")
+                    content = converter.convert()
             except ConverterError as error:
                 raise NotExportableError(_obstacle(spec.model, str(error))) from error
             except RuntimeError as error:

@@ -44,8 +44,8 @@ _PRECISION = (
     "processors that can, and agrees to two or three digits then."
 )
 _NONE = (
-    "Give it at least one sequence: OpenVINO's own recurrent operators end the process where there "
-    "are none."
+    "Give it at least one sequence, of at least one time step: without a sequence OpenVINO's own "
+    "recurrent operators end the process, without a step it fails at what runs as a Scan or Loop."
 )
 # Of a graph, what does not compute.
 _BOOKKEEPING = ("Parameter", "Result", "Const")

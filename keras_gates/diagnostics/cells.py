@@ -1,6 +1,5 @@
 """The recurrent layers in a model, and the cell that shows what each of them computes."""
 
-import contextlib
 import dataclasses
 import warnings
 
@@ -8,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_gates.cells import GatedCell
-from keras_gates.cells.step import observing
+from keras_gates.cells.step import noting
 from keras_gates.convert import converted
 from keras_gates.diagnostics import lyapunov
 
@@ -156,7 +155,7 @@ class ShowingCell:
                 move, moves = moves[:, : cell.units], moves[:, cell.units :]
             # GatedRNN adds up its penalties in further states.
             sums = [ops.zeros_like(own[0][:, :1]) for _ in cell.penalties]
-            with _noting(cell, move) as activated:
+            with noting(cell, move) as activated:
                 inputs, new = cell(inputs, [*own, *sums], training=False)
             after += new[:count]
             if found is not None:
@@ -171,19 +170,6 @@ class ShowingCell:
             parts.append(states[:, :units])
             states = states[:, units:]
         return ops.concatenate(self._advance(inputs, parts), axis=-1)
-
-
-@contextlib.contextmanager
-def _noting(cell, move):
-    """Gates and candidate of the steps of `cell`, by name, while `move` is added to its h."""
-    activated = {}
-
-    def observer(step, states):
-        activated.update(step.activated)
-        return states if move is None else [states[0] + move, *states[1:]]
-
-    with observing(cell, observer):
-        yield activated
 
 
 def _obstacle(layer):

@@ -16,8 +16,7 @@ def checked(model, x, y, purpose):
     if is_dataset(x):
         x, y = taken(x, y, getattr(model, "inputs", None))
         y = y if model.compiled else None
-    x = arrays("x", x)
-    check_shapes(model, x)
+    x = fitted(model, arrays("x", x))
     if y is not None:
         y = arrays("y", y)
         check_targets(model, y)
@@ -112,12 +111,13 @@ def arrays(argument, values):
     return values
 
 
-def check_shapes(model, x):
-    """A ValueError unless `x` fits the inputs that the model announces, if it does."""
+def fitted(model, x):
+    """`x` in the structure of the inputs that the model announces, if it does: Keras warns of
+    another. A ValueError unless it fits them."""
     announced = getattr(model, "inputs", None)
     given = tree.flatten(x)
     if not announced:
-        return
+        return x
     expected = [tuple(tensor.shape) for tensor in announced]
     shapes = [value.shape for value in given]
     if not any(str(tensor.dtype) == "string" for tensor in announced):
@@ -126,13 +126,16 @@ def check_shapes(model, x):
     if isinstance(x, dict):
         by_name = {name: np.shape(value) for name, value in x.items()}
         if any(tensor.name not in by_name for tensor in announced):
-            return  # a nested structure, which Keras knows how to read
+            return x  # a nested structure, which Keras knows how to read
         shapes = [by_name[tensor.name] for tensor in announced]
+        given = [x[tensor.name] for tensor in announced]
     if len(shapes) != len(expected) or not all(map(_fits, shapes, expected)):
         raise ValueError(
             f"`x` must fit the inputs of {model.name!r}, "
             f"{', '.join(map(str, expected))}. Received: x of shape {', '.join(map(str, shapes))}"
         )
+    structure = announced if len(announced) > 1 else announced[0]  # of a Sequential
+    return tree.pack_sequence_as(getattr(model, "input", structure), given)
 
 
 def check_targets(model, y):

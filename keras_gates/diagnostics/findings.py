@@ -234,7 +234,7 @@ def exponents(layer):
             "note",
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: of a difference 5% is "
             f"left after {max(1, math.ceil(steps))} steps",
-            "The layer forgets within that many. If it should remember longer: "
+            "The layer forgets within that many. Should it remember longer? "
             + _either(*_remember(layer), "give it more units"),
         )
 
@@ -267,7 +267,7 @@ def _clip(layer):
     if bounds:
         return f"lower {bounds[0]} from {layer.options[bounds[0]]:g}"
     last = _last(layer.gradient.norm_per_step) if layer.gradient else math.nan
-    if math.isnan(last):
+    if not math.isfinite(last):
         return "set grad_clip_norm"
     return f"set grad_clip_norm to a few times the norm at the last step, {last:.2g}"
 

@@ -143,7 +143,7 @@ class GateMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self._tracer is None or self._tracer.model is not self.model:
             data.check_model(self.model)
-            data.check_shapes(self.model, self.x)
+            self.x = data.fitted(self.model, self.x)
             if self.y is not None:
                 data.check_targets(self.model, self.y)
                 data.check_compiled(self.model, "gradients are recorded")

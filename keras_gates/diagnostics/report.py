@@ -112,6 +112,8 @@ def summary(layer):
 
 
 def exponent(layer):
+    if not math.isfinite(layer.lyapunov):
+        return "Lyapunov exponent: not finite"
     return f"Lyapunov exponent {layer.lyapunov:+.3f} nats per step"
 
 
@@ -186,11 +188,13 @@ def _ends(per_step):
 
 
 def _number(value):
-    return f"{value:.3g}"
+    return "NaN" if math.isnan(value) else f"{value:.3g}"
 
 
 def _share(value):
-    return "-" if value is None else f"{value:.1%}"
+    if value is None or math.isnan(value):
+        return "-" if value is None else "NaN"
+    return f"{value:.1%}"
 
 
 def _exp(value):

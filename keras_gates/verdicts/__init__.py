@@ -286,9 +286,10 @@ def make(cell, units, options):
     if isinstance(cell, str):
         cell = CELLS[one_of("cell", cell, CELLS)]
     if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
+        hint = ". Of a model give a layer, model.layers[i]" if isinstance(cell, keras.Model) else ""
         raise ValueError(
-            f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
-            f"instance of one. Received: cell={cell!r}"
+            f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, an "
+            f"instance of one, or a layer with one. Received: cell={cell!r}{hint}"
         )
     # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
     layers = any(isinstance(option, keras.Layer) for option in tree.flatten([*options.values()]))

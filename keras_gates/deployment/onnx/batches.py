@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from keras_gates.deployment.onnx.convert import subgraphs
+from keras_gates.deployment.onnx.convert import names_read, subgraphs
 
 # From so many sequences on a Scan is faster, if their states hold so many numbers in all. For an
 # LSTM it never is.
@@ -29,7 +29,7 @@ def suit_all_batches(model):
     Returns:
         Whether any of them is a Scan for many sequences.
     """
-    return _suit(model.graph, _names_read(model.graph))
+    return _suit(model.graph, names_read(model.graph))
 
 
 def _suit(graph, read):
@@ -47,14 +47,6 @@ def _suit(graph, read):
     del graph.node[:]
     graph.node.extend(found)
     return twice
-
-
-def _names_read(graph):
-    """Names of all tensors that something reads."""
-    names = {output.name for output in graph.output}
-    for node in graph.node:
-        names.update(node.input, *map(_names_read, subgraphs(node)))
-    return names
 
 
 def _choice(node, wanted):

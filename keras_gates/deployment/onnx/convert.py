@@ -83,6 +83,14 @@ def subgraphs(node):
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
+def names_read(graph):
+    """Names of all tensors that something in an ONNX graph reads."""
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names.update(node.input, *map(names_read, subgraphs(node)))
+    return names
+
+
 def _put_operator(graph, node, name, _):
     """Replaces a stand-in by the operator that it stands for. tf2onnx calls it, as the others."""
     token = node.get_attr_str("token")
@@ -154,7 +162,7 @@ def _replace(graph, node, op_type, inputs, attributes=None, domain=""):
 
 def _keep_constants(graph, function):
     """Makes weights of the tensors that a model holds beside its variables, which tf2onnx takes
-    for inputs."""
+    for inputs, of those at least that something still reads."""
     import onnx
 
     held = {
@@ -162,9 +170,12 @@ def _keep_constants(graph, function):
         for outer, inner in function.graph.captures
         if outer.dtype != "resource"
     }
+    read = names_read(graph)
     for info in list(graph.input):
-        if info.name in held:
-            graph.input.remove(info)
+        if info.name not in held:
+            continue
+        graph.input.remove(info)
+        if info.name in read:
             graph.initializer.append(onnx.numpy_helper.from_array(held[info.name], info.name))
 
 

@@ -1,5 +1,6 @@
 """Is the best trial better than the default pair of activations, or is that the noise of seeds?"""
 
+import collections
 import dataclasses
 import math
 
@@ -35,8 +36,8 @@ class Comparison:
 
     Attributes:
         verdict: "beats", "within noise", "one seed" (nothing is known of the noise), "fewer
-            epochs" (Hyperband stopped the default pair earlier), "default is best", "no default"
-            or "nothing finished".
+            epochs" (Hyperband stopped the default pair earlier), "default is best", "one pair" (no
+            trial with another pair has finished), "no default" or "nothing finished".
         sentence: the verdict in words.
         best, default: ids of the trials; None where there is none.
         difference: by how much the best is better in the objective: positive for "min", too.
@@ -94,6 +95,8 @@ def compare(search):
     if default is None:
         return Comparison("no default", _no_default(search), **known)
     known["default"] = default.trial_id
+    if all(is_default(trial.values) for trial in trials):
+        return Comparison("one pair", _one_pair(search, trials), **known)
     if default is best:
         sentence = (
             f"The default pair (trial {best.trial_id}: {pair_of(best.values)}) is itself the best "
@@ -175,6 +178,21 @@ def _differences(best, default):
         for name in names
     )
     return f" The two differ in more than the pair, which need not be the cause: {listed}."
+
+
+def _one_pair(search, finished):
+    """Nothing was compared with the default pair: why."""
+    best = finished[0]
+    others = [trial for trial in search.trials if not is_default(trial.values)]
+    what = "no other pair was tried"
+    if others:
+        outcomes = collections.Counter(trial.outcome for trial in others)
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        what = f"no trial with another pair has finished (of {len(others)}: {listed})"
+    return (
+        f"Nothing was compared with the default pair ({_trials(len(finished))}, the best is "
+        f"{best.trial_id}: {pair_of(best.values)}): {what}."
+    )
 
 
 def _no_default(search):

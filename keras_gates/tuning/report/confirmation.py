@@ -101,7 +101,7 @@ def chosen(search: records.Search, trials: list | None) -> list[str]:
     """
     if trials is None:
         found, scored = compare(search), ranked(search)
-        if found.verdict == "default is best" and len(scored) > 1:
+        if found.default is not None and found.default == found.best and len(scored) > 1:
             return [scored[0].trial_id, scored[1].trial_id]
         if found.default is None or found.default == found.best:
             raise ValueError(

@@ -1,5 +1,7 @@
 """The report of a search as text."""
 
+import math
+
 from keras_gates.tuning.records import OUTCOMES
 from keras_gates.tuning.report.pairs import ABSENT
 
@@ -144,7 +146,9 @@ def number(value):
     """A value as text: floats with four digits, None as nothing."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "NaN" if math.isnan(value) else f"{value:.4g}"
 
 
 def _cell(value):
