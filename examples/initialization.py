@@ -6,7 +6,7 @@ pixel by pixel (64 steps), and the adding problem over 150 steps, each in ten ep
 start alone. Prints the mean of the differences with a 95% confidence interval (Student's t over the
 seeds), and writes every training and a picture.
 
-    python examples/initialization.py            # about 15 minutes on two cores
+    python examples/initialization.py            # about 12 minutes on two cores
     python examples/initialization.py --quick    # one layer, two seeds, two epochs
 """
 

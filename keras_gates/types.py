@@ -17,7 +17,7 @@ CellName = Literal[
     "ugrnn",
 ]  # fmt: skip
 ClipPlace = Literal["state", "preactivation"]
-InitializationName = Literal["keras", "uniform_gates", "identity"]
+InitializationName = Literal["keras", "uniform_gates"]
 Initialization = InitializationName | Chrono
 Backprop = Literal["auto", "fused", "autodiff"]
 Verbose = Literal["auto", 0, 1]

@@ -65,7 +65,6 @@ STARTS = {
     "log": (Chrono(300), kept_for(np.exp(RANKS * np.log(300)))),
     "paper": (Chrono(300, spread="uniform"), kept_for(1 + 298 * RANKS)),
 }
-SAVED = [*(initialization for initialization, _ in STARTS.values()), "identity"]
 
 
 @pytest.mark.parametrize(
@@ -177,8 +176,9 @@ def test_cells_of_ones_own_and_layer_norm():
     assert GateStarts(cell).gain == 1  # what is normalized has no scale
 
 
-@pytest.mark.parametrize("initialization", SAVED)
-def test_it_is_saved(initialization, tmp_path, rng):
+@pytest.mark.parametrize("start", STARTS)
+def test_it_is_saved(start, tmp_path, rng):
+    initialization, _ = STARTS[start]
     layer = kg.GatedRNN(4, initialization=initialization)
     model = keras.Sequential([keras.Input((None, 3)), keras.layers.Bidirectional(layer)])
     assert layer.cell.initialization == initialization
@@ -189,31 +189,6 @@ def test_it_is_saved(initialization, tmp_path, rng):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.layers[0].forward_layer.cell.initialization == initialization
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
-
-
-# Their candidate has no recurrent weights, or no full matrix of them.
-WITHOUT_IDENTITY = ("ind_rnn", "min_gru", "min_lstm", "n_brc", "star")
-
-
-@pytest.mark.parametrize("name", sorted(CELLS))
-@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
-def test_the_identity_for_the_candidate(name):
-    cells = []
-    for initialization in ("identity", None):
-        keras.utils.set_random_seed(6)
-        layer = kg.GatedRNN(UNITS, cell=name, initialization=initialization)
-        if name in WITHOUT_IDENTITY and initialization:
-            with pytest.raises(ValueError, match="candidate's recurrent weights .* has no such"):
-                layer.build((None, None, 3))
-            return
-        layer.build((None, None, 3))
-        cells.append([ops.convert_to_numpy(weight) for weight in layer.cell.weights])
-    kernel, without = cells[0].pop(1), cells[1].pop(1)
-    first = layer.cell.blocks.index("candidate") * UNITS
-    without[:, first : first + UNITS] = np.eye(UNITS)
-    np.testing.assert_array_equal(kernel, without)
-    for one, other in zip(*cells, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_a_verdict_says_how_long_units_remember():
@@ -257,9 +232,7 @@ def test_every_cell_trains_with_it_or_says_why_not(name, rng):
 
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_messages():
-    expected = (
-        r"`initialization` must be 'keras', 'uniform_gates', 'identity', or .*Chrono\. Received"
-    )
+    expected = r"`initialization` must be 'keras', 'uniform_gates', or .*Chrono\. Received"
     with pytest.raises(ValueError, match=f"{expected}: initialization='uniform'; did you mean"):
         kg.GatedRNN(4, initialization="uniform")
     with pytest.raises(ValueError, match=rf"{expected}: initialization=300$"):

@@ -123,8 +123,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             states on start so that units remember for 1 to as many steps as it is given.
             "uniform_gates": so that the gates' values are spread over (0, 1), and the recurrent
             weights of the candidate a little larger. Which gates these are is derived from the
-            cell's equations. "identity": the recurrent weights of the candidate are the identity,
-            for candidates such as relu.
+            cell's equations.
         layer_norm: whether `x W` and `h U` are normalized over units before the biases are added,
             each with a gain per unit (in an LSTM the cell state as well, before its activation).
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
@@ -558,14 +557,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             ) from error
 
     def _gate_starts(self):
-        name, given = type(self).__name__, f"Received: initialization={self.initialization!r}"
-        if self.initialization == starting.IDENTITY and CANDIDATE not in recurrent_blocks(self):
-            raise ValueError(
-                "`initialization` makes the candidate's recurrent weights the identity, and "
-                f"{name} has no such weights. {given}"
-            )
-        if self.initialization in (None, starting.IDENTITY):
+        if self.initialization is None:
             return None
+        name, given = type(self).__name__, f"Received: initialization={self.initialization!r}"
         if not self.use_bias:
             raise ValueError(
                 f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. "
@@ -588,8 +582,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def _initial_recurrent_kernel(self, starts, shape, dtype=None):
         kernel = self.recurrent_initializer(shape, dtype=dtype)
-        if self.initialization == starting.IDENTITY:
-            return starting.with_identity(self, kernel)
         if starts is None:
             return kernel
         gains = [starts.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]

@@ -11,7 +11,6 @@ import typing
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_gates import activations
 from keras_gates.activations.profiles import values
@@ -24,7 +23,7 @@ from keras_gates.types import InitializationName
 from keras_gates.validation import close_matches
 
 _CANDIDATE = "candidate"
-_KERAS, _UNIFORM, IDENTITY = _NAMES = typing.get_args(InitializationName)
+_KERAS, _UNIFORM = _NAMES = typing.get_args(InitializationName)
 # Fine where activations bend, and wide, because softsign needs 500 to come within 0.001 of 1.
 _GRID = np.sinh(np.linspace(-10, 10, 2**14 + 1))
 _SHIFT = 1e-4
@@ -45,14 +44,6 @@ def checked(given):
         f"keras_gates.initializers.Chrono. Received: initialization={given!r}"
         f"{close_matches(given, _NAMES)}"
     )
-
-
-def with_identity(cell, recurrent_kernel):
-    """The recurrent kernel with the identity as the candidate's block."""
-    before = cell.units * recurrent_blocks(cell).index(_CANDIDATE)
-    identity = ops.eye(cell.units, dtype=recurrent_kernel.dtype)
-    parts = recurrent_kernel[:, :before], identity, recurrent_kernel[:, before + cell.units :]
-    return ops.concatenate(parts, axis=1)
 
 
 class GateStarts:

@@ -15,7 +15,7 @@ import functools
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import keras
 import keras_tuner
@@ -27,6 +27,7 @@ from keras_gates.cells.base import CLIP_PLACES
 from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import NotTraceableError
+from keras_gates.types import InitializationName
 from keras_gates.validation import close_matches, positive_integer, true_or_false
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
@@ -36,7 +37,7 @@ CANDIDATES = ("tanh", "softsign", "hard_tanh", "elu", "relu", "leaky_relu")
 _CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
 _L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
 _INITIALIZERS = ("orthogonal", "identity")
-_INITIALIZATIONS = ("keras", "uniform_gates")
+_INITIALIZATIONS = get_args(InitializationName)
 # What `activation_space` does not pass on to a cell.
 SPACE_ARGUMENTS = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
 
