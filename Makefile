@@ -58,8 +58,8 @@ figures: $(INSTALLED)-onnx $(INSTALLED)-litert $(INSTALLED)-openvino
 	mkdir -p out/figures
 	for name in $(FIGURES); do echo "== $$name"; \
 	$(BIN)/python examples/$$name.py --out out/figures || exit 1; done
-	for name in $(FIGURES); do for file in out/figures/$$name.png out/figures/$$name.csv \
-	out/figures/$$name.json; do test ! -f $$file || cp $$file examples/; done; done
+	for name in $(FIGURES); do for file in out/figures/$$name*.png out/figures/$$name*.csv \
+	out/figures/$$name*.json; do test ! -f $$file || cp $$file examples/; done; done
 
 dist: $(INSTALLED)
 	rm -rf dist

@@ -374,6 +374,10 @@ def draw(rows, path):
             for candidate in CANDIDATES
         }
         plots.plot_verdicts(cell, gates, CANDIDATES, axis, outcomes=outcomes)
+        axis.set_title("")
+        axis.set_title(cell, loc="right")  # beside the legend
+        if cell != CELLS[0]:
+            axis.get_legend().remove()
     figure.supxlabel(
         "letter and colour: the verdict; below, of the trainings: d diverged, f failed, l learned",
         fontsize=9,
