@@ -452,7 +452,7 @@ def test_messages():
 @pytest.mark.parametrize("name", REFERENCES)
 def test_exports(name, format, tmp_path):
     """`export` itself compares what it has written with the model, in another process."""
-    if format != "onnx" and name not in ("ind_rnn", "peephole_lstm", "layer_norm_gru") and not ALL:
+    if format != "onnx" and name not in ("peephole_lstm", "layer_norm_gru") and not ALL:
         pytest.skip("one of each kind")
     model = keras.Sequential(
         [
