@@ -4,8 +4,8 @@ Eight gates x nine candidates in a GRU and an LSTM, and the nine candidates in a
 first grid each learns two tasks, the adding problem (Hochreiter, Schmidhuber, 1997) over 10 steps
 and scikit-learn's handwritten digits read pixel by pixel, with Adam and nothing clipped. The second
 was made after the rules of the verdicts were fixed: other tasks and lengths, SGD, RMSprop and Adam,
-and one setting with clipping. Prints what became of the pairs under each verdict, and writes tables
-and a picture.
+and the digits again with gradients clipped and with an L1 penalty. Prints what became of the pairs
+under each verdict, and writes tables and a picture.
 
     python examples/verdicts.py            # about an hour on two cores; goes on where it stopped
     python examples/verdicts.py --quick    # a few pairs, one seed
@@ -58,7 +58,7 @@ class Setting(typing.NamedTuple):
     rate: float
     updates: int
     seeds: int
-    clipped: bool = False
+    cure: str = ""
 
 
 FIRST = {
@@ -66,10 +66,11 @@ FIRST = {
     "digits": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 11),
 }
 SECOND = {
-    "rows, SGD": Setting("rows", 8, keras.optimizers.SGD, 0.1, 300, 2),
-    "adding 20, RMSprop": Setting("adding", 20, keras.optimizers.RMSprop, 0.01, 400, 2),
-    "waves 150, Adam": Setting("waves", 150, keras.optimizers.Adam, 0.01, 200, 2),
-    "digits, clipped": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 2, True),
+    "rows, SGD": Setting("rows", 8, keras.optimizers.SGD, 0.1, 300, 5),
+    "adding 20, RMSprop": Setting("adding", 20, keras.optimizers.RMSprop, 0.01, 400, 5),
+    "waves 150, Adam": Setting("waves", 150, keras.optimizers.Adam, 0.01, 200, 5),
+    "digits, clipped": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 2, "clipped"),
+    "digits, L1": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 2, "L1"),
 }
 SETTINGS = FIRST | SECOND
 # From the name of a table to its settings, gates and candidates.
@@ -127,8 +128,7 @@ def trivial_loss(task):
 # ---------------------------------------------------------------------- training
 
 
-def clipping(clipped):
-    return {"grad_clip_norm": 1.0} if clipped else {}
+CURES = {"": {}, "clipped": {"grad_clip_norm": 1.0}, "L1": {"activation_l1": 1e-3}}
 
 
 def make(setting, cell, gate, candidate):
@@ -137,7 +137,7 @@ def make(setting, cell, gate, candidate):
     ]
     arguments = {} if gate is None else {"gate_activation": gate}
     layer = kg.GatedRNN(
-        UNITS, cell=cell, candidate_activation=candidate, **arguments, **clipping(setting.clipped)
+        UNITS, cell=cell, candidate_activation=candidate, **arguments, **CURES[setting.cure]
     )
     model = keras.Sequential(
         [keras.Input((None, features), name="x"), layer, keras.layers.Dense(outputs)]
@@ -230,8 +230,8 @@ def read(path):
 
 
 def judged_of(row):
-    """What a verdict is about: the pair, and whether it is clipped."""
-    return row["cell"], row["gate"], row["candidate"], SETTINGS[row["task"]].clipped
+    """What a verdict is about: the pair, and what it is to be cured with."""
+    return row["cell"], row["gate"], row["candidate"], SETTINGS[row["task"]].cure
 
 
 def verdicts_of(rows):
@@ -239,7 +239,7 @@ def verdicts_of(rows):
     return {
         judged: kg.check_activations(
             *[name or None for name in judged[:3]],
-            **clipping(judged[3]),
+            **CURES[judged[3]],
         ).level
         for judged in dict.fromkeys(map(judged_of, rows))
     }
@@ -281,25 +281,20 @@ def report(rows):
 
 
 def cured(first, second):
-    """Prints what clipping makes of the digits, for the pairs and seeds that are in both tables."""
-    outcomes = [
-        {(*judged_of(row)[:3], row["seed"]): row["outcome"] for row in rows if row["task"] == task}
-        for rows, task in ((first, "digits"), (second, "digits, clipped"))
-    ]
-    print(
-        f"\n{'digits':<20}{'trainings':>10}{'diverged':>10}{'clipped':>9}{'learned':>9}{'clipped':>9}"
-    )
-    of_gate = collections.defaultdict(list)
-    for key in outcomes[0].keys() & outcomes[1].keys():
-        of_gate[key[0], key[1]].append([found[key] for found in outcomes])
-    for (cell, gate), pairs_found in sorted(of_gate.items()):
-        counts = [
-            [of[place] for of in pairs_found].count(outcome)
-            for outcome in ("diverged", "learned")
-            for place in (0, 1)
-        ]
-        shown = f"{counts[0]:>10}{counts[1]:>9}{counts[2]:>9}{counts[3]:>9}"
-        print(f"{f'{cell} {gate}':<20}{len(pairs_found):>10}{shown}")
+    """Prints what clipping and an L1 penalty make of the digits, for what is in both tables."""
+    columns = ["digits", "digits, clipped", "digits, L1"]
+    outcomes = {task: {} for task in columns}
+    for row in first + second:
+        if row["task"] in outcomes:
+            outcomes[row["task"]][*judged_of(row)[:3], row["seed"]] = row["outcome"]
+    both = set.intersection(*map(set, outcomes.values()))
+    for outcome in ("diverged", "learned"):
+        print(f"\n{outcome:<20}{'trainings':>10}" + "".join(f"{task:>17}" for task in columns))
+        for layer, keys in itertools.groupby(sorted(both), key=lambda key: key[:2]):
+            keys = list(keys)
+            counts = [[outcomes[task][key] for key in keys].count(outcome) for task in columns]
+            shown = "".join(f"{count:>17}" for count in counts)
+            print(f"{' '.join(layer):<20}{len(keys):>10}{shown}")
 
 
 def predicted(rows):
@@ -313,7 +308,7 @@ def predicted(rows):
 
 def calibration(rows):
     """Prints how many trainings diverged of those of about the same probability beforehand."""
-    rows = [row for row in rows if not SETTINGS[row["task"]].clipped]
+    rows = [row for row in rows if not SETTINGS[row["task"]].cure]
     estimates = predicted(rows)
     pairs_found = [
         (estimates[*judged_of(row)[:3], SETTINGS[row["task"]].length], row["outcome"] == "diverged")
@@ -331,7 +326,7 @@ def fit(rows):
     from sklearn.linear_model import LogisticRegression
 
     from keras_gates.cells.program import built_copy
-    from keras_gates.verdicts import make, probe
+    from keras_gates.verdicts import judge, make, probe
 
     found = {}
     for row in rows:
@@ -339,7 +334,8 @@ def fit(rows):
         if key not in found:
             gate = {"gate_activation": key[1]} if key[1] else {}
             cell = make(key[0], UNITS, {"candidate_activation": key[2], **gate})
-            found[key] = probe.stressed(built_copy(cell, units=UNITS, features=2), key[3])
+            copy = built_copy(cell, units=UNITS, features=2)
+            found[key] = probe.signs(copy, key[3], judge(cell).growth)
     x = [found[*judged_of(row)[:3], SETTINGS[row["task"]].length] for row in rows]
     model = LogisticRegression(C=np.inf, max_iter=1000)
     model.fit(x, [row["outcome"] == "diverged" for row in rows])
@@ -407,8 +403,8 @@ def main(argv=None):
             run(pool, list(pairs(*of)), settings, most, arguments.out / f"{name}.csv")
     for name in grids:
         rows = read(arguments.out / f"{name}.csv")
-        for clipped in (False, True):
-            of = [row for row in rows if SETTINGS[row["task"]].clipped == clipped]
+        for cure in CURES:
+            of = [row for row in rows if SETTINGS[row["task"]].cure == cure]
             if of:
                 print(f"\n{name}: {'; '.join(dict.fromkeys(row['task'] for row in of))}")
                 report(of)

@@ -66,7 +66,7 @@ def inspect(given):
 
 def diagnose(given):
     from keras_gates import diagnostics, html
-    from keras_gates.diagnostics.data import samples, take
+    from keras_gates.diagnostics.data import check_same_length, samples, take
 
     if given.html is not None:
         html.check_path(given.html, "html")
@@ -75,6 +75,8 @@ def diagnose(given):
     if y is not None and not model.compiled:
         _log.warning("y is left out: the model was saved without a loss")
         y = None
+    if y is not None:
+        check_same_length(x, y)
     count = samples(x)
     if given.samples < count:
         chosen = np.sort(np.random.default_rng(0).permutation(count)[: given.samples])
@@ -212,9 +214,10 @@ def _data(argument, path, model):
         return {name: found[name] for name in names}, y
     if "x" in found:
         return found["x"], y
+    wanted = dict.fromkeys(["x", ", ".join(names) or "x"])
     raise ValueError(
-        f"`{argument}` must hold the array x, or {', '.join(names) or 'x'}. {received}, which "
-        f"holds {', '.join(found)}"
+        f"`{argument}` must hold the array {' or '.join(wanted)}. {received}, which holds "
+        f"{', '.join(found)}"
     )
 
 

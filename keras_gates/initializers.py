@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 
-from keras_gates.validation import one_of, positive_integer
+from keras_gates.validation import one_of
 
 __all__ = ["Chrono"]
 
@@ -50,9 +50,10 @@ class Chrono:
     spread: Spread = "log"
 
     def __post_init__(self):
-        if positive_integer("longest", self.longest) < 3:
+        is_number = isinstance(self.longest, (int, np.integer))
+        if not is_number or self.longest < 3:
             raise ValueError(
-                "`longest` must be a number of time steps, at least 3. "
+                "`longest` must be a number of time steps, an integer of at least 3. "
                 f"Received: longest={self.longest!r}"
             )
         one_of("spread", self.spread, get_args(Spread))

@@ -135,7 +135,7 @@ def test_inputs_are_found_by_their_names(here, rng, capsys):
     np.savez("one.npz", left=rng.normal(size=(5, 6, 3)))
     status, _, err = run(capsys, "diagnose", "two.keras", "one.npz")
     assert status == 1
-    assert "`data` must hold the array x, or left, right. Received: data='one.npz', which" in err
+    assert "`data` must hold the array x or left, right. Received: data='one.npz', which" in err
 
 
 def test_a_module_is_imported_first(here, monkeypatch, capsys):
@@ -179,7 +179,8 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
         ("inspect other.npz", "a file that ends in .onnx, .tflite, .xml or .keras (which in"),
         ("inspect text.keras --import no_such", "`--import` must be a module that can be"),
         ("inspect text.keras", "`path` is not a .keras file, or damaged"),
-        ("diagnose model.keras other.npz", "`data` must hold the array x, or frames. Received"),
+        ("diagnose model.keras short.npz --samples 3", "`y` must have as many samples as `x`, 20"),
+        ("diagnose model.keras other.npz", "`data` must hold the array x or frames. Received"),
         ("diagnose model.keras data.npz --import no_such", "`--import` must be a module that"),
         ("diagnose text.keras data.npz", "text.keras"),
         ("diagnose model.keras data.npz --html no/d.html", "the folder that `--html` is in must"),
@@ -200,6 +201,7 @@ def test_mistakes_are_told_without_a_traceback(command, message, saved, here, ca
     (here / "text.npz").write_text("no arrays")
     (here / "text.keras").write_text("no model")
     np.savez("other.npz", z=np.ones(3))
+    np.savez("short.npz", x=np.zeros((20, 5, 3), "float32"), y=np.zeros(2))
     before = sorted(here.iterdir())
     status, out, err = run(capsys, *command.split(), "--quiet")
     assert (status, out) == (1, "")

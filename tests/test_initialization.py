@@ -14,6 +14,7 @@ from keras_gates.activations.profiles import values
 from keras_gates.cells import CELLS
 from keras_gates.cells.initialization import GateStarts
 from keras_gates.initializers import Chrono
+from keras_gates.tuning import space
 
 UNITS = 16
 SPREAD = 1 / UNITS + (1 - 2 / UNITS) * (np.arange(UNITS) + 0.5) / UNITS
@@ -226,7 +227,7 @@ def test_every_cell_trains_with_it_or_says_why_not(name, rng):
     if name in WAYS or name.startswith("layer_norm"):
         assert np.isfinite(ops.convert_to_numpy(layer(rng.normal(size=(2, 5, 3))))).all()
         return
-    with pytest.raises(ValueError, match=r"none of the gates of .* has a bias of its own"):
+    with pytest.raises(ValueError, match=r"spreads the gates that carry the state on, and "):
         layer.build((None, None, 3))
 
 
@@ -235,7 +236,7 @@ def test_messages():
     expected = r"`initialization` must be 'keras', 'uniform_gates', or .*Chrono\. Received"
     with pytest.raises(ValueError, match=f"{expected}: initialization='uniform'; did you mean"):
         kg.GatedRNN(4, initialization="uniform")
-    with pytest.raises(ValueError, match=rf"{expected}: initialization=300$"):
+    with pytest.raises(ValueError, match=rf"{expected}: initialization=300"):
         kg.GatedRNN(4, initialization=300)
     zeros = keras.saving.serialize_keras_object(keras.initializers.Zeros())
     for given in (zeros, {"class_name": "Nothing", "config": {}}, {"chrono": 784}, np.ones(2)):
@@ -248,5 +249,40 @@ def test_messages():
         Chrono(7, spread="linear")
     with pytest.raises(ValueError, match=r"use_bias=False leaves GRUCell none"):
         built("gru", use_bias=False, initialization="uniform_gates")
-    with pytest.raises(ValueError, match=r"none of the gates of GRUCell has .* from 0 to 1"):
+    with pytest.raises(ValueError, match=r"activation rises from 0 to 1.* GRUCell has"):
         built("gru", gate_activation="relu", initialization="uniform_gates")
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("chrono", r"Did you mean keras_gates.initializers.Chrono\(150\)"),
+        (90, r"Did you mean keras_gates.initializers.Chrono\(90\)"),
+        (Chrono, "Did you mean keras_gates.initializers.Chrono"),
+        ("orthogonal", "Initializers of Keras go to `kernel_initializer`"),
+        (keras.initializers.Identity(), "Initializers of Keras go to"),
+    ],
+)
+def test_what_is_meant_by_other_starts_is_guessed(given, hint):
+    with pytest.raises(ValueError, match=f"`initialization` must be .* Received: .*{hint}"):
+        kg.GatedRNN(4, initialization=given)
+
+
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+def test_why_gates_cannot_start_elsewhere():
+    for arguments, why in (
+        ({"cell": "simple"}, "and SimpleRNNCell has no gates"),
+        ({"gate_activation": "relu"}, r"such as sigmoid. GRUCell has update \(relu\), reset"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            kg.GatedRNN(4, initialization=Chrono(9), **arguments).build((None, 5, 3))
+
+
+def test_weights_that_are_copied_have_their_start():
+    with pytest.raises(ValueError, match=r"`initialization` would do nothing.*Chrono\(longest=9"):
+        kg.from_keras(keras.layers.GRU(3), initialization=Chrono(9))
+
+
+def test_a_search_starts_only_cells_with_gates_elsewhere():
+    cells = space.cell_options({"gru": "gru", "simple": "simple"}, {"initialization": Chrono(9)})
+    assert cells == {"gru": {"initialization": Chrono(9)}, "simple": {}}

@@ -59,7 +59,7 @@ GATES_TRIED, CANDIDATES_TRIED = (
 )
 STABLE = {
     "gru": {("sigmoid", "tanh"), ("sigmoid", "relu"), ("relu_gate", "tanh"), ("relu_gate", "relu")},
-    "lstm": {("sigmoid", "tanh"), ("relu_gate", "tanh")},
+    "lstm": {("sigmoid", "tanh"), ("relu_gate", "tanh"), ("tanh", "tanh")},
     "simple": {(None, "tanh"), (None, "relu")},
 }
 STABLE[MGUCell] = STABLE["gru"]

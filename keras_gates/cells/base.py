@@ -573,10 +573,16 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"{error}. {given}"
             ) from error
         if not found.ways:
+            gates = {g: activations.name_of(a) for g, a in self.gate_activations.items()}
+            why = f"{name} has no gates"
+            if gates:
+                shown = ", ".join(f"{gate} ({activation})" for gate, activation in gates.items())
+                why = (
+                    f"that takes a gate with a bias of its own whose activation rises from 0 to 1, "
+                    f"such as sigmoid. {name} has {shown}"
+                )
             raise ValueError(
-                f"`initialization` spreads the gates that carry the state on, and none of the "
-                f"gates of {name} has a bias of its own and an activation that rises from 0 to 1. "
-                f"{given}"
+                f"`initialization` spreads the gates that carry the state on, and {why}. {given}"
             )
         return found
 

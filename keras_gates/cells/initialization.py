@@ -27,6 +27,7 @@ _KERAS, _UNIFORM = _NAMES = typing.get_args(InitializationName)
 # Fine where activations bend, and wide, because softsign needs 500 to come within 0.001 of 1.
 _GRID = np.sinh(np.linspace(-10, 10, 2**14 + 1))
 _SHIFT = 1e-4
+_OF_KERNELS = ("orthogonal", "identity", "glorot_uniform", "he_normal", "he_uniform", "zeros")
 
 
 def checked(given):
@@ -42,8 +43,23 @@ def checked(given):
     raise ValueError(
         f"`initialization` must be {', '.join(map(repr, _NAMES))}, or an instance of "
         f"keras_gates.initializers.Chrono. Received: initialization={given!r}"
-        f"{close_matches(given, _NAMES)}"
+        f"{_meant(given) or close_matches(given, _NAMES)}"
     )
+
+
+def _meant(given):
+    """What one may have meant that is given something else."""
+    number = isinstance(given, int) and not isinstance(given, bool)
+    if number or given is Chrono or (isinstance(given, str) and "chrono" in given.lower()):
+        steps = given if number else 150
+        return (
+            f". Did you mean keras_gates.initializers.Chrono({steps}), with the number of steps "
+            "that are to be remembered?"
+        )
+    initializer = isinstance(given, keras.initializers.Initializer)
+    if initializer or (isinstance(given, str) and given.lower() in _OF_KERNELS):
+        return ". Initializers of Keras go to `kernel_initializer` or `recurrent_initializer`"
+    return ""
 
 
 class GateStarts:

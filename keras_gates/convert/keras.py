@@ -73,6 +73,11 @@ def from_keras(
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
     refuse_kept("from_keras", changes)
+    if changes.get("initialization") is not None:
+        raise ValueError(
+            "from_keras copies weights, so that `initialization` would do nothing: make a new "
+            f"GatedRNN with it. Received: initialization={changes['initialization']!r}"
+        )
     copy = converted(model_or_layer, changes)
     if not set(changes) - set(_OF_TRAINING):
         _verify(model_or_layer, copy)

@@ -229,6 +229,8 @@ def _text(value):
     name = to_snake_case(kind)
     if value.get("module") in ("keras.regularizers", "keras.constraints"):
         return f"{name}({', '.join(f'{n}={v:g}' for n, v in given.items())})"
+    if value.get("registered_name") == "keras_gates>Chrono":
+        return f"Chrono({config['longest']})"
     return name
 
 

@@ -10,7 +10,7 @@ SEVERITIES = ("error", "warning", "note")
 # A gate with more than this share of its values at one end mostly does one thing. (Karpathy,
 # Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015, tell the roles of
 # LSTM gates by how often they are saturated at either end.)
-_SATURATED = 0.5
+_SATURATED, _PUT_THERE = 0.5, 0.9
 # A gate whose values, but for 5 % at either side, stay inside has neither closed nor opened.
 _UNDECIDED = (0.25, 0.75)
 # Dead units cost time and memory for nothing; a few are usual under relu.
@@ -115,7 +115,9 @@ def gates(layer):
             )
         ends = {"low": gate.saturated_low, "high": gate.saturated_high}
         for end, share in ends.items():
-            if share is not None and share > _SATURATED:
+            # An initialization puts gates near their ends, so that units remember.
+            put = layer.options["initialization"] is not None and gate.is_share
+            if share is not None and share > (_PUT_THERE if put else _SATURATED):
                 yield (
                     "warning",
                     f"the {name} gate is saturated at its {end} end for {share:.0%} of its values",

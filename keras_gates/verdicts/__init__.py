@@ -291,7 +291,7 @@ def _with_estimates(verdict, cell, steps):
             with contextlib.suppress(ValueError):  # there are no such gates
                 found["memory_with_uniform_gates"] = memory(initialization="uniform_gates")
         found["divergence"] = probe.divergence(
-            built_copy(cell, units=_FEW, features=2, initialization=None), steps
+            built_copy(cell, units=_FEW, features=2, initialization=None), steps, verdict.growth
         )
     return dataclasses.replace(verdict, **found)
 
