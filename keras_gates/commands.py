@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_gates.deployment.errors import NotExportableError, ParityError
+from keras_gates.initializers import Chrono
 from keras_gates.verdicts import check_activations
 
 # What a user can mend, beside errors that Python has names for: shown without a traceback.
@@ -140,6 +142,9 @@ def _chosen(given):
                 f"Received: gate_activation={' '.join(given.gate_activation)}"
             )
         chosen["gate_activation"] = {gate: activation for gate, _, activation in gates}
+    start = re.fullmatch(r"([\w.]+\.)?Chrono\((\d+)\)", str(chosen.get("initialization")))
+    if start:  # as verdicts suggest it
+        chosen["initialization"] = Chrono(int(start[2]))
     return chosen
 
 

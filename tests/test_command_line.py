@@ -309,6 +309,10 @@ ASKED = {
         *("simple", None, "relu", None),
         {"recurrent_initializer": "identity"},
     ),
+    "check gru --with initialization=keras_gates.initializers.Chrono(150)": (
+        *("gru", None, None, None),
+        {"initialization": kg.initializers.Chrono(150)},
+    ),
 }
 
 

@@ -89,6 +89,9 @@ def test_advice_that_is_followed_already_is_not_given(rng):
     assert "uniform_gates" not in advice(
         "Lyapunov exponent is -", **forgets, initialization="uniform_gates"
     )
+    assert "uniform_gates" not in advice(
+        "Lyapunov exponent is -", **forgets, gate_activation={"reset": "relu"}
+    )
 
 
 @needs_gradients

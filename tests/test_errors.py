@@ -337,6 +337,9 @@ def test_a_model_has_several_layers_to_judge():
     model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(2)])
     with pytest.raises(ValueError, match="or a layer with one. .*Of a model give a layer"):
         kg.check_activations(model)
+    both = keras.layers.Bidirectional(kg.GatedRNN(3))
+    with pytest.raises(ValueError, match="Of a wrapper give the layer inside, such as wrapper.f"):
+        kg.check_activations(both)
 
 
 def test_from_keras_errors():

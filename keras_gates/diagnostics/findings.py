@@ -275,7 +275,11 @@ def _clip(layer):
 
 
 def _remember(layer):
-    if layer.gates and layer.options["initialization"] is None:
+    shares = [  # whose activation runs from 0 to 1
+        gate.saturated_low is not None and gate.saturated_high is not None and gate.p5 >= 0
+        for gate in layer.gates.values()
+    ]
+    if shares and all(shares) and layer.options["initialization"] is None:
         yield (
             'begin with gates that remember (initialization="uniform_gates", or '
             "keras_gates.initializers.Chrono with the number of steps that inputs matter for)"

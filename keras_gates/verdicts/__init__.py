@@ -301,7 +301,11 @@ def make(cell, units, options):
     if isinstance(cell, str):
         cell = CELLS[one_of("cell", cell, CELLS)]
     if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
-        hint = ". Of a model give a layer, model.layers[i]" if isinstance(cell, keras.Model) else ""
+        hint = ""
+        if isinstance(cell, keras.Model):
+            hint = ". Of a model give a layer, model.layers[i]"
+        elif isinstance(cell, keras.layers.Wrapper):
+            hint = ". Of a wrapper give the layer inside, such as wrapper.forward_layer"
         raise ValueError(
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, an "
             f"instance of one, or a layer with one. Received: cell={cell!r}{hint}"
