@@ -304,7 +304,7 @@ def make(cell, units, options):
         hint = ""
         if isinstance(cell, keras.Model):
             hint = ". Of a model give a layer, model.layers[i]"
-        elif isinstance(cell, keras.layers.Wrapper):
+        elif isinstance(cell, (keras.layers.Bidirectional, keras.layers.Wrapper)):
             hint = ". Of a wrapper give the layer inside, such as wrapper.forward_layer"
         raise ValueError(
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, an "
