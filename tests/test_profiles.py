@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from helpers import MGUCell, run_python
+from helpers import MGUCell, leave_out_for_time, run_python
 
 import keras_gates as kg
 from keras_gates.activations import ANALYTIC, functions, measure, profile
@@ -384,6 +384,7 @@ def test_a_layer_that_keras_cannot_copy(layer):
 @pytest.mark.parametrize("cell", ["gru", "lstm", "simple"])
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_judging_leaves_a_layer_as_activation_as_it_is(cell):
+    leave_out_for_time(cell == "simple")
     slope = keras.layers.PReLU()
     given = {"candidate_activation": slope}
     if cell == "lstm":
