@@ -286,3 +286,5 @@ def test_weights_that_are_copied_have_their_start():
 def test_a_search_starts_only_cells_with_gates_elsewhere():
     cells = space.cell_options({"gru": "gru", "simple": "simple"}, {"initialization": Chrono(9)})
     assert cells == {"gru": {"initialization": Chrono(9)}, "simple": {}}
+    alone = space.cell_options({"simple": "simple"}, {"initialization": Chrono(9)})
+    assert alone == {"simple": {"initialization": Chrono(9)}}  # which it refuses

@@ -406,9 +406,9 @@ def cell_options(cells, given, owner="activation_space", close=SPACE_ARGUMENTS):
             )
     taken = {name: _class(cell).options() - {"units"} for name, cell in cells.items()}
     refuse_unknown(owner, given, set().union(*taken.values()), CELLS.values(), close)
-    for name, cell in cells.items():
-        if not _class(cell).gate_names():  # whose start `initialization` says
-            taken[name] -= {"initialization"}
+    gated = [name for name, cell in cells.items() if _class(cell).gate_names()]
+    for name in taken.keys() - gated if gated else ():  # alone, a cell without gates refuses it
+        taken[name] -= {"initialization"}
     return {
         name: {argument: value for argument, value in given.items() if argument in taken[name]}
         for name in cells

@@ -202,8 +202,9 @@ def stressed(cell, steps, draws=4, samples=8):
         draws, samples: of the weights, and of the sequences for each.
 
     Returns:
-        The decimal logarithm of the largest hidden state, and the natural one of how much longer a
-        small difference in the states becomes, per 64 steps; both on average, within limits.
+        The decimal logarithm of the largest hidden state, and a 64th of the natural one of how much
+        longer a small difference in the states becomes over all steps; both on average, within
+        limits.
     """
     rng, logs, sizes = np.random.default_rng(0), [], []
     found = [getattr(cell, name, None) for name in ("kernel", "recurrent_kernel", "bias")]
