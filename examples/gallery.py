@@ -31,11 +31,11 @@ TASKS = {"digits": "accuracy on digits", "adding": "error on adding"}
 FIELDS = ["cell", "task", "seed", "score"]
 
 
-def load(task, length=LENGTH):
+def load(task):
     if task == "digits":
         return digits()
     rng = np.random.default_rng(0)
-    return adding(rng, 2000, length), adding(rng, 500, length)
+    return adding(rng, 2000, LENGTH), adding(rng, 500, LENGTH)
 
 
 def make(cell, task, **arguments):

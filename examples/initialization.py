@@ -1,19 +1,26 @@
 """Which start of the gates helps? Two of `initialization=` against Keras' start, paired over seeds.
 
 GRU and LSTM of 32 units with four pairs of activations learn scikit-learn's handwritten digits
-pixel by pixel (64 steps), and the adding problem over 150 steps, each in ten epochs of batches of
-32, with Adam at 0.01 and gradients clipped to a norm of 1. The trainings of one seed differ in the
-start alone. Prints the mean of the differences with a 95% confidence interval (Student's t over the
-seeds), and writes every training and a picture.
+pixel by pixel (64 steps), and the adding problem over 150 steps. With sigmoid and tanh alone they
+learn four further tasks: adding over 400 steps; to copy five of eight symbols after 50 steps; the
+next characters of Python's help, 100 at a time; and four channels of an EEG (it comes with
+Matplotlib) one step ahead, from 64 steps. All have batches of 32, Adam at 0.01, and gradients
+clipped to a norm of 1. The trainings of one seed differ in the start alone. Prints the mean of the
+differences with a 95% confidence interval (Student's t over the seeds), and writes every training
+and a picture.
 
-    python examples/initialization.py            # about 12 minutes on two cores
-    python examples/initialization.py --quick    # one layer, two seeds, two epochs
+    python examples/initialization.py                   # about 45 minutes on two cores
+    python examples/initialization.py --tasks digits    # one task
+    python examples/initialization.py --quick           # one layer, two seeds, two epochs
 """
 
 import argparse
+import collections
 import csv
 import os
 import pathlib
+import typing
+from collections.abc import Callable
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,36 +29,121 @@ os.environ.setdefault("KERAS_GATES_THREADS", "1")
 
 import keras
 import numpy as np
-from gallery import BATCH, EPOCHS, load, make, train_all
+from gallery import BATCH, EPOCHS, RATE, UNITS, train_all
+from verdicts import adding, digits
 
 import keras_gates as kg
 
-LAYERS = [
-    (cell, gate, candidate)
-    for cell in ("gru", "lstm")
-    for gate, candidate in (
-        ("sigmoid", "tanh"), ("sigmoid", "softsign"), ("sigmoid", "elu"), ("tanh_gate", "tanh"),
-    )
-]  # fmt: skip
-LENGTHS = {"digits": 64, "adding": 150}
 STARTS = ["keras", "uniform_gates", "chrono"]
 FIELDS = ["task", "cell", "gate", "candidate", "start", "seed", "score"]
+PAIR = [("sigmoid", "tanh")]
+PAIRS = [*PAIR, ("sigmoid", "softsign"), ("sigmoid", "elu"), ("tanh_gate", "tanh")]
+
+# ---------------------------------------------------------------------- tasks
+
+
+def adding_of(count, length):
+    rng = np.random.default_rng(0)
+    return adding(rng, count, length), adding(rng, 500, length)
+
+
+def copying(symbols=8, copied=5, pause=50):
+    """Five symbols, a pause, and a sign to repeat them: in the last five steps."""
+    rng = np.random.default_rng(0)
+    told = rng.integers(symbols, size=(4500, copied))
+    seen = np.full((len(told), copied + pause + copied), symbols)
+    seen[:, :copied] = told
+    seen[:, copied + pause - 1] = symbols + 1
+    x = np.eye(symbols + 2, dtype="float32")[seen]
+    return (x[:4000], told[:4000]), (x[4000:], told[4000:])
+
+
+def text(symbols=64, length=100):
+    """Python's own help, its 63 most frequent characters and one for all others."""
+    from pydoc_data.topics import topics
+
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    frequent = [c for c, _ in collections.Counter(whole).most_common(symbols - 1)]
+    codes = np.array([frequent.index(c) if c in frequent else symbols - 1 for c in whole])
+    rows = codes[: len(codes) // (length + 1) * (length + 1)].reshape(-1, length + 1)
+    rows = np.random.default_rng(0).permutation(rows)[:4500]
+    x, y = np.eye(symbols, dtype="float32")[rows[:, :-1]], rows[:, 1:]
+    return (x[:4000], y[:4000]), (x[4000:], y[4000:])
+
+
+def eeg(length=64):
+    """Matplotlib's example of an electroencephalogram; the test part comes later in time."""
+    from matplotlib import cbook
+
+    with cbook.get_sample_data("eeg.dat") as file:
+        channels = np.frombuffer(file.read(), float).reshape(800, 4)
+    channels = (channels - channels.mean(axis=0)) / channels.std(axis=0)
+    ends = range(length, 800)
+    x = np.stack([channels[end - length : end] for end in ends]).astype("float32")
+    y = np.stack([channels[end] for end in ends]).astype("float32")
+    return (x[:540], y[:540]), (x[540 + length :], y[540 + length :])
+
+
+class Task(typing.NamedTuple):
+    """What is learned, and what is reported of it."""
+
+    load: Callable
+    length: int
+    outputs: int
+    score: str  # "accuracy", "error" (mean squared) or "nats" per character
+    pairs: list = PAIR
+    epochs: int = EPOCHS
+    answered: int | None = 1  # how many of the last steps have a target; None: all
+
+
+TASKS = {
+    "digits": Task(digits, 64, 10, "accuracy", PAIRS),
+    "adding": Task(lambda: adding_of(2000, 150), 150, 1, "error", PAIRS),
+    "adding 400": Task(lambda: adding_of(4000, 400), 400, 1, "error"),
+    "copy": Task(copying, 60, 8, "accuracy", answered=5),
+    "text": Task(text, 100, 64, "nats", answered=None),
+    "eeg": Task(eeg, 64, 4, "error", epochs=30),
+}
+
+
+def layers_of(task):
+    return [(cell, *pair) for cell in ("gru", "lstm") for pair in TASKS[task].pairs]
+
+
+# ---------------------------------------------------------------------- training
+
+
+def make(task, layer, start):
+    """A compiled model of one layer, whose metric is the score of the task."""
+    task, (cell, gate, candidate) = TASKS[task], layer
+    layers = [
+        kg.GatedRNN(
+            UNITS, cell=cell, gate_activation=gate, candidate_activation=candidate,
+            initialization=kg.initializers.Chrono(task.length) if start == "chrono" else start,
+            return_sequences=task.answered != 1,
+        )
+    ]  # fmt: skip
+    if task.answered not in (1, None):
+        layers.append(keras.layers.Cropping1D((task.length - task.answered, 0)))
+    model = keras.Sequential([*layers, keras.layers.Dense(task.outputs)])
+    loss, metric = "mse", "mse"
+    if task.score != "error":
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        metric = "accuracy" if task.score == "accuracy" else loss
+    model.compile(keras.optimizers.Adam(RATE, global_clipnorm=1.0), loss, metrics=[metric])
+    return model
 
 
 def train(task, layer, seed, epochs):
-    """A row per start: the accuracy or the mean squared error on the test part."""
-    (x, y), test = load(task, LENGTHS[task])
-    cell, gate, candidate = layer
+    """A row per start: the score on the test part."""
+    (x, y), test = TASKS[task].load()
     model, rows = None, []
     for start in STARTS:
         keras.utils.set_random_seed(seed)
-        new = make(
-            cell, task, gate_activation=gate, candidate_activation=candidate,
-            initialization=kg.initializers.Chrono(LENGTHS[task]) if start == "chrono" else start,
-        )  # fmt: skip
+        new = make(task, layer, start)
+        new.build((None, *x.shape[1:]))
         if model is None:
             model = new
-            model.optimizer.global_clipnorm = 1.0
             model.optimizer.build(model.trainable_variables)
             untouched = [np.array(variable) for variable in model.optimizer.variables]
         # One model is traced, and starts anew.
@@ -65,11 +157,14 @@ def train(task, layer, seed, epochs):
     return rows
 
 
+# ---------------------------------------------------------------------- report
+
+
 def scores_of(rows, task, layer, start):
     """The score of each seed, errors as logarithms; of what diverged NaN."""
     of = {r[5]: r[6] for r in rows if r[:5] == (task, *layer, start)}
     scores = np.array([of[seed] for seed in sorted(of)])
-    scores = scores if task == "digits" else np.log(scores)
+    scores = np.log(scores) if TASKS[task].score == "error" else scores
     return np.where(np.isfinite(scores), scores, np.nan)
 
 
@@ -91,19 +186,20 @@ def interval(values):
 
 def shown(task, values):
     mean, half = interval(values)
-    if task == "digits":
+    if TASKS[task].score != "error":
         return f"{mean:+.3f} ± {half:.3f}"
     return f"x {np.exp(mean):.2g} ({np.exp(mean - half):.2g} to {np.exp(mean + half):.2g})"
 
 
-def report(rows, layers, tasks):
-    for task in tasks:
-        what = "accuracy, and what is gained" if task == "digits" else "error, and times how much"
+def report(rows):
+    for task in dict.fromkeys(row[0] for row in rows):
+        score, layers = TASKS[task].score, list(dict.fromkeys(r[1:4] for r in rows if r[0] == task))
+        what = f"{score}, and {'times how much' if score == 'error' else 'what is gained'}"
         columns = "".join(f"{start:<26}" for start in STARTS[1:])
         print(f"\n{task + ': ' + what:<42}{columns}".rstrip())
         for layer in layers:
             before = np.nanmean(scores_of(rows, task, layer, "keras"))
-            first = f"{before:.3f}" if task == "digits" else f"{np.exp(before):.5f}"
+            first = f"{np.exp(before):.5f}" if score == "error" else f"{before:.3f}"
             cells = [shown(task, differences(rows, task, layer, start)) for start in STARTS[1:]]
             diverged = [int(np.isnan(scores_of(rows, task, layer, s)).sum()) for s in STARTS]
             line = f"  {' '.join(layer):<28}{first:<12}" + "".join(f"{c:<26}" for c in cells)
@@ -116,21 +212,26 @@ def report(rows, layers, tasks):
         print(f"  {'mean of all':<40}{''.join(f'{shown(task, m):<26}' for m in means)}".rstrip())
 
 
-def draw(rows, layers, tasks, path):
-    """A line per seed, from Keras' start to the others."""
+def draw(rows, path):
+    """A panel per task, a group of three per layer, and a line per seed through it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        len(tasks), 1, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False
-    )
+    tasks = list(dict.fromkeys(row[0] for row in rows))
+    wide = [task for task in tasks if len(TASKS[task].pairs) > 1]
+    rest = [task for task in tasks if task not in wide]
+    # The wide panels below each other, the narrow ones in a row.
+    columns = max(len(rest), 1)
+    mosaic = [[task] * columns for task in wide] + ([rest] if rest else [])
+    figure, axes = plt.subplot_mosaic(mosaic, figsize=(10, 3.6 * len(mosaic)), layout="constrained")
     shifts = np.linspace(-0.25, 0.25, len(STARTS))
-    for axis, task in zip(axes[:, 0], tasks, strict=True):
+    for task, axis in axes.items():
+        score, layers = TASKS[task].score, list(dict.fromkeys(r[1:4] for r in rows if r[0] == task))
         for place, layer in enumerate(layers):
             scores = np.array([scores_of(rows, task, layer, start) for start in STARTS])
-            scores = scores if task == "digits" else np.exp(scores)
+            scores = np.exp(scores) if score == "error" else scores
             axis.plot(place + shifts, scores, color="0.8", linewidth=0.8, zorder=1)
             for index, start in enumerate(STARTS):
                 axis.plot(
@@ -139,11 +240,11 @@ def draw(rows, layers, tasks, path):
                 )  # fmt: skip
         names = [f"{cell}\n{gate}\n+ {candidate}" for cell, gate, candidate in layers]
         axis.set_xticks(range(len(layers)), names)
-        if task == "adding":
+        if score == "error":
             axis.set_yscale("log")
-        axis.set_ylabel("accuracy on digits" if task == "digits" else "error on adding")
+        axis.set_title(f"{task}: {score}")
         axis.grid(axis="y", alpha=0.3)
-        axis.legend()
+    next(iter(axes.values())).legend()
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
@@ -154,22 +255,26 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one layer, two seeds, two epochs")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    layers, tasks, seeds, epochs = LAYERS, list(LENGTHS), arguments.seeds, EPOCHS
-    if arguments.quick:
-        layers, tasks, seeds, epochs = LAYERS[:1], tasks[:1], 2, 2
     jobs = [
-        (task, layer, seed, epochs) for task in tasks for layer in layers for seed in range(seeds)
+        (task, layer, seed, TASKS[task].epochs)
+        for task in arguments.tasks
+        for layer in layers_of(task)
+        for seed in range(arguments.seeds)
     ]
+    if arguments.quick:
+        task = arguments.tasks[0]
+        jobs = [(task, layers_of(task)[0], seed, 2) for seed in range(2)]
     rows = [row for trained in train_all(train, jobs) for row in trained]
     path = arguments.out / "initialization.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([FIELDS, *rows])
-    report(rows, layers, tasks)
-    picture = draw(rows, layers, tasks, arguments.out / "initialization.png")
+    report(rows)
+    picture = draw(rows, arguments.out / "initialization.png")
     print(f"written: {path}, {picture}")
     return rows
 

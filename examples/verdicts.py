@@ -66,9 +66,9 @@ FIRST = {
     "digits": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 11),
 }
 SECOND = {
-    "rows, SGD": Setting("rows", 8, keras.optimizers.SGD, 0.1, 300, 5),
-    "adding 20, RMSprop": Setting("adding", 20, keras.optimizers.RMSprop, 0.01, 400, 5),
-    "waves 150, Adam": Setting("waves", 150, keras.optimizers.Adam, 0.01, 200, 5),
+    "rows, SGD": Setting("rows", 8, keras.optimizers.SGD, 0.1, 300, 10),
+    "adding 20, RMSprop": Setting("adding", 20, keras.optimizers.RMSprop, 0.01, 400, 10),
+    "waves 150, Adam": Setting("waves", 150, keras.optimizers.Adam, 0.01, 200, 10),
     "digits, clipped": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 2, "clipped"),
     "digits, L1": Setting("digits", 64, keras.optimizers.Adam, 0.01, 250, 2, "L1"),
 }
@@ -418,13 +418,14 @@ def main(argv=None):
 
 def run(pool, chosen, settings, most, path):
     """Trains what is not in the table yet, and adds it there as it comes."""
-    done = {(row["cell"], row["gate"], row["candidate"], row["task"]) for row in read(path)}
-    jobs = [
-        (*pair, name, range(most or setting.seeds))
-        for name, setting in settings.items()
-        for pair in chosen
-        if (pair[0], pair[1] or "", pair[2], name) not in done
-    ]
+    done = {tuple(row[name] for name in FIELDS[:5]) for row in read(path)}
+    jobs = []
+    for name, setting in settings.items():
+        for cell, gate, candidate in chosen:
+            of = cell, gate or "", candidate, name
+            seeds = [s for s in range(most or setting.seeds) if (*of, str(s)) not in done]
+            if seeds:
+                jobs.append((cell, gate, candidate, name, seeds))
     if not done:
         with path.open("w", newline="") as file:
             csv.writer(file).writerow(FIELDS)

@@ -277,8 +277,8 @@ def initialization(cell_class, arguments):
     x, moved = np.zeros((BATCH, TIME, FEATURES), DTYPE), []
     for start in ("keras", Chrono(1000)):
         given = {**arguments, "initialization": start}
-        layer = GatedRNN(UNITS, cell=cell_class, dtype=DTYPE, return_state=True, **given)
         try:
+            layer = GatedRNN(UNITS, cell=cell_class, dtype=DTYPE, return_state=True, **given)
             layer.build(x.shape)
         except ValueError as error:
             if start == "keras" or not str(error).startswith("`initialization`"):

@@ -376,7 +376,7 @@ class GatedRNN(keras.layers.RNN):
         except NotTraceableError as reason:
             return [f"  its equations cannot be traced: {reason}"]
         bias = " + c_k" if self.cell.two_biases else ""
-        kernel = ""
+        kernel, start = "", self.cell.initialization
         if type(self.cell).parametrize is not GatedCell.parametrize:
             kernel = f", of U as {type(self.cell).__name__}.parametrize makes it"
         return [
@@ -385,6 +385,7 @@ class GatedRNN(keras.layers.RNN):
             else f"  with x_k = x W_k and u_k = h U_k{kernel}, and L(v) = v, normalized over "
             "units, times a gain, plus a bias:",
             *[f"  {symbol} = {text}" for symbol, text in lines],
+            *([f"  its gates start as initialization={start!r} says"] if start else []),
         ]
 
     def _loop(self, sequences, states, mask, training):

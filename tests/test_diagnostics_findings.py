@@ -1,5 +1,6 @@
 """Planted faults are found; the report as text and as data; errors."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -55,6 +56,10 @@ def planted(rng, **changes):
         ),
         ({"gate_activation": {"update": "relu"}, "update": (1.5, 0.0)}, "a difference doubles"),
         ({"update": (-6, 0.1), "candidate": (0, 0.1)}, "Lyapunov exponent is -"),
+        (
+            {"gate_activation": {"update": "softplus"}},
+            "its activations are unstable: the gate update (softplus) has no upper bound",
+        ),
     ],
 )
 def test_planted_faults_are_found(rng, changes, said):
@@ -85,6 +90,9 @@ def test_advice_that_is_followed_already_is_not_given(rng):
         "candidate's values are zero", **sparse, activation_l1=1e-4
     )
     forgets = {"update": (-6, 0.1), "candidate": (0, 0.1)}
+    assert "an orthogonal or identity recurrent kernel" in advice(
+        "Lyapunov exponent is -", **forgets, recurrent_initializer="glorot_uniform"
+    )
     assert 'initialization="uniform_gates"' in advice("Lyapunov exponent is -", **forgets)
     assert "uniform_gates" not in advice(
         "Lyapunov exponent is -", **forgets, initialization="uniform_gates"
@@ -92,6 +100,17 @@ def test_advice_that_is_followed_already_is_not_given(rng):
     assert "uniform_gates" not in advice(
         "Lyapunov exponent is -", **forgets, gate_activation={"reset": "relu"}
     )
+
+
+def test_a_cell_without_a_recurrent_kernel_is_not_told_to_start_it_elsewhere(rng):
+    (layer,) = diagnose(
+        model_of(helpers.built(rng, dtype="float32", cell="min_gru")), sequences(rng, time=24)
+    ).layers
+    assert layer.options["recurrent_initializer"] is None
+    layer = dataclasses.replace(layer, lyapunov=-2.0)
+    (said,) = [f for f in findings.of_layers([layer]) if "Lyapunov" in f.what]
+    assert "Begin with gates that remember" in said.advice
+    assert "recurrent kernel" not in said.advice
 
 
 @needs_gradients

@@ -102,7 +102,7 @@ def test_initialization_trains_pairs(tmp_path):
 def test_errors_that_diverged_are_counted_and_left_out(monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)  # it imports another example
     example = load("initialization")
-    layer = example.LAYERS[0]
+    layer = example.layers_of("adding")[0]
     errors = {"keras": [1.0, np.nan, 2.0], "uniform_gates": [0.5, 1, 4], "chrono": [0.1, 0.1, 0.2]}
     rows = [
         ("adding", *layer, start, seed, score)
@@ -111,7 +111,7 @@ def test_errors_that_diverged_are_counted_and_left_out(monkeypatch, capsys):
     ]
     found = example.differences(rows, "adding", layer, "uniform_gates")
     np.testing.assert_allclose(np.exp(found), [0.5, np.nan, 2.0])
-    example.report(rows, [layer], ["adding"])
+    example.report(rows)
     line, overall = capsys.readouterr().out.splitlines()[-2:]
     assert "x 0.1 (0.1 to 0.1)" in line
     assert "x 0.1 (0.1 to 0.1)" in overall

@@ -223,12 +223,12 @@ def test_a_diagnosis_says_how_a_layer_began(rng):
 @pytest.mark.parametrize("name", sorted(CELLS))
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_every_cell_trains_with_it_or_says_why_not(name, rng):
-    layer = kg.GatedRNN(4, cell=name, initialization=Chrono(5))
     if name in WAYS or name.startswith("layer_norm"):
+        layer = kg.GatedRNN(4, cell=name, initialization=Chrono(5))
         assert np.isfinite(ops.convert_to_numpy(layer(rng.normal(size=(2, 5, 3))))).all()
         return
     with pytest.raises(ValueError, match=r"spreads the gates that carry the state on, and "):
-        layer.build((None, None, 3))
+        kg.GatedRNN(4, cell=name, initialization=Chrono(5)).build((None, None, 3))
 
 
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
@@ -270,12 +270,39 @@ def test_what_is_meant_by_other_starts_is_guessed(given, hint):
 
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_why_gates_cannot_start_elsewhere():
-    for arguments, why in (
-        ({"cell": "simple"}, "and SimpleRNNCell has no gates"),
-        ({"gate_activation": "relu"}, r"such as sigmoid. GRUCell has update \(relu\), reset"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            kg.GatedRNN(4, initialization=Chrono(9), **arguments).build((None, 5, 3))
+    with pytest.raises(ValueError, match="and SimpleRNNCell has no gates"):
+        kg.GatedRNN(4, "simple", initialization=Chrono(9))
+    layer = kg.GatedRNN(4, gate_activation="relu", initialization=Chrono(9))
+    with pytest.raises(ValueError, match=r"such as sigmoid. GRUCell has update \(relu\), reset"):
+        layer.build((None, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        (Chrono(50), r"initialization=keras_gates.initializers.Chrono\(150\)"),
+        ("chrono", r"initialization=keras_gates.initializers.Chrono\(150\)"),
+        ("uniform_gates", "initialization='uniform_gates'"),
+    ],
+)
+def test_a_start_is_no_initializer_of_one_weight(given, instead):
+    for argument in ("bias_initializer", "recurrent_initializer"):
+        with pytest.raises(ValueError, match=f"`{argument}` must be .* write {instead}"):
+            kg.GatedRNN(4, **{argument: given})
+
+
+def test_a_start_is_all_of_the_bias_of_its_gate():
+    """Of the two biases of a GRU."""
+    b, c = built("gru", initialization=Chrono(9), bias_initializer="ones").biases
+    plain, _ = built("gru", initialization=Chrono(9)).biases
+    np.testing.assert_array_equal(b[:UNITS], plain[:UNITS])
+    np.testing.assert_array_equal(c, np.repeat([0, 1, 1], UNITS))
+    np.testing.assert_array_equal(b[UNITS:], np.ones(2 * UNITS))
+
+
+def test_the_layer_says_how_its_gates_start():
+    assert "initialization=Chrono(longest=9" in kg.GatedRNN(4, initialization=Chrono(9)).explain()
+    assert "start" not in kg.GatedRNN(4).explain()
 
 
 def test_weights_that_are_copied_have_their_start():

@@ -527,6 +527,28 @@ def test_judging_an_instance_leaves_its_weights_and_those_of_its_activations_alo
         np.testing.assert_array_equal(was, weight)
 
 
+def test_the_contraction_is_that_of_the_jacobian_at_rest():
+    def found(**arguments):
+        return kg.check_activations("simple", **arguments).contraction
+
+    identity = keras.initializers.Identity
+    linear = {"candidate_activation": "linear"}
+    assert found(**linear, recurrent_initializer=identity(0.9)) == pytest.approx(0.9, abs=1e-4)
+    # At a kink the larger one.
+    assert found(candidate_activation="relu", recurrent_initializer="identity") == pytest.approx(1)
+    # At rest h = tanh(0.5 h + 1), whose derivative is 0.5 (1 - h^2).
+    h = 0.0
+    for _ in range(99):
+        h = math.tanh(0.5 * h + 1)
+    rest = found(recurrent_initializer=identity(0.5), bias_initializer="ones")
+    assert rest == pytest.approx(0.5 * (1 - h**2), abs=1e-4)
+    # h' = 1 - h is 1, 0, 1, ...
+    turns = {"recurrent_initializer": identity(-1.0), "bias_initializer": "ones"}
+    assert found(**linear, **turns) is None
+    said = str(kg.check_activations("simple", **linear, recurrent_initializer=identity(0.9)))
+    assert "where they rest without inputs, by a factor of 0.90" in said
+
+
 def test_the_memory_is_that_of_the_recurrence():
     """Of a linear one with the eigenvalue 0.9 it is 1 / -log(0.9), however long the sequences."""
     cell = {"cell": "simple", "candidate_activation": "linear"}

@@ -254,6 +254,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
         self.initialization = starting.checked(initialization)
+        if self.initialization is not None and not self.gate_names():
+            raise ValueError(
+                "`initialization` spreads the gates that carry the state on, and "
+                f"{type(self).__name__} has no gates. Received: initialization={initialization!r}"
+            )
         self.layer_norm = true_or_false("layer_norm", layer_norm)
         self.norm_weights: dict = {}
         self._set_clipping(grad_clip_value, grad_clip_norm, grad_clip_at)
@@ -574,15 +579,11 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             ) from error
         if not found.ways:
             gates = {g: activations.name_of(a) for g, a in self.gate_activations.items()}
-            why = f"{name} has no gates"
-            if gates:
-                shown = ", ".join(f"{gate} ({activation})" for gate, activation in gates.items())
-                why = (
-                    f"that takes a gate with a bias of its own whose activation rises from 0 to 1, "
-                    f"such as sigmoid. {name} has {shown}"
-                )
+            shown = ", ".join(f"{gate} ({activation})" for gate, activation in gates.items())
             raise ValueError(
-                f"`initialization` spreads the gates that carry the state on, and {why}. {given}"
+                "`initialization` spreads the gates that carry the state on, and that takes a gate "
+                "with a bias of its own whose activation rises from 0 to 1, such as sigmoid. "
+                f"{name} has {shown}. {given}"
             )
         return found
 
@@ -608,7 +609,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         bias = ops.concatenate(parts)
         if len(shape) == 1:
             return bias
-        return ops.stack([bias, self.bias_initializer(bias.shape, dtype=dtype)])
+        # What stands in b is the whole bias of its block.
+        drawn = np.repeat([fixed[block] is None for block in blocks], self.units)
+        second = self.bias_initializer(bias.shape, dtype=dtype)
+        return ops.stack([bias, ops.where(drawn, second, 0)])
 
     def _fixed_bias_of(self, block, starts):
         """Where a block's bias starts, if not as `bias_initializer` says."""

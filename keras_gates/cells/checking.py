@@ -16,7 +16,7 @@ def keras_object(argument, given):
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"`{argument}` must be the name of a {kind} of Keras, an instance or a function. "
-            f"Received: {argument}={given!r}. {error}"
+            f"Received: {argument}={given!r}. {_start_meant(given) or error}"
         ) from error
     if found is None and kind == "initializer":
         raise ValueError(
@@ -24,6 +24,15 @@ def keras_object(argument, given):
             f"Received: {argument}=None"
         )
     return found
+
+
+def _start_meant(given):
+    """What to write for a start of the gates, which is no initializer of one weight."""
+    text = given if isinstance(given, str) else type(given).__name__
+    if text.lower() not in ("chrono", "uniform_gates"):
+        return ""
+    start = repr(given) if text == "uniform_gates" else "keras_gates.initializers.Chrono(150)"
+    return f"Which gates it is for follows from the equations: write initialization={start}"
 
 
 def same_shapes(tensors, expected):

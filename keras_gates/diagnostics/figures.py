@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from keras_gates import activations
+from keras_gates import activations, verdicts
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.diagnostics import lyapunov
 
@@ -127,7 +127,8 @@ class LayerDiagnosis:
         lyapunov: the largest Lyapunov exponent on these data, in nats per step; None where it was
             not asked for, or in half precision. In a stack it is that of the whole stack.
         options: what the cell does already against what the findings are about, by the names of
-            its arguments; `candidate_bounded` tells of its candidate's values.
+            its arguments; `candidate_bounded` tells of its candidate's values, and `unstable` why
+            `keras_gates.check_activations` calls its activations so, and what helps, or None.
     """
 
     name: str
@@ -203,12 +204,16 @@ def of_trace(trace, margin):
 
 
 def _options(cell):
+    unstable = [r for r in verdicts.judge(cell).reasons if r.level == verdicts.LEVELS[-1]]
     names = ("grad_clip_norm", "grad_clip_value", "activation_l1", "candidate_l1", "initialization")
     return {
         **{name: getattr(cell, name) for name in names},
-        "recurrent_initializer": type(cell.recurrent_initializer).__name__.lower(),
+        "recurrent_initializer": None
+        if cell.recurrent_kernel is None
+        else type(cell.recurrent_initializer).__name__.lower(),
         "candidate_activation": activations.name_of(cell.candidate_activation),
         "candidate_bounded": bool(np.isfinite(_bounds(cell.candidate_activation)).all()),
+        "unstable": [unstable[0].what, unstable[0].advice] if unstable else None,
     }
 
 

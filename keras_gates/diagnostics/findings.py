@@ -84,6 +84,12 @@ def nonfinite(layer):
         )
 
 
+def verdict(layer):
+    if layer.options["unstable"]:
+        what, advice = layer.options["unstable"]
+        yield "warning", f"its activations are unstable: {what}", advice
+
+
 def gates(layer):
     undecided = [
         name
@@ -241,7 +247,7 @@ def exponents(layer):
         )
 
 
-_RULES = (nonfinite, gates, candidates, states, gradients, exponents)
+_RULES = (nonfinite, verdict, gates, candidates, states, gradients, exponents)
 
 
 # ---------------------------------------------------------------------- what is not done yet
@@ -284,7 +290,7 @@ def _remember(layer):
             'begin with gates that remember (initialization="uniform_gates", or '
             "keras_gates.initializers.Chrono with the number of steps that inputs matter for)"
         )
-    if layer.options["recurrent_initializer"] not in ("orthogonal", "identity"):
+    if layer.options["recurrent_initializer"] not in (None, "orthogonal", "identity"):
         yield "begin with an orthogonal or identity recurrent kernel"
 
 

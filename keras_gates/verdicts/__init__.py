@@ -70,6 +70,9 @@ class Verdict:
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
             those one step earlier, at initialization and for N(0, 1) inputs. None where an
             instance of a cell was judged, whose weights may be trained already.
+        contraction: by what factor a small difference in the states changes per step where they
+            come to rest, at initialization, from zero and with inputs of zero: below 1 it shrinks,
+            above 1 the states do not stay there. None where they come to no rest, and as above.
         memory: in how many steps a small difference in the states becomes e times smaller, at
             initialization, for N(0, 1) inputs and on average over `steps` steps, of which
             exp(-steps / memory) is left at the end; inf where it does not. None as above.
@@ -93,6 +96,7 @@ class Verdict:
     carry: dict
     growth: float
     spectral_radius: float | None = None
+    contraction: float | None = None
     memory: float | None = None
     memory_with_uniform_gates: float | None = None
     divergence: float | None = None
@@ -141,6 +145,11 @@ class Verdict:
             yield (
                 "expected spectral radius of the state Jacobian at initialization: "
                 f"{self.spectral_radius:.2f}"
+            )
+        if self.contraction is not None:
+            yield (
+                "a difference in the states changes per step, where they rest without inputs, "
+                f"by a factor of {self.contraction:.2f}"
             )
         if self.divergence is not None:
             shown = "below 1%" if self.divergence < 0.01 else f"about {self.divergence:.0%}"
@@ -276,20 +285,21 @@ sign(check_activations, GRUCell.__init__, LSTMCell.__init__)
 def _with_estimates(verdict, cell, steps):
     """The verdict with what a new cell of the same arguments remembers, and whether it diverges."""
 
-    def memory(**changes):
-        copy = built_copy(cell, units=cell.units, features=cell.units, **changes)
-        return probe.memory(copy, steps)
+    def new(**changes):
+        return built_copy(cell, units=cell.units, features=cell.units, **changes)
 
     found: dict[str, Any] = {"steps": steps}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            found["memory"] = memory()
+            found["memory"] = probe.memory(new(), steps)
         except NotTraceableError:
             return verdict
         if np.isfinite(found["memory"]) and cell.initialization is None:
             with contextlib.suppress(ValueError):  # there are no such gates
-                found["memory_with_uniform_gates"] = memory(initialization="uniform_gates")
+                uniform = new(initialization="uniform_gates")
+                found["memory_with_uniform_gates"] = probe.memory(uniform, steps)
+        found["contraction"] = probe.contraction(new())
         found["divergence"] = probe.divergence(
             built_copy(cell, units=_FEW, features=2, initialization=None), steps, verdict.growth
         )

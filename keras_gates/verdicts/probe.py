@@ -156,6 +156,7 @@ class _Probe:
 
 
 _SETTLING, _APART = 12, 1e-6
+_PATIENCE, _AT_REST = 1000, 1e-6
 # How weights after training differ from new ones; and the weights of 1 and the `signs`.
 _TRAINED, _NOISE = 3.0, 0.2
 FITTED = (-9.33, 0.45, 0.47, 1.83)
@@ -252,22 +253,42 @@ def spectral_radius(cell, samples=4, steps=12):
     """
     seed_initializers(cell)
     cell.build((None, cell.units))
-    rng, step, size = np.random.default_rng(0), _stepping(cell), _size(cell)
-    states = np.zeros((samples, size))
+    rng, step = np.random.default_rng(0), _stepping(cell)
+    states = np.zeros((samples, _size(cell)))
     for _ in range(steps):
         x = rng.normal(size=(samples, cell.units))
         before, states = states, step(x, states)
-    shift, radii = 1e-4, []
-    for sample in range(samples):
-        if not np.isfinite(before[sample]).all():
-            return float("inf")
-        moved = before[sample] + shift * np.concatenate([np.eye(size), -np.eye(size)])
-        found = step(np.repeat(x[sample : sample + 1], 2 * size, axis=0), moved)
-        if not np.isfinite(found).all():
-            return float("inf")
-        jacobian = (found[:size] - found[size:]) / (2 * shift)
-        radii.append(np.abs(np.linalg.eigvals(jacobian)).max())
-    return float(np.mean(radii))
+    return float(np.mean([_radius(step, *point) for point in zip(x, before, strict=True)]))
+
+
+def contraction(cell):
+    """By what factor a small difference in the states changes per step where they rest.
+
+    That is where the states of a built cell come to, from zero and with inputs of zero; None where
+    they come to no rest.
+    """
+    step, x = _stepping(cell), np.zeros((1, cell.kernel.shape[0]))
+    states = np.zeros((1, _size(cell)))
+    with np.errstate(all="ignore"):
+        for _ in range(_PATIENCE):
+            before, states = states, step(x, states)
+            if np.abs(states - before).max() < _AT_REST:
+                return _radius(step, x[0], states[0])
+    return None
+
+
+def _radius(step, x, states):
+    """The spectral radius of the Jacobian of a step, at inputs and states of one sample.
+
+    Of those to either side, the larger one: relu has a kink where states rest.
+    """
+    size, shift = len(states), 1e-6
+    moved = states + shift * np.concatenate([np.zeros((1, size)), np.eye(size), -np.eye(size)])
+    found = step(np.tile(x, (len(moved), 1)), moved)
+    if not np.isfinite(found).all():
+        return np.inf
+    sides = (found[1 : size + 1] - found[0]) / shift, (found[0] - found[size + 1 :]) / shift
+    return float(max(np.abs(np.linalg.eigvals(side)).max() for side in sides))
 
 
 def _stepping(cell):
