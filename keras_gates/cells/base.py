@@ -58,9 +58,6 @@ _INPUT_AXES = ("batch", "features")  # at each time step
 _INITIALIZERS = {
     "kernel": "kernel_initializer",
     "recurrent_kernel": "recurrent_initializer",
-    "recurrent_vector": "recurrent_initializer",
-    "forget_vector": "recurrent_initializer",
-    "reset_vector": "recurrent_initializer",
     "bias": "bias_initializer",
 }
 
@@ -501,16 +498,29 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 self._build_activation(activation)
         self.built = True
 
+    def add_recurrent_vector(self, name):
+        """A weight of (units,) by which a state acts on its own unit, in the place of a kernel."""
+        return self.add_weight(
+            (self.units,),
+            self.recurrent_initializer,
+            name=name,
+            regularizer=self.recurrent_regularizer,
+            constraint=self.recurrent_constraint,
+        )
+
     def add_weight(self, shape=None, initializer=None, *args, name=None, **kwargs):
         try:
             return super().add_weight(shape, initializer, *args, name=name, **kwargs)
         except (TypeError, ValueError) as error:
-            if name not in _INITIALIZERS:
+            argument = _INITIALIZERS.get(name)
+            if initializer is self.recurrent_initializer:
+                argument = "recurrent_initializer"
+            if argument is None:
                 raise
             raise ValueError(
-                f"`{_INITIALIZERS[name]}` must give values of the shape and dtype that it is asked "
-                f"for. Received: {_INITIALIZERS[name]}={getattr(self, _INITIALIZERS[name])!r}, "
-                f"which fails for {name!r} of shape {shape}: {error}"
+                f"`{argument}` must give values of the shape and dtype that it is asked for. "
+                f"Received: {argument}={getattr(self, argument)!r}, which fails for {name!r} of "
+                f"shape {shape}: {error}"
             ) from error
 
     def _check_weights(self, columns):

@@ -46,13 +46,7 @@ class IndRNNCell(GatedCell):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self.recurrent_vector = self.add_weight(
-            (self.units,),
-            self.recurrent_initializer,
-            regularizer=self.recurrent_regularizer,
-            constraint=self.recurrent_constraint,
-            name="recurrent_vector",
-        )
+        self.recurrent_vector = self.add_recurrent_vector("recurrent_vector")
 
     def update(self, x, u, states):
         (h,) = states

@@ -64,16 +64,8 @@ class SRUCell(GatedCell):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self.forget_vector, self.reset_vector = (
-            self.add_weight(
-                (self.units,),
-                self.recurrent_initializer,
-                regularizer=self.recurrent_regularizer,
-                constraint=self.recurrent_constraint,
-                name=f"{gate}_vector",
-            )
-            for gate in self.gates
-        )
+        self.forget_vector = self.add_recurrent_vector("forget_vector")
+        self.reset_vector = self.add_recurrent_vector("reset_vector")
 
     def update(self, x, u, states):
         _, c = states
