@@ -203,7 +203,16 @@ def format_of_suffix(path):
 
 
 def _format(name):
-    return getattr(importlib.import_module(f"keras_gates.deployment.{name}"), _CLASSES[name])()
+    try:
+        module = importlib.import_module(f"keras_gates.deployment.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "tensorflow":
+            raise
+        raise ImportError(
+            f"format={name!r}: such files are written by way of TensorFlow, which is not "
+            "installed: pip install tensorflow"
+        ) from error
+    return getattr(module, _CLASSES[name])()
 
 
 def _format_of(path):
