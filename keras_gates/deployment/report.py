@@ -1,9 +1,12 @@
 """What was written, and how it compares with its model: as text and as plain data."""
 
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 from keras_gates import html
+from keras_gates.deployment import card
 from keras_gates.deployment.samples import Sample
 
 # Operators that run over time: what to look for first.
@@ -87,18 +90,28 @@ class ExportReport:
             lines.append(f"  {name}({_tensors(signature['inputs'])})")
             lines.append(f"    -> {_tensors(signature['outputs'])}")
         lines.append(f"  {self._operators()}")
-        if self.difference is not None:
-            lines.append(f"  {self._difference()}")
-        for given in self.latency:
-            what = f"{given.signature}, batch {given.batch}"
-            if given.model is None:
-                lines.append(f"  {what}: {given.file:.3g} ms")
-            else:
-                lines.append(
-                    f"  {what} of {given.length} steps: {given.file:.3g} ms, "
-                    f"the model {given.model:.3g} ms"
-                )
+        lines += [f"  {figure}" for figure in self._figures()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def to_model_card(
+        self, path: str | os.PathLike | None = None, description: str = "", **metadata: Any
+    ) -> str:
+        """A model card: what the file takes and gives, code that runs it, and how it compares.
+
+        Args:
+            path: where to write it, "README.md" in a repository of the Hugging Face Hub.
+            description: what only you know, in Markdown: what the model is for, what it was trained
+                on, how well it does.
+            **metadata: for the head of the card, such as `license="apache-2.0"`,
+                `pipeline_tag="text-classification"`, `tags=[...]`.
+
+        Returns:
+            The card, in Markdown.
+        """
+        written = card.text(self, [*self._figures()], _named, description, metadata)
+        if path is not None:
+            pathlib.Path(path).write_text(written, encoding="utf-8")
+        return written
 
     def _repr_html_(self) -> str:
         signatures = [
@@ -124,6 +137,19 @@ class ExportReport:
         operators = [f"{name} {self.operators[name]}" for name in names]
         return f"operators: {', '.join(operators[:8])}{_and_more(len(operators) - 8)}"
 
+    def _figures(self):
+        if self.difference is not None:
+            yield self._difference()
+        for given in self.latency:
+            what = f"{given.signature}, batch {given.batch}"
+            if given.model is None:
+                yield f"{what}: {given.file:.3g} ms"
+            else:
+                yield (
+                    f"{what} of {given.length} steps: {given.file:.3g} ms, "
+                    f"the model {given.model:.3g} ms"
+                )
+
     def _difference(self):
         found = self.difference
         return (
@@ -137,9 +163,11 @@ def _milliseconds(value):
 
 
 def _tensors(tensors):
-    return ", ".join(
-        f"{name}: {tensor['dtype']} {_shape(tensor['shape'])}" for name, tensor in tensors.items()
-    )
+    return ", ".join(_named(tensors))
+
+
+def _named(tensors):
+    return [f"{name}: {t['dtype']} {_shape(t['shape'])}" for name, t in tensors.items()]
 
 
 def _shape(shape):
