@@ -5,7 +5,7 @@ compared, so that a machine that speeds up and slows down does so for both. A ra
 that GatedRNN is faster. PyTorch takes part where it is installed (`pip install torch`).
 
 GatedRNN has its default settings. The first training step, and a fit of 20 steps over 10 lengths,
-are measured in new processes.
+are measured in new processes, and so are JAX and PyTorch as Keras' backends, where installed.
 
     python examples/benchmark.py            # all rows, about 25 minutes on two cores
     python examples/benchmark.py --quick    # the two small shapes, three rounds
@@ -13,6 +13,7 @@ are measured in new processes.
 
 import argparse
 import collections
+import importlib.util
 import json
 import os
 import pathlib
@@ -30,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_gates as kg
-from keras_gates.timing import OURS, alternate
+from keras_gates.timing import OURS, alternate, compare
 
 try:
     import torch
@@ -57,6 +58,9 @@ LAYERS = {
 }
 KERAS = {"gru": keras.layers.GRU, "lstm": keras.layers.LSTM, "simple": keras.layers.SimpleRNN}
 BLOCKS = {"gru": 3, "lstm": 4, "simple": 1}
+# Those of them that keras.layers have on other backends too, and the shapes measured there.
+ELSEWHERE = ["GRU(relu, sigmoid)", "LSTM(softsign, hard_sigmoid)", "SimpleRNN(relu)"]
+SHAPES_ELSEWHERE = SHAPES[1:3]
 # The memory of one training step is measured at this shape.
 LONG = Shape(64, 1000, 64, 256)
 
@@ -223,11 +227,12 @@ def growth_with_time(rounds):
     return medians["T=1600"] / medians["T=100"]
 
 
-def in_own_process(task, side):
-    """The number that `task` prints for a side, "keras_gates" or "keras.layers"."""
-    command = [sys.executable, __file__, "--task", task, side]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.strip().splitlines()[-1])
+def in_own_process(task, given, backend="tensorflow"):
+    """What `task` prints for what it is given, such as a side."""
+    command = [sys.executable, __file__, "--task", task, str(given)]
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def relu_gru(side, units, **arguments):
@@ -289,6 +294,31 @@ def short_fit(side):
 TASKS = {"memory": memory, "first call": first_call, "short fit": short_fit}
 
 
+def against_keras(rounds):
+    """From mode to the ratios of keras.layers' time to ours, on the backend of this process."""
+    found = {"train": [], "inference": []}
+    for shape in SHAPES_ELSEWHERE:
+        for name in ELSEWHERE:
+            cell, gate, candidate = LAYERS[name]
+            activations = {"candidate_activation": candidate}
+            if gate:
+                activations["gate_activation"] = gate
+            timing = compare(
+                cell, shape.units, batch=shape.batch, steps=shape.time_steps,
+                features=shape.features, rounds=int(rounds), **activations,
+            )  # fmt: skip
+            for mode, of in (("train", timing.train), ("inference", timing.predict)):
+                (theirs,) = (of[side] for side in of if side.startswith("keras.layers"))
+                found[mode].append(theirs / of[OURS])
+    return found
+
+
+def measure_backends(rounds):
+    """From each other backend that is installed to what `against_keras` finds there."""
+    installed = [b for b in ("jax", "torch") if importlib.util.find_spec(b)]
+    return {b: in_own_process("against keras", rounds, backend=b) for b in installed}
+
+
 def measure_tasks(rounds):
     """From each task to the median over `rounds` of each side; the sides take turns."""
     found = {}
@@ -347,6 +377,12 @@ def print_summary(result):
             f"  {task}: {ours / unit[0]:.2f} {unit[1]} against {theirs / unit[0]:.2f} {unit[1]} "
             f"of keras.layers, {ours / theirs:.2f} times"
         )
+    for backend, of_mode in (result["backends"] or {}).items():
+        for mode, ratios in of_mode.items():
+            print(
+                f"  {mode:<9}  against keras.layers on {backend:<5} geometric mean "
+                f"{geometric_mean(ratios):.2f}, least {min(ratios):.2f}, {len(ratios)} rows"
+            )
     if result["growth"]:
         print(f"  a training step at T=1600 takes {result['growth']:.1f} times one at T=100")
 
@@ -423,8 +459,8 @@ def main(argv=None):
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.task:
-        task, side = arguments.task
-        print(TASKS[task](side))
+        task, given = arguments.task
+        print(json.dumps({**TASKS, "against keras": against_keras}[task](given)))
         return None
     tf.get_logger().setLevel("ERROR")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -439,9 +475,10 @@ def main(argv=None):
             for row in measure(name, shape, rounds):
                 rows.append(row)
                 print_row(row, rate)
-    tasks = growth = None
+    tasks = growth = backends = None
     if not arguments.quick:
         tasks, growth = measure_tasks(rounds), growth_with_time(rounds)
+        backends = measure_backends(rounds)
     result = {
         "machine": machine(),
         "matrix_product_rate": rate,
@@ -450,6 +487,7 @@ def main(argv=None):
         "summary": summary(rows),
         "tasks": tasks,
         "growth": growth,
+        "backends": backends,
     }
     print_summary(result)
     (arguments.out / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")
