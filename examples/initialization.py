@@ -240,11 +240,12 @@ def draw(rows, path):
                 )  # fmt: skip
         names = [f"{cell}\n{gate}\n+ {candidate}" for cell, gate, candidate in layers]
         axis.set_xticks(range(len(layers)), names)
-        if score == "error":
+        if task.startswith("adding"):
             axis.set_yscale("log")
         axis.set_title(f"{task}: {score}")
         axis.grid(axis="y", alpha=0.3)
-    next(iter(axes.values())).legend()
+    handles, labels = next(iter(axes.values())).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(STARTS))
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
