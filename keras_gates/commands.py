@@ -35,7 +35,6 @@ def check(given):
 def export(given):
     from keras_gates.deployment import core
 
-    format = core.format_of_suffix(given.path) if given.format is None else given.format
     model = _load(given, compile=False)
     data = {}
     for name in ("sample", "representative_data"):
@@ -44,7 +43,7 @@ def export(given):
     return core.export(
         model,
         given.path,
-        format,
+        given.format,
         streaming=given.streaming,
         tolerance=given.tolerance,
         batch_size=given.batch_size,

@@ -201,6 +201,28 @@ def test_changes_apply_to_every_layer(rng):
     assert len(copy.losses) == 3
 
 
+def test_a_change_that_only_some_cells_take_is_for_them():
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            keras.layers.LSTM(4, return_sequences=True),
+            keras.layers.RNN(keras.layers.LSTMCell(4), return_sequences=True),
+            keras.layers.GRU(4, return_sequences=True),
+            keras.layers.SimpleRNN(4),
+        ]
+    )
+    copy = kg.from_keras(model, gate_activation="hard_sigmoid", output_activation="softsign")
+    softsign, hard = keras.activations.softsign, keras.activations.hard_sigmoid
+    assert [getattr(layer.cell, "output_activation", None) for layer in copy.layers] == [
+        softsign, softsign, None, None,
+    ]  # fmt: skip
+    assert [{*layer.cell.gate_activations.values()} for layer in copy.layers] == [
+        {hard}, {hard}, {hard}, set(),
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match="takes no argument `output_activation`"):
+        kg.from_keras(keras.layers.GRU(4), output_activation="softsign")
+
+
 def test_an_activation_with_weights_can_be_put_in():
     model = MODELS["sequential"]()
     copy = kg.from_keras(model.layers[1], candidate_activation=keras.layers.PReLU())

@@ -42,7 +42,7 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
         ),
         (ValueError, r"did you mean 'onnx'\?$", {"format": "ONNX"}),
         (ValueError, "`sample` must be an array. NumPy says: ", {"sample": [[1.0, 2.0], [1.0]]}),
-        (ValueError, "`format` must be one of .*Received: format=None$", {"format": None}),
+        (ValueError, "`format` must be one of .*Received: format=7$", {"format": 7}),
         (ValueError, "`streaming` must be True or False", {"streaming": "yes"}),
         (ValueError, "`opset` must be one of 13, 14", {"format": "onnx", "opset": 9}),
         (TypeError, "'saved_model' takes no option `opset`", {"opset": 15}),
@@ -78,6 +78,29 @@ def test_weights_that_are_not_finite_are_refused(format, tmp_path):
     with pytest.raises(ValueError, match=r"`model` must have finite weights.*ear.*kernel"):
         deployment.export(model, tmp_path / "m", format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "format"),
+    [
+        ("served.v1", "saved_model"),
+        ("m.onnx", "onnx"),
+        ("M.TFLITE", "litert"),
+        ("m.xml", "openvino"),
+    ],
+)
+def test_the_format_is_that_of_the_suffix(path, format, tmp_path, monkeypatch):
+    asked = []
+
+    def chosen(name):
+        asked.append(name)
+        raise RuntimeError
+
+    monkeypatch.setattr(deployment.core, "_format", chosen)
+    model = keras.Sequential([keras.Input((None, 3)), kg.GatedRNN(4)])
+    with pytest.raises(RuntimeError):
+        deployment.export(model, tmp_path / path)
+    assert asked == [format]
 
 
 @pytest.mark.parametrize(

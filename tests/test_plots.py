@@ -109,6 +109,10 @@ def test_every_plot_takes_what_traces_returns(trace, recwarn):
         np.median(found[1].activated["candidate"], axis=(0, 2))[:4],
         atol=1e-6,
     )
+    above = diagnostics.plot_gate(found, "forget")
+    assert [axes.get_title() for axes in np.ravel(above)] == ["above: forget (hard_sigmoid)"]
+    with pytest.raises(ValueError, match="`gate` must be one of 'update', 'reset', 'candidate'"):
+        diagnostics.plot_gate(found, "forgets")
     given = plt.subplots(2, 1)[1]
     assert list(diagnostics.plot_saturation(found, "candidate", given)) == list(given)
     for panel, of in zip(diagnostics.plot_states(found, units=3), found, strict=True):

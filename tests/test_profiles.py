@@ -11,7 +11,7 @@ from helpers import MGUCell, leave_out_for_time, run_python
 
 import keras_gates as kg
 from keras_gates.activations import ANALYTIC, functions, measure, profile
-from keras_gates.verdicts import probe
+from keras_gates.verdicts import LEVELS, probe
 
 x = np.linspace(-6, 6, 241)
 # By hand, in NumPy.
@@ -549,6 +549,21 @@ def test_the_contraction_is_that_of_the_jacobian_at_rest():
     assert "where they rest without inputs, by a factor of 0.90" in said
 
 
+def test_equations_that_are_normalized_are_judged_whatever_the_number_of_units():
+    """Of three blocks of 8 units a value is at most sqrt(23) standard deviations above the mean."""
+    most = 1 / (1 + math.exp(-math.sqrt(23)))
+    for units in (3, 24):
+        layer = kg.GatedRNN(units, "layer_norm_gru")
+        verdicts = [kg.check_activations(layer)]
+        layer.build((None, None, 5))
+        verdicts += [kg.check_activations(layer), kg.check_activations("layer_norm_gru")]
+        for verdict in verdicts:
+            low, high = verdict.carry["hidden"]
+            assert 0.9 < high <= most
+            assert low == pytest.approx(1 - high, abs=1e-3)
+            assert verdict.contraction is None  # at rest the slope is that of epsilon
+
+
 def test_the_memory_is_that_of_the_recurrence():
     """Of a linear one with the eigenvalue 0.9 it is 1 / -log(0.9), however long the sequences."""
     cell = {"cell": "simple", "candidate_activation": "linear"}
@@ -582,7 +597,18 @@ def test_a_verdict_can_be_read_and_stored():
     text = str(verdict)
     assert text.startswith("GRUCell: gates relu; candidate tanh: unstable\n  z = relu(x_z + u_z)\n")
     assert verdict.equations[-1] == ("h'", "z * h + (1 - z) * n")
-    assert "what helps: Let what carries the state on have values in [0, 1]" in text
+    reasons = [line for line in text.split("\n") if line.lstrip().startswith(tuple(LEVELS))]
+    assert len(reasons) == 3
+    # What helps stands below its reason, once below the last of those that it is for.
+    helps = [line for line in text.split("\n") if "    what helps: " in line]
+    assert helps[0].strip().startswith("what helps: Let what carries the state on have values in")
+    assert text.index(helps[0]) < text.index(reasons[1])
+    assert text.index(reasons[2]) < text.index(helps[1])
+    assert len(helps) == 2
+    assert "how long it remembers is not shown" in text
+    assert "nothing clipped): below 1%; that it learns badly is not counted" in (
+        str(kg.check_activations("gru", "tanh", "tanh"))
+    )
     assert json.loads(json.dumps(verdict.to_dict()))["level"] == "unstable"
 
 

@@ -78,7 +78,9 @@ def get(identifier: Activation, argument: str, warn: bool = True) -> Callable[[A
             f"`{argument}` must be the name of an activation, a function or a Keras layer"
             f"{_or_dict(argument)}. Received: {argument}={identifier!r}{hint}"
         )
-    if warn and _saved_name(identifier) is None:
+    # To save one of ours Keras imports TensorFlow: not before it has to.
+    ours = getattr(functions, name_of(identifier), None) is identifier
+    if warn and not ours and _saved_name(identifier) is None:
         warnings.warn(
             f"`{argument}={identifier!r}` works for training, but a model with it can be "
             f"neither copied nor saved, because Keras finds a function again by its registered "

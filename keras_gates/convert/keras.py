@@ -9,7 +9,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates._keras import graph
-from keras_gates.cells import of_keras
+from keras_gates.cells import CELLS, of_keras
 from keras_gates.cells.arguments import sign
 from keras_gates.layers import GatedRNN
 from keras_gates.types import LayerArguments
@@ -45,11 +45,12 @@ def from_keras(
             Keras' cells, a wrapper of one such as `Bidirectional`, or a layer or model of your own
             that holds some in its attributes and can be made from its config. It is left as it is.
         **changes: arguments of GatedRNN that differ in the copy, such as `grad_clip_norm=1.0` or
-            `candidate_activation="relu"`. They apply to every converted layer.
+            `candidate_activation="relu"`. They apply to every converted layer; one that only some
+            of the cells take, such as `output_activation` of LSTMs, to those.
 
     Returns:
         The copy, with all that the original has learned, was adapted to, or keeps as states. A
-        model comes as from `keras.models.clone_model`: compiled anew, if at all. Both are run on
+        model that is compiled comes compiled in the same way, with a new optimizer. Both are run on
         random data, unless a change makes them differ, and must agree.
 
         Files of weights alone (.weights.h5) name layers by their class, so that a file of one does
@@ -99,7 +100,9 @@ def refuse_kept(owner, changes):
 
 def converted(original, changes=()):
     """As `from_keras`, without looking at the arguments or at what the copy computes."""
-    conversion = _Conversion(dict(changes))
+    parts = original._flatten_layers()
+    names = {of_keras.NAMES[type(part)] for part in parts if type(part) in of_keras.NAMES}
+    conversion = _Conversion(dict(changes), names)
     copy = conversion.layer(original)
     if not conversion.recurrent:
         gated = [part.name for part in original._flatten_layers() if isinstance(part, GatedRNN)]
@@ -122,18 +125,25 @@ def cell_from_keras(cell):
     """A built cell of Keras as one of this package, with its weights; None if there is none."""
     if type(cell) not in of_keras.NAMES:
         return None
-    conversion = _Conversion({})
+    conversion = _Conversion({}, set())
     copy = conversion.cell(cell)
     copy.build((None, cell.kernel.shape[0]))
     conversion.copy_state()
     return copy
 
 
-class _Conversion:
-    """One call of `from_keras`: the changes, and which copy each original became."""
+def _taken(name):
+    """The arguments that such a cell takes."""
+    return CELLS[name].options() - (set() if CELLS[name].gate_names() else {"gate_activation"})
 
-    def __init__(self, changes):
+
+class _Conversion:
+    """One call of `from_keras`: the changes, and which copy each original became; given the names
+    of all cells that there are."""
+
+    def __init__(self, changes, names):
         self.changes = changes
+        self.known = set().union(*map(_taken, names))
         self.copies = {}  # from the id of a layer to its copy: what is shared stays shared
         self.recurrent = []  # (Keras' cell, the cell of its copy)
         self.stateful = []  # (a layer with states, its copy)
@@ -252,20 +262,26 @@ class _Conversion:
         ]
         return copy
 
+    def _changes_of(self, name):
+        """Those for such a cell. What only some of the cells take is for them alone."""
+        taken = _taken(name)
+        return {k: v for k, v in self.changes.items() if k in taken or k not in self.known}
+
     def cell(self, cell):
         if type(cell) not in of_keras.NAMES:
             copy = type(cell).from_config(cell.get_config())
             self.others.append((cell, copy))
             return copy
-        changes = {k: v for k, v in self.changes.items() if k not in _OF_LAYER}
-        copy = of_keras.unbuilt(cell, **changes)
+        changes = self._changes_of(of_keras.NAMES[type(cell)])
+        copy = of_keras.unbuilt(cell, **{k: v for k, v in changes.items() if k not in _OF_LAYER})
         self.recurrent.append((cell, copy))
         return copy
 
     def _layer_arguments(self, layer):
         # The layer's config alone is not complete: SimpleRNN leaves out its seed.
         config = {**layer.cell.get_config(), **layer.get_config()}
-        return of_keras.renamed({**config, **of_keras.activations(layer.cell), **self.changes})
+        changes = self._changes_of(_LAYERS[type(layer)])
+        return of_keras.renamed({**config, **of_keras.activations(layer.cell), **changes})
 
     @staticmethod
     def _holds_keras_cells(cell):

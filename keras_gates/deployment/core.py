@@ -43,7 +43,7 @@ _log = logging.getLogger("keras_gates")
 def export(
     model: keras.Model,
     path: str | os.PathLike,
-    format: Format = "saved_model",
+    format: Format | None = None,
     *,
     streaming: bool = False,
     sample: Any = None,
@@ -67,7 +67,8 @@ def export(
         model: a built Keras model.
         path: where to; the suffix of the format is added if it is missing. An older file there
             is replaced, the folder of an older SavedModel too unless something else is in it.
-        format: "saved_model" (a folder), "onnx", "litert" or "openvino".
+        format: "saved_model" (a folder), "onnx", "litert" or "openvino". Default: that of the
+            suffix of `path`, ".onnx", ".tflite" or ".xml", and else "saved_model".
         streaming: whether to add signatures for live data: `initial_state` (batch_size to
             states), `step` (one time step and states to outputs and states) and `chunk` (the same
             for some time steps). States are the caller's to keep, so that streams can be
@@ -112,6 +113,9 @@ def export(
     True
     """
     check_model(model)
+    if format is None:
+        _check_path(path)
+        format = _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
     chosen = _format(one_of("format", format, FORMATS))
     true_or_false("streaming", streaming)
     check_verbose(verbose)
@@ -195,11 +199,6 @@ def inspect(path: str | os.PathLike) -> ExportReport:
 def _check_path(path):
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`path` must be a path. Received: path={path!r}")
-
-
-def format_of_suffix(path):
-    """The format of a file that is to be written, by its suffix."""
-    return _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
 
 
 def _format(name):

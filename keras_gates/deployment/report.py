@@ -152,9 +152,11 @@ class ExportReport:
 
     def _difference(self):
         found = self.difference
+        most, longest = max(s.batch for s in self.samples), max(s.length for s in self.samples)
         return (
             f"largest difference to the model: {found.absolute:.2g}, {found.relative:.2g} of "
-            f"the scale of {found.output!r}, on {len(self.samples)} samples"
+            f"the scale of {found.output!r}, on {len(self.samples)} batches of up to "
+            f"{most} sequences and {longest} steps"
         )
 
 

@@ -58,7 +58,8 @@ def of_layers(layers, left_out=()):
     """All findings of a list of `LayerDiagnosis`, the most severe first."""
     found = []
     for layer in layers:
-        for rule in _RULES:
+        # What is computed from the other numbers of a layer that has NaN says little.
+        for rule in (nonfinite, verdict) if layer.nonfinite else _RULES:
             found += [Finding(severity, layer.name, *rest) for severity, *rest in rule(layer)]
     for name, reason in left_out:
         advice = "Write its equations as a keras_gates.GatedCell to see inside."
@@ -201,7 +202,7 @@ def gradients(layer):
                 f"the gradient vanishes: by a factor of {factor:.3g} per step back, "
                 f"{_power(over)} over {layer.steps} steps",
                 "Early steps are not learned from. "
-                + _either(*_remember(layer), "begin with shorter sequences"),
+                + _either(*_keep_gates(layer), *_remember(layer), "begin with shorter sequences"),
             )
         elif own and over > math.log(_EXPLODED):
             yield (
@@ -243,7 +244,7 @@ def exponents(layer):
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: of a difference 5% is "
             f"left after {max(1, math.ceil(steps))} steps",
             "The layer forgets within that many. Should it remember longer? "
-            + _either(*_remember(layer), "give it more units"),
+            + _either(*_keep_gates(layer), *_remember(layer), "give it more units"),
         )
 
 
@@ -285,10 +286,12 @@ def _remember(layer):
         gate.saturated_low is not None and gate.saturated_high is not None and gate.p5 >= 0
         for gate in layer.gates.values()
     ]
-    if shares and all(shares) and layer.options["initialization"] is None:
+    start = layer.options["initialization"]
+    if shares and all(shares) and start in (None, "uniform_gates"):
         yield (
-            'begin with gates that remember (initialization="uniform_gates", or '
-            "keras_gates.initializers.Chrono with the number of steps that inputs matter for)"
+            "begin with gates that remember "
+            + ("longer (initialization=" if start else '(initialization="uniform_gates", or ')
+            + "keras_gates.initializers.Chrono with the number of steps that inputs matter for)"
         )
     if layer.options["recurrent_initializer"] not in (None, "orthogonal", "identity"):
         yield "begin with an orthogonal or identity recurrent kernel"

@@ -52,7 +52,10 @@ def _each(plot: _Plot) -> _Plot:
             return plot(traces, axes=axes, **given)
         if len(traces) == 1 and not isinstance(axes, (list, tuple, np.ndarray)):
             return plot(traces[0], axes=axes, **given)
-        axes = panels(axes, "trace", [_checked(trace).name for trace in traces])
+        # Of layers of several kinds those that have such a gate, if any does.
+        having = [t for t in traces if given.get("gate") in _checked(t).activated]
+        traces = having if "gate" in given and having else traces
+        axes = panels(axes, "trace", [trace.name for trace in traces])
         for trace, panel in zip(traces, axes, strict=True):
             plot(trace, axes=panel, **given)
         return axes
@@ -95,7 +98,7 @@ def plot_gate(trace: Trace | Sequence[Trace], gate: str, axes: Any = None) -> An
 
     Args:
         trace: what `keras_gates.diagnostics.traces` returns, or one of it.
-        gate: the name of a gate, or "candidate".
+        gate: the name of a gate, or "candidate". Of a list the layers that have it are shown.
         axes: of matplotlib; new ones by default.
 
     Returns:
@@ -127,7 +130,8 @@ def plot_saturation(
 
     Args:
         trace: what `keras_gates.diagnostics.traces` returns, or one of it.
-        gate: the name of a gate, or "candidate"; its activation must be bounded.
+        gate: the name of a gate, or "candidate"; its activation must be bounded. Of a list the
+            layers that have it are shown.
         axes: of matplotlib; new ones by default.
         margin: a value is saturated within this share of the range from a bound.
 

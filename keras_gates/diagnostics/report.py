@@ -148,14 +148,14 @@ def tables(layer):
         for name, figures in layer.states.items()
     ]
     found.append(
-        [("state", "norm", "first step", "last step", "largest", "zeros", "at bound"), *rows]
+        [("state", "norm", "first step", "last step", "max value", "zeros", "at bound"), *rows]
     )
     if layer.gradient:
         figures = layer.gradient
         factor = "-" if figures.log_slope is None else _number(_exp(figures.log_slope))
         found.append(
             [
-                ("gradient", "", "first step", "last step", "largest", "per step back", "clipped"),
+                ("gradient", "", "first step", "last step", "max norm", "per step back", "clipped"),
                 (
                     "dL/dh",
                     "",

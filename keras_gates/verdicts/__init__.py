@@ -72,7 +72,8 @@ class Verdict:
             instance of a cell was judged, whose weights may be trained already.
         contraction: by what factor a small difference in the states changes per step where they
             come to rest, at initialization, from zero and with inputs of zero: below 1 it shrinks,
-            above 1 the states do not stay there. None where they come to no rest, and as above.
+            above 1 the states do not stay there. None where they come to no rest, where the
+            equations are normalized over units, and as above.
         memory: in how many steps a small difference in the states becomes e times smaller, at
             initialization, for N(0, 1) inputs and on average over `steps` steps, of which
             exp(-steps / memory) is left at the end; inf where it does not. None as above.
@@ -114,8 +115,10 @@ class Verdict:
     def __str__(self) -> str:
         lines = [f"{self._judged()}: {self.level}"]
         lines += [f"  {symbol} = {expression}" for symbol, expression in self.equations]
-        lines += [f"  {reason.level}: {reason.what}" for reason in self.reasons]
-        lines += [f"  what helps: {advice}" for advice in self.suggestions]
+        for index, reason in enumerate(self.reasons):
+            lines.append(f"  {reason.level}: {reason.what}")
+            if reason.advice not in [later.advice for later in self.reasons[index + 1 :]]:
+                lines.append(f"    what helps: {reason.advice}")
         return "\n".join([*lines, *(f"  {figure}" for figure in self._figures())])
 
     def _repr_html_(self) -> str:
@@ -136,6 +139,7 @@ class Verdict:
 
     def _figures(self):
         """What is known in numbers, each in words."""
+        unstable = self.level == LEVELS[-1]
         for state, (low, high) in self.carry.items():
             if (low or high) and low == low:
                 yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
@@ -156,12 +160,16 @@ class Verdict:
             yield (
                 f"estimated probability that a training on {self.steps} steps ends in NaN or a "
                 f"huge loss (Adam at 0.01, nothing clipped): {shown}"
+                + ("; that it learns badly is not counted" if unstable else "")
             )
+        if unstable and self.memory is not None:
+            yield "how long it remembers is not shown, since it may be lost in training"
+            return
         for memory, how in (
             (self.memory, "at initialization"),
             (self.memory_with_uniform_gates, "with initialization='uniform_gates'"),
         ):
-            if memory is not None and self.level != LEVELS[-1]:
+            if memory is not None:
                 left = np.exp(-self.steps / max(memory, 1e-9))
                 yield (
                     f"{how} {left:.1g} of a difference in the state is left after "

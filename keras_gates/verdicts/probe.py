@@ -4,7 +4,13 @@ import itertools
 
 import numpy as np
 
-from keras_gates.cells.program import seed_initializers, weights_by_name
+from keras_gates.cells.program import (
+    built_copy,
+    seed_initializers,
+    trace,
+    traced,
+    weights_by_name,
+)
 from keras_gates.cells.reference import Reference, array
 from keras_gates.cells.step import projected_blocks
 from keras_gates.equations import constant, depends_on, evaluate, leaf, pulled
@@ -28,6 +34,8 @@ def probed(cell, program):
         cell: a GatedCell.
         program: its program.
     """
+    if program.reduces:  # it has the number of units in it
+        program = trace(built_copy(cell, units=_MIXED), opaque=True)
     forward = program.forward
     key = (tuple(forward), cell.blocks, cell.state_names)
     if any(kind == "weight" for kind, _ in program.leaves):
@@ -265,8 +273,10 @@ def contraction(cell):
     """By what factor a small difference in the states changes per step where they rest.
 
     That is where the states of a built cell come to, from zero and with inputs of zero; None where
-    they come to no rest.
+    they come to no rest, and where equations are normalized, whose slope at 0 is that of epsilon.
     """
+    if traced(cell)[1].reduces:
+        return None
     step, x = _stepping(cell), np.zeros((1, cell.kernel.shape[0]))
     states = np.zeros((1, _size(cell)))
     with np.errstate(all="ignore"):

@@ -98,7 +98,7 @@ def of_gates(profiles):
                 "caution",
                 f"the gate {name} ({p.name}) is shut, without a slope, for {p.zero_share:.0%} of "
                 "its inputs at the start, and what is shut does not learn",
-                "Start its bias above 0, or take sigmoid or hard_sigmoid.",
+                "Take sigmoid or hard_sigmoid.",
             )
         elif p.lower < 0 or p.upper > 1:
             yield Reason(
