@@ -123,6 +123,11 @@ def file_path(argument, value):
     return value
 
 
+def text_or_none(argument, value):
+    if not isinstance(value, str | None):
+        raise ValueError(f"`{argument}` must be a text. Received: {argument}={value!r}")
+
+
 def one_of(argument, value, known):
     if not isinstance(value, Hashable) or value not in known:
         several = "one of " if len(known) > 1 else ""
