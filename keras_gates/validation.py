@@ -66,6 +66,15 @@ def positive_number(argument, value, none="no bound"):
     return float(value)
 
 
+def rate(argument, value):
+    """Of learning."""
+    if not _finite_number(value) or value <= 0:
+        raise ValueError(
+            f"`{argument}` must be a positive finite number. Received: {argument}={value!r}"
+        )
+    return float(value)
+
+
 def nonnegative_number(argument, value):
     if not _finite_number(value) or value < 0:
         raise ValueError(

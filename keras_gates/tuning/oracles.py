@@ -21,16 +21,9 @@ import numpy as np
 from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 
+from keras_gates import validation
 from keras_gates.tuning import distinct, records, roles
 from keras_gates.tuning.space import hyper_parameters
-from keras_gates.validation import (
-    finite_number,
-    nonnegative_integer,
-    nonnegative_number,
-    positive_integer,
-    seed_or_none,
-    true_or_false,
-)
 
 HyperModel: TypeAlias = (
     keras_tuner.HyperModel | Callable[[keras_tuner.HyperParameters], keras.Model]
@@ -45,25 +38,25 @@ _PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
 def _factor(argument, value):
-    if finite_number(argument, value) <= 1:
+    if validation.finite_number(argument, value) <= 1:
         raise ValueError(f"`{argument}` must be a number above 1. Received: {argument}={value!r}")
 
 
 # Of the arguments of KerasTuner's oracles, which take whatever comes.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "max_trials": positive_integer,
+    "max_trials": validation.positive_integer,
     "hyperparameters": hyper_parameters,
-    "allow_new_entries": true_or_false,
-    "tune_new_entries": true_or_false,
-    "seed": seed_or_none,
-    "max_retries_per_trial": nonnegative_integer,
-    "max_consecutive_failed_trials": positive_integer,
-    "num_initial_points": positive_integer,
-    "alpha": nonnegative_number,
-    "beta": nonnegative_number,
-    "max_epochs": positive_integer,
+    "allow_new_entries": validation.true_or_false,
+    "tune_new_entries": validation.true_or_false,
+    "seed": validation.seed_or_none,
+    "max_retries_per_trial": validation.nonnegative_integer,
+    "max_consecutive_failed_trials": validation.positive_integer,
+    "num_initial_points": validation.positive_integer,
+    "alpha": validation.nonnegative_number,
+    "beta": validation.nonnegative_number,
+    "max_epochs": validation.positive_integer,
     "factor": _factor,
-    "hyperband_iterations": positive_integer,
+    "hyperband_iterations": validation.positive_integer,
 }
 _MAY_BE_NONE = (
     "max_trials", "hyperparameters", "seed", "max_consecutive_failed_trials", "num_initial_points",

@@ -146,7 +146,7 @@ def activation_space(
     drawn = {}
     for each in dict.fromkeys(plans.values()):
         alike = [name for name in cells if plans[name] == each]
-        with _named_where(hp, "cell", alike, cells):
+        with _where(hp, "cell", alike, cells, named=True):
             drawn.update(_drawn(hp, each, fixed=options[alike[0]]))
     if name is None:  # the caller is under a condition that is not met
         return {}
@@ -184,18 +184,16 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
         ValueError: no pair may be drawn.
     """
     gated = bool(cell.gate_names())
-    found, startable = {}, {}
-    for candidate, gate in itertools.product(candidates, gates if gated else (None,)):
-        pair = candidate, gate
-        found[pair], startable[pair] = judged(cell, gate, candidate, options)
+    pairs = itertools.product(candidates, gates if gated else (None,))
+    found = {(candidate, gate): judged(cell, gate, candidate, options) for candidate, gate in pairs}
+    levels = {pair: verdict.level for pair, (verdict, _) in found.items()}
     worst = verdicts.LEVELS[-1]
-    ordered = sorted(found, key=lambda pair: verdicts.LEVELS.index(found[pair].level))
     gates_of = {}
-    for candidate, gate in ordered:
-        if unstable or found[candidate, gate].level != worst:
+    for candidate, gate in sorted(found, key=lambda pair: verdicts.LEVELS.index(levels[pair])):
+        if unstable or levels[candidate, gate] != worst:
             gates_of.setdefault(candidate, []).append(gate)
     if not gates_of:
-        (candidate, gate), verdict = next(iter(found.items()))
+        (candidate, gate), (verdict, _) = next(iter(found.items()))
         pair = f"{gate} with {candidate}" if gated else candidate
         raise ValueError(
             f"All that `gates` and `candidates` allow is unstable in the cell {name!r}: {pair}, "
@@ -216,14 +214,12 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
         groups=tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values()),
         clipped=those(
             lambda c, p: (
-                not gated
-                or not p.bounded
-                or any(found[c, gate].level == worst for gate in gates_of[c])
+                not (gated and p.bounded) or any(levels[c, g] == worst for g in gates_of[c])
             )
         ),
         penalized=those(lambda c, p: p.zero_share > 0 or not p.bounded),
         identity=those(lambda c, p: square and p.lower >= 0 and not p.bounded_above),
-        started=those(lambda c, p: all(startable[c, gate] for gate in gates_of[c])),
+        started=those(lambda c, p: all(found[c, gate][1] for gate in gates_of[c])),
     )
 
 
@@ -304,7 +300,7 @@ def _drawn(hp, plan, fixed):
     found = [("candidate_activation", choice(hp, "candidate_activation", every))]
     for some, gates in plan.groups:
         if gates:
-            with _named_where(hp, "candidate_activation", some, every):
+            with _where(hp, "candidate_activation", some, every, named=True):
                 found.append(("gate_activation", choice(hp, "gate_activation", gates)))
     bound_given = fixed.keys() & {"grad_clip_norm", "grad_clip_value", "grad_clip_at"}
     scaled = keras.config.dtype_policy().compute_dtype == "float16"  # cells refuse a bound then
@@ -326,20 +322,17 @@ def _drawn(hp, plan, fixed):
     return {argument: value for argument, value in found if value is not None}
 
 
-def _where(hp, parent, some, every):
-    """The scope of what there is for some of all the values of a choice."""
-    if len(some) == len(every):
-        return contextlib.nullcontext()
-    return hp.conditional_scope(parent, [_shown(value) for value in some])
-
-
 @contextlib.contextmanager
-def _named_where(hp, parent, some, every):
-    """The same, for what goes by one name for all of them: it gets names of its own."""
-    with _where(hp, parent, some, every):
-        apart = len(some) < len(every)
-        with hp.name_scope("+".join(map(_shown, some))) if apart else contextlib.nullcontext():
-            yield
+def _where(hp, parent, some, every, named=False):
+    """The scope of what there is for some of all the values of a choice. `named`: of what goes by
+    one name for all of them, and gets names of its own."""
+    if len(some) == len(every):
+        yield
+        return
+    shown = [_shown(value) for value in some]
+    own = hp.name_scope("+".join(shown)) if named else contextlib.nullcontext()
+    with hp.conditional_scope(parent, shown), own:
+        yield
 
 
 def _one_sided(candidate):

@@ -15,6 +15,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine.trial import Trial
 
+from keras_gates import validation
 from keras_gates._keras.graph import gradients_forgotten
 from keras_gates._keras.tuner import TunerCallback, maybe_distribute
 from keras_gates.cells.arguments import refuse_unknown
@@ -23,13 +24,6 @@ from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Confirming, Progress
 from keras_gates.tuning.report.confirmation import Confirmation, chosen, confirmation
 from keras_gates.tuning.report.pairs import read_unscoped
-from keras_gates.validation import (
-    nonnegative_integer,
-    one_of,
-    positive_integer,
-    text_or_none,
-    true_or_false,
-)
 
 
 class Tuner(keras_tuner.Tuner):
@@ -82,7 +76,7 @@ class Tuner(keras_tuner.Tuner):
     ) -> None:
         _check_arguments(type(self), oracle, hypermodel, kwargs)
         _check_folder(directory, project_name, overwrite)
-        executions = positive_integer("executions_per_trial", executions_per_trial)
+        executions = validation.positive_integer("executions_per_trial", executions_per_trial)
         self._seeds = [oracle.first_seed + k for k in range(executions)]
         self._seed = None  # of the training under way
         self._given: tuple | None = None  # what `search` was called with
@@ -115,9 +109,9 @@ class Tuner(keras_tuner.Tuner):
             SystemExit: in other processes than the first, always.
             ValueError: the trials that there are had other data, epochs or batches.
         """
-        one_of("verbose", verbose, ("auto", 0, 1, 2))
+        validation.one_of("verbose", verbose, ("auto", 0, 1, 2))
         if "epochs" in kwargs:
-            positive_integer("epochs", kwargs["epochs"])
+            validation.positive_integer("epochs", kwargs["epochs"])
         callbacks = kwargs.get("callbacks") or []
         if not isinstance(callbacks, (list, tuple)) or not all(
             isinstance(each, keras.callbacks.Callback) for each in callbacks
@@ -324,7 +318,7 @@ class Tuner(keras_tuner.Tuner):
         >>> tuner.search(x, y, validation_split=0.2, epochs=10)
         >>> print(tuner.confirm(seeds=5))
         """
-        if positive_integer("seeds", seeds) < 2:
+        if validation.positive_integer("seeds", seeds) < 2:
             raise ValueError(
                 "`seeds` must be at least 2: of one difference the noise is not known. Received: "
                 f"seeds={seeds}"
@@ -387,7 +381,7 @@ class Tuner(keras_tuner.Tuner):
 
     def _some(self, argument, number):
         """A number of the best trials, of which there must be one."""
-        nonnegative_integer(argument, number)
+        validation.nonnegative_integer(argument, number)
         if not self.oracle.get_best_trials(1):
             trials = records.read_search(self.project_dir).trials
             outcomes = records.counted(trial.outcome for trial in trials) or "none"
@@ -485,13 +479,13 @@ def _check_folder(directory, project_name, overwrite):
             "KERASTUNER_ORACLE_IP asks for: its processes share a folder. Start each with "
             "`python -m keras_gates.tuning worker --id K --workers N script.py`."
         )
-    if true_or_false("overwrite", overwrite) and roles.several():
+    if validation.true_or_false("overwrite", overwrite) and roles.several():
         raise ValueError(
             "`overwrite=True` cannot be given in a search by several processes: one that is "
             "started again would delete the finished trials. Delete the folder before the search "
             "begins."
         )
-    text_or_none("project_name", project_name)
+    validation.text_or_none("project_name", project_name)
     if not isinstance(directory, str | os.PathLike | None):
         raise ValueError(f"`directory` must be a path. Received: directory={directory!r}")
     try:

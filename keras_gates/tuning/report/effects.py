@@ -132,11 +132,8 @@ def _means(levels, scores, by_seed):
         return {}
     design = np.array([[float(one == name) for name in names] for one in levels])
     means = (design / design.sum(axis=0)).T
-    return dict(
-        zip(
-            names, _with_intervals(means - means.mean(axis=0), design, scores, by_seed), strict=True
-        )
-    )
+    effects = _with_intervals(means - means.mean(axis=0), design, scores, by_seed)
+    return dict(zip(names, effects, strict=True))
 
 
 def _slope(x, scores, by_seed):

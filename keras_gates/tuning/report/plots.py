@@ -10,20 +10,11 @@ import numpy as np
 
 from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new, panels
 from keras_gates.tuning.records import DIVERGED
-from keras_gates.tuning.report import SearchReport
+from keras_gates.tuning.report import SearchReport, pairs
 from keras_gates.tuning.report.effects import is_slope, sorted_levels
-from keras_gates.tuning.report.pairs import (
-    ABSENT,
-    CANDIDATE,
-    DEFAULTS,
-    GATE,
-    activations_of,
-    pair_of,
-)
+from keras_gates.tuning.report.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE
 from keras_gates.tuning.report.text import number
 from keras_gates.validation import one_of
-
-_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
 
 
 def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = None) -> Any:
@@ -44,36 +35,35 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
     Raises:
         ValueError: no ended trial has a choice of activations; an unknown cell.
     """
-    rows = [row for row in _ended(report) if any(activations_of(row)[1:])]
-    if not rows:
+    groups: dict[tuple, list] = {}
+    for row in _ended(report):
+        if any(pairs.activations_of(row)[1:]):
+            groups.setdefault(pairs.activations_of(row), []).append(row)
+    if not groups:
         raise ValueError(
             f"`report` must hold an ended trial with a {GATE} or a {CANDIDATE}. Received: a report "
             f"with the choices {report.choices} and the outcomes {report.counts}"
         )
-    cells = list(dict.fromkeys(activations_of(row)[0] for row in rows))
+    cells = list(dict.fromkeys(cell for cell, _, _ in groups))
     if cell is None and len(cells) > 1:
         axes = panels(axes, "cell", cells)
         for each, panel in zip(cells, axes, strict=True):
             plot_scores(report, panel, cell=each)
         return axes
     cell = cells[0] if cell is None else one_of("cell", cell, cells)
-    means_of: dict[tuple, list] = {}
-    of_pair: dict[tuple, list] = {}
-    for row in rows:
-        its_cell, *pair = activations_of(row)
-        if row["rank"]:
-            means_of.setdefault((its_cell, *pair), []).append(row["score"])
-        if its_cell == cell:
-            of_pair.setdefault(tuple(pair), []).append(row)
-    everywhere = [np.mean(scores) for scores in means_of.values()]  # one scale for all cells
-    gates = _default_first((gate for gate, _ in of_pair), DEFAULTS[GATE])
-    candidates = _default_first((candidate for _, candidate in of_pair), DEFAULTS[CANDIDATE])
+    scores_of = {
+        group: [row["score"] for row in rows if row["rank"]] for group, rows in groups.items()
+    }
+    everywhere = [np.mean(scores) for scores in scores_of.values() if scores]  # one scale for all
+    of_cell = [group for group in groups if group[0] == cell]
+    gates = _default_first((gate for _, gate, _ in of_cell), DEFAULTS[GATE])
+    candidates = _default_first((candidate for _, _, candidate in of_cell), DEFAULTS[CANDIDATE])
 
     axes = axes_or_new(axes)
     means = np.full((len(gates), len(candidates)), np.nan)
-    for (gate, candidate), found in of_pair.items():
-        i, j = gates.index(gate), candidates.index(candidate)
-        scores = [row["score"] for row in found if row["rank"]]
+    for group in of_cell:
+        i, j = gates.index(group[1]), candidates.index(group[2])
+        scores, found = scores_of[group], groups[group]
         diverged = sum(bool(row["diverged"]) for row in found)
         if scores:
             means[i, j] = np.mean(scores)
@@ -83,7 +73,7 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
             axes.add_patch(_square(j, i, fill=False, hatch="//", edgecolor=RED, linewidth=0))
         words = [f"{means[i, j]:.3g}\nn = {len(scores)}"] if scores else ["no score"]
         words += [f"{diverged} of {len(found)} diverged"] if diverged else []
-        axes.text(j, i, "\n".join(words), ha="center", va="center", fontsize=7, bbox=_BOX)
+        _word(axes, j, i, "\n".join(words))
     low, high = min(everywhere, default=0), max(everywhere, default=1)
     image = axes.imshow(means, aspect="auto", cmap=_colors(report), vmin=low, vmax=high)
     axes.figure.colorbar(image, ax=axes, label=f"mean {report.objective}")
@@ -139,9 +129,7 @@ def plot_parallel(report: SearchReport, axes: Any = None) -> Any:
         axes.axvline(x, color="black", lw=0.6)
     best, worst = (high, low) if report.direction == "max" else (low, high)
     for y, score in ((1, best), (0, worst)):
-        axes.text(
-            len(values), y, number(float(score)), ha="center", va="center", fontsize=7, bbox=_BOX
-        )
+        _word(axes, len(values), y, number(float(score)))
     axes.set_xticks(range(len(columns)), [*values, report.objective], rotation=30, ha="right")
     axes.set(yticks=[], xlim=(-0.5, len(columns) - 0.7), ylim=(-0.05, 1.05))
     axes.set(title=f"{len(rows)} trials; dotted: diverged")
@@ -188,22 +176,19 @@ def plot_learning_curves(report: SearchReport, axes: Any = None) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(All-NaN|Mean of empty)", RuntimeWarning)
             mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-        label = f"{role}: {pair_of(rows[trial])}"
+        label = f"{role}: {pairs.pair_of(rows[trial])}"
         marker = "o" if len(epochs) == 1 else None  # of one point no line is seen
         axes.plot(epochs, mean, color=color, ls=style, marker=marker, label=label)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xlabel="epoch", ylabel=report.objective, title="learning curves")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if report.direction == "max":
-        axes.legend(framealpha=0.8, fontsize="small", loc="lower right")
-    else:
-        axes.legend(framealpha=0.8, fontsize="small", loc="upper right")
+    empty = "lower right" if report.direction == "max" else "upper right"
+    axes.legend(framealpha=0.8, fontsize="small", loc=empty)
     return axes
 
 
 def _heights(axes, x, column):
     """Where on the axis at x the values of a choice are, from 0 to 1; and their names there."""
-    places = {}
     present = [value for value in column if value != ABSENT]
     if is_slope(column):
         scale = np.log10 if min(present) > 0 else np.asarray
@@ -218,8 +203,13 @@ def _heights(axes, x, column):
         levels = sorted_levels(column)
         places = marks = dict(zip(levels, np.linspace(0, 1, len(levels)), strict=True))
     for value, y in marks.items():
-        axes.text(x, y, number(value), ha="center", va="center", fontsize=7, bbox=_BOX, zorder=3)
+        _word(axes, x, y, number(value), zorder=3)
     return [places[value] for value in column]
+
+
+def _word(axes, x, y, word, **style):
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+    axes.text(x, y, word, ha="center", va="center", fontsize=7, bbox=box, **style)
 
 
 def _check(report):
