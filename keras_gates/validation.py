@@ -57,10 +57,12 @@ def finite_number(argument, value):
 
 
 def positive_number(argument, value, none="no bound"):
-    """`value` as a float; `none` is what None, which the caller lets pass, stands for."""
+    """`value` as a float; `none` is what None, which the caller lets pass, stands for, if it may
+    be that."""
     if not _finite_number(value) or value <= 0:
+        or_none = f", or None for {none}" if none else ""
         raise ValueError(
-            f"`{argument}` must be a positive finite number, or None for {none}. "
+            f"`{argument}` must be a positive finite number{or_none}. "
             f"Received: {argument}={value!r}"
         )
     return float(value)
@@ -68,11 +70,7 @@ def positive_number(argument, value, none="no bound"):
 
 def rate(argument, value):
     """Of learning."""
-    if not _finite_number(value) or value <= 0:
-        raise ValueError(
-            f"`{argument}` must be a positive finite number. Received: {argument}={value!r}"
-        )
-    return float(value)
+    return positive_number(argument, value, none=None)
 
 
 def nonnegative_number(argument, value):

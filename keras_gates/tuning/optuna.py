@@ -148,7 +148,7 @@ class OptunaOracle(oracles.RobustOracle):
             asked.set_user_attr(TRIAL, self._name(trial_id))
             drawn = keras_tuner.HyperParameters()
             for parameter in self._parameters(drawn):
-                drawn.values[parameter.hp.name] = self._suggested(parameter, asked)
+                drawn.values[parameter.hp.name] = parameter.suggested(asked)
             if not self._duplicate(drawn.values):
                 return {"status": "RUNNING", "values": drawn.values}
             self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
@@ -224,16 +224,6 @@ class OptunaOracle(oracles.RobustOracle):
             if drawn.is_active(hp) and not isinstance(hp, Fixed):
                 yield _Parameter(name, hp)
 
-    def _suggested(self, parameter, trial):
-        try:
-            return parameter.suggested(trial)
-        except ValueError as error:
-            raise ValueError(
-                f"The hyperparameter {parameter.name!r} cannot be drawn in the study "
-                f"{self.study.study_name!r}: {error} If that has trials of another search "
-                "space in it, give another `study_name`."
-            ) from error
-
     def _params(self, values):
         """What Optuna calls params, and their distributions, of hyperparameters with these values.
 
@@ -293,11 +283,18 @@ class _Parameter:
     def suggested(self, trial):
         """The value that an Optuna trial has for it."""
         its, kinds = self.distribution, _optuna().distributions
-        if isinstance(its, kinds.CategoricalDistribution):
-            return trial.suggest_categorical(self.name, its.choices)
         integer = isinstance(its, kinds.IntDistribution)
         suggest = trial.suggest_int if integer else trial.suggest_float
-        value = suggest(self.name, its.low, its.high, step=its.step, log=its.log)
+        try:
+            if isinstance(its, kinds.CategoricalDistribution):
+                return trial.suggest_categorical(self.name, its.choices)
+            value = suggest(self.name, its.low, its.high, step=its.step, log=its.log)
+        except ValueError as error:
+            raise ValueError(
+                f"The hyperparameter {self.name!r} cannot be drawn in the study "
+                f"{trial.study.study_name!r}: {error} If that has trials of another search space "
+                "in it, give another `study_name`."
+            ) from error
         return value if self.as_it_is else self.hp.prob_to_value(value)
 
     def can_be(self, value):

@@ -59,8 +59,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "hyperband_iterations": validation.positive_integer,
 }
 _MAY_BE_NONE = (
-    "max_trials", "hyperparameters", "seed", "max_consecutive_failed_trials", "num_initial_points",
-)  # fmt: skip
+    "max_trials",
+    "hyperparameters",
+    "max_consecutive_failed_trials",
+    "num_initial_points",
+)
 
 
 class RobustOracle(keras_tuner.Oracle):

@@ -164,17 +164,14 @@ class _Plan(NamedTuple):
         groups: pairs of some candidates and the gates that each of these allows, the sound ones
             first; no gates in a cell that has none.
         clipped: the candidates with which clipping gradients is a choice.
-        penalized: those with which an L1 penalty is.
-        identity: those with which identity recurrent weights are.
-        started: those with which the start of the gates is.
+        further: arguments that are a choice, each with its values and the candidates with which it
+            is one.
     """
 
     candidates: tuple
     groups: tuple
     clipped: tuple
-    penalized: tuple
-    identity: tuple
-    started: tuple
+    further: tuple
 
 
 def _plan_for(name, cell, gates, candidates, unstable, options):
@@ -209,18 +206,19 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
 
     # U has one block of columns per gate: it can be the identity where there is but one.
     square = len(cell.blocks) == len(recurrent_blocks(cell)) == 1
-    return _Plan(
-        candidates=tuple(gates_of),
-        groups=tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values()),
-        clipped=those(
-            lambda c, p: (
-                not (gated and p.bounded) or any(levels[c, g] == worst for g in gates_of[c])
-            )
-        ),
-        penalized=those(lambda c, p: p.zero_share > 0 or not p.bounded),
-        identity=those(lambda c, p: square and p.lower >= 0 and not p.bounded_above),
-        started=those(lambda c, p: all(found[c, gate][1] for gate in gates_of[c])),
+    clipped = those(
+        lambda c, p: not (gated and p.bounded) or any(levels[c, g] == worst for g in gates_of[c])
     )
+    penalized = those(lambda c, p: p.zero_share > 0 or not p.bounded)
+    identity = those(lambda c, p: square and p.lower >= 0 and not p.bounded_above)
+    started = those(lambda c, p: all(found[c, gate][1] for gate in gates_of[c]))
+    groups = tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values())
+    further = (
+        ("activation_l1", _L1_STRENGTHS, penalized),
+        ("recurrent_initializer", _INITIALIZERS, identity),
+        ("initialization", _INITIALIZATIONS, started),
+    )
+    return _Plan(tuple(gates_of), groups, clipped, further)
 
 
 def judged(cell, gate, candidate, options):
@@ -311,11 +309,7 @@ def _drawn(hp, plan, fixed):
                 norm = choice(hp, "grad_clip_norm", _CLIP_NORMS)
         if norm is not None:
             found += [("grad_clip_norm", norm), ("grad_clip_at", place)]
-    for argument, values, some in (
-        ("activation_l1", _L1_STRENGTHS, plan.penalized),
-        ("recurrent_initializer", _INITIALIZERS, plan.identity),
-        ("initialization", _INITIALIZATIONS, plan.started),
-    ):
+    for argument, values, some in plan.further:
         if some and argument not in fixed:
             with _where(hp, "candidate_activation", some, every):
                 found.append((argument, choice(hp, argument, values)))
@@ -370,10 +364,9 @@ def named_cells(given):
         elif isinstance(cell, type) and issubclass(cell, GatedCell):
             cells[cell.__name__] = cell
         else:
-            hint = close_matches(cell, CELLS) if isinstance(cell, str) else ""
             raise ValueError(
                 f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, or "
-                f"a list of these. Received: {cell!r}{hint}"
+                f"a list of these. Received: {cell!r}{close_matches(cell, CELLS)}"
             )
     if not cells:
         raise ValueError(f"`cell` must name at least one cell. Received: cell={given!r}")
