@@ -293,7 +293,7 @@ def plot_verdicts(
             given = {"gate_activation": gate, "candidate_activation": candidate}
             level = verdicts.judge(verdicts.make(cell, 1, given)).level
             advance()
-            axes.add_patch(_square(column, row, _LEVEL_COLORS[level]))
+            axes.add_patch(_of_level(column, row, level))
             text = level[0].upper()
             if outcomes is not None:
                 text += f"\n{outcomes.get((gate, candidate), '')}"
@@ -304,7 +304,7 @@ def plot_verdicts(
     title = cell if isinstance(cell, str) else cell.__name__
     axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: verdicts")
     axes.legend(
-        [_square(0, 0, _LEVEL_COLORS[level]) for level in LEVELS],
+        [_of_level(0, 0, level) for level in LEVELS],
         [f"{level[0].upper()}: {level}" for level in LEVELS],
         loc="lower left", bbox_to_anchor=(0, 1.08), ncols=len(LEVELS), frameon=False,
         fontsize="small", borderaxespad=0,
@@ -347,10 +347,14 @@ def panels(axes, of, names):
     return axes
 
 
-def _square(column, row, color):
+def _of_level(column, row, level):
+    return square(column, row, facecolor=_LEVEL_COLORS[level], edgecolor="white", alpha=0.8)
+
+
+def square(column, row, **style):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, edgecolor="white", alpha=0.8)
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, **style)
 
 
 def _styles(count):

@@ -151,8 +151,9 @@ def activation_space(
     if name is None:  # the caller is under a condition that is not met
         return {}
     if units is not None:
-        doubled = double_one_sided and _one_sided(drawn["candidate_activation"])
-        drawn["units"] = 2 * units if doubled else units
+        its = activations.profile(drawn["candidate_activation"])
+        one_sided = its.lower >= 0 or its.upper <= 0
+        drawn["units"] = 2 * units if double_one_sided and one_sided else units
     return {"cell": cells[name], **drawn, **options[name]}
 
 
@@ -327,11 +328,6 @@ def _where(hp, parent, some, every, named=False):
     own = hp.name_scope("+".join(shown)) if named else contextlib.nullcontext()
     with hp.conditional_scope(parent, shown), own:
         yield
-
-
-def _one_sided(candidate):
-    profile = activations.profile(candidate)
-    return profile.lower >= 0 or profile.upper <= 0
 
 
 def _names(argument, given):

@@ -43,7 +43,8 @@ class Watch(keras.callbacks.Callback):
         super().__init__()
         self.objective, self.checkpoint = objective, checkpoint
         self.begin, self.report = begin, report
-        self.required, self.names = required, _names(objective)
+        self.required = required
+        self.names = [one.name for one in getattr(objective, "objectives", [objective])]
         self.record, self.best = records.Execution(seed, records.FINISHED), None
 
     def on_train_begin(self, logs=None):
@@ -55,30 +56,27 @@ class Watch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            self._diverged(
-                f"loss became {float(loss)} in epoch {self.record.epoch}, batch {batch + 1}"
-            )
+            where = f"epoch {self.record.epoch}, batch {batch + 1}"
+            self._end(records.DIVERGED, f"loss became {float(loss)} in {where}")
 
     def on_epoch_end(self, epoch, logs=None):
-        epoch, logs = (
-            self.record.epoch,
-            {name: float(value) for name, value in (logs or {}).items()},
-        )
+        epoch = self.record.epoch
+        logs = {name: float(value) for name, value in (logs or {}).items()}
         if self.required and not self.objective.has_value(logs):
             raise keras_tuner.errors.FatalValueError(_missing(self.names, logs))
         for name, value in logs.items():
             self.record.history.setdefault(name, []).append(value)
         for name in ("loss", "val_loss", *self.names):
             if not math.isfinite(logs.get(name, 0.0)):
-                self._diverged(f"{name} became {logs[name]} in epoch {epoch}")
+                self._end(records.DIVERGED, f"{name} became {logs[name]} in epoch {epoch}")
         for variable in self.model.trainable_variables:
             # bfloat16 is not one of NumPy's own types.
             if not np.isfinite(keras.ops.convert_to_numpy(variable).astype("float32")).all():
-                self._diverged(f"{variable.path} was not finite after epoch {epoch}")
+                self._end(records.DIVERGED, f"{variable.path} was not finite after epoch {epoch}")
         if self.record.reason is None:
             self._keep_if_best(logs)
             if self.report(epoch, logs):
-                self._ended(records.PRUNED, f"no better than other trials after epoch {epoch}")
+                self._end(records.PRUNED, f"no better than other trials after epoch {epoch}")
 
     def _keep_if_best(self, logs):
         # An objective that is not known before `HyperModel.fit` returns: the last epoch is kept.
@@ -88,16 +86,11 @@ class Watch(keras.callbacks.Callback):
             self.best, self.record.best_epoch = logs, self.record.epoch
             self.model.save_weights(self.checkpoint, overwrite=True)
 
-    def _diverged(self, reason):
+    def _end(self, outcome, reason):
+        """Stops the training, of whose reasons the first counts."""
         if self.record.reason is None:
-            self._ended(records.DIVERGED, reason)
-
-    def _ended(self, outcome, reason):
-        self.record.outcome, self.record.reason, self.model.stop_training = outcome, reason, True
-
-
-def _names(objective):
-    return [one.name for one in getattr(objective, "objectives", [objective])]
+            self.record.outcome, self.record.reason = outcome, reason
+            self.model.stop_training = True
 
 
 def _missing(names, logs):

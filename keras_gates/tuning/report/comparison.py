@@ -95,26 +95,23 @@ def compare(search):
             f"best of {_trials(len(trials))}: no other was better in {search.objective}."
         )
         return Comparison("default is best", sentence, **known)
-    difference = abs(best.score - default.score)
-    if math.isclose(best.score, default.score, rel_tol=_ROUNDING):
-        difference = 0.0
+    alike = math.isclose(best.score, default.score, rel_tol=_ROUNDING)
+    difference = 0.0 if alike else abs(best.score - default.score)
     found = Comparison("", difference=difference, **known)
     if noise is not None:
         margin = found.margin(len(best.scores), len(default.scores))
-        found.low, found.high = found.difference - margin, found.difference + margin
-    found.verdict = _verdict(found, best, default)
-    if found.verdict == "within noise":
-        found.seeds_needed = seeds_needed(found.difference, noise * math.sqrt(2))
+        found.low, found.high = difference - margin, difference + margin
+    if default.values.get(EPOCHS, 0) < best.values.get(EPOCHS, 0):
+        found.verdict = "fewer epochs"
+    elif noise is None:
+        found.verdict = "one seed"
+    elif found.low > 0:
+        found.verdict = "beats"
+    else:
+        found.verdict = "within noise"
+        found.seeds_needed = seeds_needed(difference, noise * math.sqrt(2))
     found.sentence = _sentence(found, search, best, default)
     return found
-
-
-def _verdict(found, best, default):
-    if default.values.get(EPOCHS, 0) < best.values.get(EPOCHS, 0):
-        return "fewer epochs"
-    if found.noise is None:
-        return "one seed"
-    return "beats" if found.low > 0 else "within noise"
 
 
 def _sentence(found, search, best, default):

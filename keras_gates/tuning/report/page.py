@@ -4,7 +4,7 @@ import contextlib
 
 from keras_gates import html
 from keras_gates.tuning.report import plots, text
-from keras_gates.tuning.report.pairs import ABSENT, activations_of
+from keras_gates.tuning.report.pairs import ABSENT
 
 
 def block(found):
@@ -69,17 +69,12 @@ def _of_trials(rows, names):
 
 
 def _pictures(found):
-    pairs: dict = {}
-    for row in found.trials:
-        cell, *pair = activations_of(row)
-        if any(pair) and row["outcome"] != "running":
-            pairs.setdefault(cell, []).append(pair)
-    for cell, of_cell in pairs.items():
-        gates, candidates = map(len, map(set, zip(*of_cell, strict=True)))
+    groups = plots.by_pair(found)
+    for cell in dict.fromkeys(cell for cell, _, _ in groups):
+        gates, candidates = (len({key[i] for key in groups if key[0] == cell}) for i in (1, 2))
         size = (2.0 + 0.7 * candidates, 1.4 + 0.45 * gates)
-        what = f"mean {found.objective} of each pair of activations" + (
-            f" in {cell}" if cell else ""
-        )
+        what = f"mean {found.objective} of each pair of activations"
+        what += f" in {cell}" if cell else ""
         yield from _drawn(plots.plot_scores, found, size, what, cell=cell)
     yield from _drawn(plots.plot_learning_curves, found, (3.8, 2.8), "learning curves")
     yield from _drawn(plots.plot_parallel, found, (7.0, 3.2), "all trials, by their choices")
