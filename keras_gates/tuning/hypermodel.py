@@ -102,10 +102,8 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
         self.input_shape = _input_shape(input_shape, stem, mask_value)
         self.outputs = positive_integer("outputs", outputs)
         if outputs < 2 and task != "regression":
-            raise ValueError(
-                f"`outputs` must be the number of classes, at least 2, for task={task!r}. "
-                f"Received: outputs={outputs}"
-            )
+            expected = f"the number of classes, at least 2, for task={task!r}"
+            raise validation.invalid("outputs", expected, outputs)
         self.activations = {"cell": cell, "gates": gates, "candidates": candidates, **options}
         of_cell = {name: options[name] for name in options if name not in space.SPACE_ARGUMENTS}
         own = inspect.signature(type(self)).parameters
@@ -233,10 +231,8 @@ def _part(argument, part):
         part = [part]
     layers = isinstance(part, (list, tuple)) and all(isinstance(p, keras.Layer) for p in part)
     if not (part is None or layers or callable(part)) or isinstance(part, type):
-        raise ValueError(
-            f"`{argument}` must be a list of Keras layers, or a function of a tensor and `hp`. "
-            f"Received: {argument}={part!r}"
-        )
+        expected = "a list of Keras layers, or a function of a tensor and `hp`"
+        raise validation.invalid(argument, expected, part)
     for layer in part if layers else ():
         if layer.weights:
             raise ValueError(
@@ -251,10 +247,7 @@ def _values(argument, given, check):
     """The values to choose from, checked, each once."""
     values = given if isinstance(given, (list, tuple)) else [given]
     if not values:
-        raise ValueError(
-            f"`{argument}` must be a value, or a list of values to choose from. Received: "
-            f"{argument}={given!r}"
-        )
+        raise validation.invalid(argument, "a value, or a list of values to choose from", given)
     return tuple(dict.fromkeys(check(argument, value) for value in values))
 
 

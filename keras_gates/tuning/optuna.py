@@ -14,7 +14,7 @@ from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
 
 from keras_gates.tuning import oracles
 from keras_gates.tuning.oracles import Objective
-from keras_gates.validation import text_or_none
+from keras_gates.validation import invalid, text_or_none
 
 # How often the sampler may come back to what was tried before a choice is drawn by chance.
 _DRAWS = 10
@@ -118,10 +118,8 @@ class OptunaOracle(oracles.RobustOracle):
         except Exception as error:  # of the storage, of any kind
             if storage is None or isinstance(error, ImportError):
                 raise
-            raise ValueError(
-                "`storage` must be the URL of a relational database that can be opened, or one of "
-                f"optuna.storages. Received: storage={storage!r}. {error}"
-            ) from error
+            expected = "the URL of a relational database to be opened, or one of optuna.storages"
+            raise invalid("storage", expected, storage, f". {error}") from error
         if (there := self.study.direction.name.lower()) != direction:
             raise ValueError(
                 f"The study {study_name!r} is there to {there}, and this search is to {direction} "
@@ -310,10 +308,7 @@ class _Parameter:
 
 def _refuse_other(argument, value, base):
     if value is not None and not isinstance(value, base):
-        raise ValueError(
-            f"`{argument}` must be one of optuna.{argument}s, or None for the default. "
-            f"Received: {argument}={value!r}"
-        )
+        raise invalid(argument, f"one of optuna.{argument}s, or None for the default", value)
 
 
 def _optuna():

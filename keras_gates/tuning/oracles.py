@@ -39,7 +39,7 @@ _PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 def _factor(argument, value):
     if validation.finite_number(argument, value) <= 1:
-        raise ValueError(f"`{argument}` must be a number above 1. Received: {argument}={value!r}")
+        raise validation.invalid(argument, "a number above 1", value)
 
 
 # Of the arguments of KerasTuner's oracles, which take whatever comes.
@@ -100,10 +100,9 @@ class RobustOracle(keras_tuner.Oracle):
         objectives = getattr(self.objective, "objectives", [self.objective])
         directions = [getattr(each, "direction", None) for each in objectives]
         if not objectives or any(d not in ("min", "max", None) for d in directions):
-            raise ValueError(
-                "`objective` must be a name such as 'val_accuracy', or a keras_tuner.Objective "
-                f"whose direction is 'min' or 'max'. Received: objective={objectives!r}"
-            )
+            direction = "a keras_tuner.Objective whose direction is 'min' or 'max'"
+            expected = f"a name such as 'val_accuracy', or {direction}"
+            raise validation.invalid("objective", expected, objectives)
         if seed is not None:
             self.seed = self._seed_state = seed  # KerasTuner takes 0 for no seed
         # Of the trainings: every trial gets the same seeds, in every process.

@@ -28,7 +28,7 @@ from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import NotTraceableError
 from keras_gates.types import InitializationName
-from keras_gates.validation import close_matches, positive_integer, true_or_false
+from keras_gates.validation import close_matches, invalid, positive_integer, true_or_false
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
 GATES = ("sigmoid", "hard_sigmoid", "tanh_gate", "softsign_gate")
@@ -257,10 +257,8 @@ def _gates_can_start_elsewhere(cell):
 
 def hyper_parameters(argument, value):
     if not isinstance(value, keras_tuner.HyperParameters):
-        raise ValueError(
-            f"`{argument}` must be a keras_tuner.HyperParameters, such as `build` is called with. "
-            f"Received: {argument}={value!r}"
-        )
+        expected = "a keras_tuner.HyperParameters, such as `build` is called with"
+        raise invalid(argument, expected, value)
 
 
 def choice(hp, name, values):

@@ -24,6 +24,7 @@ from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Confirming, Progress
 from keras_gates.tuning.report.confirmation import Confirmation, chosen, confirmation
 from keras_gates.tuning.report.pairs import read_unscoped
+from keras_gates.validation import invalid
 
 
 class Tuner(keras_tuner.Tuner):
@@ -116,10 +117,7 @@ class Tuner(keras_tuner.Tuner):
         if not isinstance(callbacks, (list, tuple)) or not all(
             isinstance(each, keras.callbacks.Callback) for each in callbacks
         ):
-            raise ValueError(
-                "`callbacks` must be a list of keras.callbacks.Callback. Received: callbacks="
-                f"{kwargs['callbacks']!r}"
-            )
+            raise invalid("callbacks", "a list of keras.callbacks.Callback", callbacks)
         with self.oracle.locked():
             resuming.refuse_other_training(self.project_dir, args, kwargs)
         self._progress.verbose = self._verbose = verbose
@@ -319,10 +317,8 @@ class Tuner(keras_tuner.Tuner):
         >>> print(tuner.confirm(seeds=5))
         """
         if validation.positive_integer("seeds", seeds) < 2:
-            raise ValueError(
-                "`seeds` must be at least 2: of one difference the noise is not known. Received: "
-                f"seeds={seeds}"
-            )
+            expected = "at least 2: of one difference the noise is not known"
+            raise invalid("seeds", expected, seeds)
         if not roles.is_first():
             raise SystemExit(0)
         given = (args, kwargs) if args or kwargs else self._given
@@ -401,10 +397,8 @@ class Tuner(keras_tuner.Tuner):
     def load_model(self, trial):
         """The model of a trial as it was at the best epoch of its best training."""
         if not isinstance(trial, Trial):
-            raise ValueError(
-                "`trial` must be a trial, as tuner.oracle.get_best_trials() gives them. "
-                f"Received: trial={trial!r}"
-            )
+            expected = "a trial, as tuner.oracle.get_best_trials() gives them"
+            raise invalid("trial", expected, trial)
         model = self._try_build(trial.hyperparameters)
         self._restore(model, trial.trial_id, self._get_checkpoint_fname(trial.trial_id))
         return model
@@ -458,10 +452,8 @@ class Tuner(keras_tuner.Tuner):
 def _check_arguments(tuner_class, oracle, hypermodel, kwargs):
     """Raises an error for what KerasTuner does not name."""
     if not isinstance(oracle, oracles.RobustOracle):
-        raise ValueError(
-            "`oracle` must be one of the oracles of keras_gates.tuning, which can take failing "
-            f"trials. Received: oracle={oracle!r}"
-        )
+        expected = "one of the oracles of keras_gates.tuning, which can take failing trials"
+        raise invalid("oracle", expected, oracle)
     if hypermodel is None and tuner_class.run_trial is Tuner.run_trial:
         raise TypeError(
             "`hypermodel` must be a function of a keras_tuner.HyperParameters that returns a "
@@ -487,15 +479,13 @@ def _check_folder(directory, project_name, overwrite):
         )
     validation.text_or_none("project_name", project_name)
     if not isinstance(directory, str | os.PathLike | None):
-        raise ValueError(f"`directory` must be a path. Received: directory={directory!r}")
+        raise invalid("directory", "a path", directory)
     try:
         os.makedirs(directory or ".", exist_ok=True)
     except OSError as error:
-        reason = "which is a file" if os.path.isfile(directory) else error.strerror
-        raise ValueError(
-            "`directory` must be a folder that can be made. Received: directory="
-            f"{str(directory)!r}, {reason}"
-        ) from error
+        why = ", which is a file" if os.path.isfile(directory) else f". {error.strerror}"
+        expected = "a folder that can be made"
+        raise invalid("directory", expected, str(directory), why) from error
 
 
 def constructor_arguments(of):
