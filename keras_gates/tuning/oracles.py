@@ -42,28 +42,26 @@ def _factor(argument, value):
         raise validation.invalid(argument, "a number above 1", value)
 
 
+def _or_none(check):
+    return lambda argument, value: None if value is None else check(argument, value)
+
+
 # Of the arguments of KerasTuner's oracles, which take whatever comes.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "max_trials": validation.positive_integer,
-    "hyperparameters": hyper_parameters,
+    "max_trials": _or_none(validation.positive_integer),
+    "hyperparameters": _or_none(hyper_parameters),
     "allow_new_entries": validation.true_or_false,
     "tune_new_entries": validation.true_or_false,
     "seed": validation.seed_or_none,
     "max_retries_per_trial": validation.nonnegative_integer,
-    "max_consecutive_failed_trials": validation.positive_integer,
-    "num_initial_points": validation.positive_integer,
+    "max_consecutive_failed_trials": _or_none(validation.positive_integer),
+    "num_initial_points": _or_none(validation.positive_integer),
     "alpha": validation.nonnegative_number,
     "beta": validation.nonnegative_number,
     "max_epochs": validation.positive_integer,
     "factor": _factor,
     "hyperband_iterations": validation.positive_integer,
 }
-_MAY_BE_NONE = (
-    "max_trials",
-    "hyperparameters",
-    "max_consecutive_failed_trials",
-    "num_initial_points",
-)
 
 
 class RobustOracle(keras_tuner.Oracle):
@@ -94,8 +92,7 @@ class RobustOracle(keras_tuner.Oracle):
         kwargs.update(seed=seed, max_consecutive_failed_trials=max_consecutive_failed_trials)
         given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
         for name in _CHECKS.keys() & given.keys():
-            if given[name] is not None or name not in _MAY_BE_NONE:
-                _CHECKS[name](name, given[name])
+            _CHECKS[name](name, given[name])
         super().__init__(*args, **kwargs)
         objectives = getattr(self.objective, "objectives", [self.objective])
         directions = [getattr(each, "direction", None) for each in objectives]

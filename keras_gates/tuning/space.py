@@ -22,7 +22,7 @@ import keras_tuner
 
 from keras_gates import activations, verdicts
 from keras_gates.cells import CELLS, GatedCell
-from keras_gates.cells.arguments import refuse_unknown
+from keras_gates.cells.arguments import refuse_given, refuse_unknown
 from keras_gates.cells.base import CLIP_PLACES
 from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
@@ -242,17 +242,12 @@ def _judged(cell, gate, candidate, options):
     # depend on what has been judged before.
     state = random.getstate()
     try:
-        made = verdicts.make(cell, 1, given)
-        return verdicts.judge(made), _gates_can_start_elsewhere(made)
+        made, can_start = verdicts.make(cell, 1, given), False
+        with contextlib.suppress(NotTraceableError):
+            can_start = made.use_bias and bool(GateStarts(made).ways)
+        return verdicts.judge(made), can_start
     finally:
         random.setstate(state)
-
-
-def _gates_can_start_elsewhere(cell):
-    try:
-        return cell.use_bias and bool(GateStarts(cell).ways)
-    except NotTraceableError:
-        return False
 
 
 def hyper_parameters(argument, value):
@@ -379,11 +374,8 @@ def cell_options(cells, given, owner="activation_space", close=SPACE_ARGUMENTS):
             of `close`.
     """
     for argument, instead in (("gate_activation", "gates"), ("candidate_activation", "candidates")):
-        if argument in given:
-            raise TypeError(
-                f"{owner} takes no argument `{argument}`, because that is what it "
-                f"chooses: give the names to choose from as `{instead}`"
-            )
+        reason = f"that is what it chooses, of the names that you give as `{instead}`"
+        refuse_given(owner, given, (argument,), reason)
     taken = {name: _class(cell).options() - {"units"} for name, cell in cells.items()}
     refuse_unknown(owner, given, set().union(*taken.values()), CELLS.values(), close)
     gated = [name for name, cell in cells.items() if _class(cell).gate_names()]
