@@ -16,7 +16,7 @@ from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, InitialState, LayerArguments
-from keras_gates.validation import close_matches, known_features, one_of, true_or_false
+from keras_gates.validation import close_matches, invalid, known_features, one_of, true_or_false
 
 INITIAL_STATES = typing.get_args(InitialState)
 AXES = ("batch", "time", "features")
@@ -428,10 +428,7 @@ class GatedRNN(keras.layers.RNN):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         if not isinstance(config, dict) or "cell" not in config:
-            raise ValueError(
-                "`config` must be a dict as `get_config` returns it, with a 'cell'. "
-                f"Received: config={config!r}"
-            )
+            raise invalid("config", "a dict as `get_config` returns it, with a 'cell'", config)
         config = dict(config)
         config["cell"] = keras.saving.deserialize_keras_object(
             config["cell"], custom_objects=custom_objects
@@ -453,9 +450,8 @@ def _indices(rows, batch):
         return np.zeros(0, int)
     fits = given.ndim == 1 and given.dtype.kind in "iu" and len(set(given.tolist())) == len(given)
     if not fits or given.min() < -batch or given.max() >= batch:
-        raise ValueError(
-            f"`rows` must be indices of the {batch} samples, none twice, or {batch} booleans. "
-            f"Received: rows={rows!r}"
+        raise invalid(
+            "rows", f"indices of the {batch} samples, none twice, or {batch} booleans", rows
         )
     return given % batch
 

@@ -24,6 +24,7 @@ from keras_gates.progress import bar, check_verbose
 from keras_gates.types import Activation, CellName, Verbose
 from keras_gates.validation import (
     close_matches,
+    invalid,
     one_of,
     positive_integer,
     positive_number,
@@ -232,9 +233,7 @@ def plot_states(
     count = len(trace.valid)
     index = isinstance(sample, (int, np.integer)) and not isinstance(sample, bool)
     if not index or not -count <= sample < count:
-        raise ValueError(
-            f"`sample` must be the index of one of the {count} samples. Received: sample={sample!r}"
-        )
+        raise invalid("sample", f"the index of one of the {count} samples", sample)
     values = _valid(trace, trace.states[state])[sample]
     axes = axes_or_new(axes)
     moving = np.argsort(-_quietly(np.nanvar, values, axis=0))[: positive_integer("units", units)]
@@ -275,14 +274,9 @@ def plot_verdicts(
     for argument, names in (("gates", gates), ("candidates", candidates)):
         listed = not isinstance(names, str) and hasattr(names, "__iter__")
         if not (listed or (names is None and argument == "gates")):
-            raise ValueError(
-                f"`{argument}` must be a list of activations. Received: {argument}={names!r}"
-            )
+            raise invalid(argument, "a list of activations", names)
     if not (outcomes is None or isinstance(outcomes, Mapping)):
-        raise ValueError(
-            "`outcomes` must be a dict from (gate, candidate) to a text. "
-            f"Received: outcomes={outcomes!r}"
-        )
+        raise invalid("outcomes", "a dict from (gate, candidate) to a text", outcomes)
     check_verbose(verbose)
     axes = axes_or_new(axes)
     rows, candidates = [None] if gates is None else list(gates), list(candidates)
