@@ -23,7 +23,7 @@ import keras_tuner
 from keras_gates import activations, verdicts
 from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import refuse_given, refuse_unknown
-from keras_gates.cells.base import CLIP_PLACES
+from keras_gates.cells.clipping import CLIP_PLACES
 from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import NotTraceableError
