@@ -50,6 +50,15 @@ from keras_gates.validation import (
 )
 
 CANDIDATE = "candidate"
+# Arguments that a config holds as they are, and as Keras writes its objects.
+_PLAIN = (
+    "units", "use_bias", "dropout", "recurrent_dropout", "grad_clip_value", "grad_clip_norm",
+    "grad_clip_at", "layer_norm", "activation_l1", "candidate_l1", "seed",
+)  # fmt: skip
+_OF_WEIGHTS = itertools.product(
+    ("kernel", "recurrent", "bias"), ("initializer", "regularizer", "constraint")
+)
+_OBJECTS = ("initialization", *map("_".join, _OF_WEIGHTS))
 _INPUT_AXES = ("batch", "features")  # at each time step
 # From what is made of it to the argument.
 _INITIALIZERS = {
@@ -636,32 +645,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         shared = self.gate_activations and not isinstance(self.gate_activation, dict)
         return {
             **super().get_config(),
-            "units": self.units,
             "gate_activation": (next(iter(per_gate.values())) if shared else per_gate) or None,
             "candidate_activation": activations.serialize(
                 self.candidate_activation, "candidate_activation"
             ),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "recurrent_initializer": keras.initializers.serialize(self.recurrent_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "recurrent_regularizer": keras.regularizers.serialize(self.recurrent_regularizer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
-            "recurrent_constraint": keras.constraints.serialize(self.recurrent_constraint),
-            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
-            "dropout": self.dropout,
-            "recurrent_dropout": self.recurrent_dropout,
             "zoneout": self.zoneout if isinstance(self.zoneout, float) else dict(self.zoneout),
-            "grad_clip_value": self.grad_clip_value,
-            "grad_clip_norm": self.grad_clip_norm,
-            "grad_clip_at": self.grad_clip_at,
-            "initialization": keras.saving.serialize_keras_object(self.initialization),
-            "layer_norm": self.layer_norm,
-            "activation_l1": self.activation_l1,
-            "candidate_l1": self.candidate_l1,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{n: keras.saving.serialize_keras_object(getattr(self, n)) for n in _OBJECTS},
         }
 
     def __init_subclass__(cls, **kwargs):

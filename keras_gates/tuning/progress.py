@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import sys
+import textwrap
 import time
 
 from keras_gates.tuning import records
@@ -46,7 +47,8 @@ class Line:
         terminal = self.verbose and stream.isatty()
         if not (self.verbose and (terminal or over)):
             return
-        text, stays = str(self) if line is None else cut(line), line is not None or not terminal
+        text = str(self) if line is None else textwrap.shorten(line, 230, placeholder="...")
+        stays = line is not None or not terminal
         start, end = "\r" if terminal else "", "\n" if stays else ""
         print(f"{start}{text:<{self._width}}", end=end, file=stream, flush=True)
         self._width = 0 if stays else len(text)
@@ -142,8 +144,3 @@ class Confirming(Line):
     def __str__(self):
         failed = f", {records.counted(self._failed)}" if self._failed else ""
         return f"{self.done} of {self.trainings} trainings done{failed}{self._at}; {self.seconds}"
-
-
-def cut(text, most=230):
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
