@@ -4,7 +4,6 @@ import contextlib
 
 from keras_gates import html
 from keras_gates.tuning.report import plots, text
-from keras_gates.tuning.report.pairs import ABSENT
 
 
 def block(found):
@@ -63,9 +62,8 @@ def _all(found):
 
 
 def _of_trials(rows, names):
-    names = [name for name in names if any(row.get(name) is not None for row in rows)]
-    entries = [[text.number(row.get(name, ABSENT)) for name in names] for row in rows]
-    return html.table(names, entries, words=["reason"])
+    header, *entries = text.table(rows, names)
+    return html.table(header, entries, words=["reason"])
 
 
 def _pictures(found):

@@ -32,9 +32,9 @@ def report(found):
             lines.append(f"  and {more} more; all are in `trials`, to_csv, to_markdown")
     if failed(found):
         lines += ["", "Without a score", *_failed(found)]
-    if table := effects_table(found):
+    if effects := effects_table(found):
         head, *notes = effects_in_words(found)
-        lines += ["", head, *(f"  {note}" for note in notes), *aligned(table)]
+        lines += ["", head, *(f"  {note}" for note in notes), *aligned(effects)]
     return "\n".join(lines)
 
 
@@ -51,8 +51,13 @@ def best_trials(found):
     names = [*FIGURES, *differing(found)]
     if len({row["epochs"] for row in best}) == 1:
         names.remove("epochs")
-    names = [name for name in names if any(row.get(name) is not None for row in best)]
-    return [names, *([number(row.get(name, ABSENT)) for name in names] for row in best)]
+    return table(best, names)
+
+
+def table(rows, names):
+    """Trials as strings, the header first, without columns in which there is nothing."""
+    names = [name for name in names if any(row.get(name) is not None for row in rows)]
+    return [names, *([number(row.get(name, ABSENT)) for name in names] for row in rows)]
 
 
 def ranked(found):
@@ -96,7 +101,7 @@ def effects_table(found):
     where no trial has shown anything."""
     if not any(effect.finished or effect.diverged for effect in found.effects):
         return []
-    table = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
+    rows = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
     choices = list(dict.fromkeys(effect.choice for effect in found.effects))
 
     def place(e):
@@ -107,8 +112,8 @@ def effects_table(found):
         interval = "" if e.low is None else f"{e.low:+.3g} to {e.high:+.3g}"
         middle = interval if e.reason is None else f"({e.reason})"
         diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
-        table.append((e.choice, number(e.level), effect, middle, str(e.finished), diverged))
-    return table
+        rows.append((e.choice, number(e.level), effect, middle, str(e.finished), diverged))
+    return rows
 
 
 def cost(found):
