@@ -9,14 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gates import activations, engine, gates, regularizers, verdicts
-from keras_gates._keras.calls import is_exporting, outer_steps, stacklevel, wrapper
+from keras_gates import activations, engine, gates, inputs, regularizers, verdicts
+from keras_gates._keras.calls import outer_steps, stacklevel
 from keras_gates.cells import CELLS, GatedCell, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, InitialState, LayerArguments
-from keras_gates.validation import close_matches, known_features, one_of, true_or_false
+from keras_gates.validation import close_matches, invalid, known_features, one_of, true_or_false
 
 INITIAL_STATES = typing.get_args(InitialState)
 AXES = ("batch", "time", "features")
@@ -197,26 +197,28 @@ class GatedRNN(keras.layers.RNN):
     def __call__(self, *args, **kwargs):
         if args or "sequences" in kwargs:
             sequences = args[0] if args else kwargs["sequences"]
-            self._check_sequences(sequences)
+            inputs.check_sequences(self, sequences)
             # Keras makes tensors of these before `call`.
             states = args[1] if len(args) > 1 else kwargs.get("initial_state")
-            self._check_initial_state(sequences, states)
+            inputs.check_initial_state(self, sequences, states)
             if isinstance(sequences, keras.KerasTensor):  # of which `call` is not asked
-                self._checked_mask(sequences, args[2] if len(args) > 2 else kwargs.get("mask"))
+                inputs.checked_mask(
+                    self, sequences, args[2] if len(args) > 2 else kwargs.get("mask")
+                )
         return super().__call__(*args, **kwargs)
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
-        self._check_wrapper()
+        inputs.check_wrapper(self)
         if sequences.shape[1] == 0:
             raise ValueError(
                 f"{self.name!r} takes `sequences` of at least one time step (axis 1). Received: "
                 f"shape {tuple(sequences.shape)}"
             )
-        mask = self._checked_mask(sequences, mask)
+        mask = inputs.checked_mask(self, sequences, mask)
         if training is not None and getattr(training, "shape", None) != ():
             training = true_or_false("training", training)
         if self.stateful and initial_state is None and sequences.shape[0] is None:
-            sequences = self._of_known_batch(sequences)
+            sequences = inputs.of_known_batch(self, sequences)
         if mask is None and getattr(sequences, "_keras_mask", None) is not None:
             warnings.warn(
                 f"{self.name!r} ignores the mask that comes with `sequences`: Keras hands a layer "
@@ -309,7 +311,7 @@ class GatedRNN(keras.layers.RNN):
 
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
         known_features(repr(self.name), "sequences", sequences_shape, AXES)
-        self._check_wrapper()
+        inputs.check_wrapper(self)
         outputs = super().compute_output_shape(sequences_shape, initial_state_shape)
         if not self.return_gates:
             return outputs
@@ -420,117 +422,6 @@ class GatedRNN(keras.layers.RNN):
             return "return_gates=True was given"
         return self._not_fusable or engine.why_not_fusable(self)
 
-    def _check_wrapper(self):
-        """Raises where Keras' wrappers have no place for all outputs, at which they fail."""
-        if not (self.return_gates or self.return_state):
-            return
-        around = wrapper(self)
-        if isinstance(around, keras.layers.TimeDistributed):
-            more = "return_gates" if self.return_gates else "return_state"
-            raise ValueError(
-                "keras.layers.TimeDistributed takes a layer with one output. Received: "
-                f"{self.name!r} with {more}=True. Call the layer on keras.ops.reshape(x, (-1, "
-                "*x.shape[2:])), with the outer axis in that of the batch, and reshape what it "
-                "returns."
-            )
-        if around is not None and not self.return_state:
-            raise ValueError(
-                "keras.layers.Bidirectional takes further outputs, such as gates, beside the last "
-                f"states alone. Received: {self.name!r} with return_gates=True, "
-                "return_state=False. Give it return_state=True as well: the Bidirectional "
-                "returns the output, states and gates of the forward layer, states and gates of "
-                "the backward layer (in the order in which it reads)."
-            )
-
-    def _check_sequences(self, given):
-        kind, dtype = type(given).__name__, str(getattr(given, "dtype", ""))
-        hint = ""
-        if kind == "RaggedTensor":
-            hint = (
-                ". Give it one length, x.to_tensor(), and mask=tf.sequence_mask(x.row_lengths()) "
-                "for what is padding then"
-            )
-        elif isinstance(given, (list, tuple)):
-            hint = (
-                ". Sequences of several lengths get one length with keras.utils.pad_sequences(x, "
-                "dtype='float32', padding='post'), and a keras.layers.Masking layer before this "
-                "one; an initial state is `initial_state`"
-            )
-        elif kind == "SparseTensor":
-            hint = ". Make it dense: tf.sparse.to_dense(x)"
-        elif hasattr(given, "shape") and not _not_numbers(dtype):
-            return
-        of_dtype = f" and dtype {dtype}" if hasattr(given, "shape") else ""
-        raise TypeError(
-            f"{self.name!r} takes `sequences` as one tensor or array of numbers, (batch, time, "
-            f"features). Received: sequences of type {kind}{of_dtype}{hint}"
-        )
-
-    def _of_known_batch(self, sequences):
-        """The same sequences, of which the batch size is looked at when it is known."""
-        if self.states is None or keras.backend.backend() != "tensorflow" or is_exporting():
-            return sequences
-        import tensorflow as tf
-
-        batch = self.states[0].shape[0]
-        message = (
-            f"{self.name} is stateful and keeps the states of {batch} samples, so that every "
-            "batch must have as many: leave out the rest that is smaller, or set stateful=False"
-        )
-        with tf.control_dependencies(
-            [tf.debugging.assert_equal(tf.shape(sequences)[0], batch, message)]
-        ):
-            return tf.identity(sequences)
-
-    def _check_initial_state(self, sequences, initial_state):
-        if initial_state is None:
-            return
-        nested = isinstance(initial_state, (list, tuple))
-        given = [
-            tuple(s.shape) if hasattr(s, "shape") else type(s).__name__
-            for s in (initial_state if nested else [initial_state])
-        ]
-        batch, units = sequences.shape[0], self.units
-        names = self.cell.state_names
-        for state in initial_state if nested else [initial_state]:
-            if _not_numbers(dtype := str(getattr(state, "dtype", ""))):
-                raise ValueError(
-                    f"{self.name!r} takes `initial_state` of real numbers. Received: dtype {dtype}"
-                )
-
-        def fits(shape):
-            if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != units:
-                return False
-            return batch is None or shape[0] in (None, batch)
-
-        if len(given) != len(names) or not all(map(fits, given)):
-            raise ValueError(
-                f"{self.name!r} takes `initial_state` as {len(names)} tensor(s) "
-                f"({', '.join(names)}) of shape {(batch, units)}. Received: shapes {given}"
-            )
-
-    def _checked_mask(self, sequences, mask):
-        """`mask` as booleans of the right shape, whatever path the sequences take."""
-        if mask is None:
-            return None
-        expected = tuple(sequences.shape[:2])
-        try:
-            mask = ops.cast(mask, "bool")
-            given = tuple(mask.shape)
-        except Exception as error:  # of the backend, of any kind
-            raise ValueError(
-                f"{self.name!r} takes `mask` as a tensor or array of booleans, (batch, time) = "
-                f"{expected}. Received: mask of type {type(mask).__name__}: {mask!r:.80}"
-            ) from error
-        if len(given) != 2 or any(
-            None not in pair and pair[0] != pair[1] for pair in zip(given, expected, strict=True)
-        ):
-            raise ValueError(
-                f"{self.name!r} takes a `mask` of shape (batch, time) = {expected}. "
-                f"Received: shape {given}"
-            )
-        return mask
-
     def get_config(self):
         names = ("return_gates", "initial_state", "backprop")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
@@ -538,10 +429,7 @@ class GatedRNN(keras.layers.RNN):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         if not isinstance(config, dict) or "cell" not in config:
-            raise ValueError(
-                "`config` must be a dict as `get_config` returns it, with a 'cell'. "
-                f"Received: config={config!r}"
-            )
+            raise invalid("config", "a dict as `get_config` returns it, with a 'cell'", config)
         config = dict(config)
         config["cell"] = keras.saving.deserialize_keras_object(
             config["cell"], custom_objects=custom_objects
@@ -563,16 +451,10 @@ def _indices(rows, batch):
         return np.zeros(0, int)
     fits = given.ndim == 1 and given.dtype.kind in "iu" and len(set(given.tolist())) == len(given)
     if not fits or given.min() < -batch or given.max() >= batch:
-        raise ValueError(
-            f"`rows` must be indices of the {batch} samples, none twice, or {batch} booleans. "
-            f"Received: rows={rows!r}"
+        raise invalid(
+            "rows", f"indices of the {batch} samples, none twice, or {batch} booleans", rows
         )
     return given % batch
-
-
-def _not_numbers(dtype):
-    """Whether a dtype, by its name, is not one of real numbers."""
-    return any(kind in dtype for kind in ("string", "<U", "object", "complex"))
 
 
 def _cell(units, cell, arguments, layer_arguments):

@@ -9,6 +9,11 @@ from collections.abc import Hashable
 import numpy as np
 
 
+def invalid(argument, expected, value, hint=""):
+    """The ValueError for an argument that is not what it must be."""
+    return ValueError(f"`{argument}` must be {expected}. Received: {argument}={value!r}{hint}")
+
+
 def close_matches(name, known):
     """`"; did you mean 'gru'?"` where `known` holds something like `name`, else an empty string."""
     if not isinstance(name, str):
@@ -23,13 +28,13 @@ def close_matches(name, known):
 
 def positive_integer(argument, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value <= 0:
-        raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value!r}")
+        raise invalid(argument, "a positive integer", value)
     return int(value)
 
 
 def nonnegative_integer(argument, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"`{argument}` must be an integer >= 0. Received: {argument}={value!r}")
+        raise invalid(argument, "an integer >= 0", value)
     return int(value)
 
 
@@ -52,32 +57,34 @@ def _finite_number(value):
 
 def finite_number(argument, value):
     if not _finite_number(value):
-        raise ValueError(f"`{argument}` must be a finite number. Received: {argument}={value!r}")
+        raise invalid(argument, "a finite number", value)
     return float(value)
 
 
 def positive_number(argument, value, none="no bound"):
-    """`value` as a float; `none` is what None, which the caller lets pass, stands for."""
+    """`value` as a float; `none` is what None, which the caller lets pass, stands for, if it may
+    be that."""
     if not _finite_number(value) or value <= 0:
-        raise ValueError(
-            f"`{argument}` must be a positive finite number, or None for {none}. "
-            f"Received: {argument}={value!r}"
-        )
+        or_none = f", or None for {none}" if none else ""
+        raise invalid(argument, f"a positive finite number{or_none}", value)
     return float(value)
+
+
+def rate(argument, value):
+    """Of learning."""
+    return positive_number(argument, value, none=None)
 
 
 def nonnegative_number(argument, value):
     if not _finite_number(value) or value < 0:
-        raise ValueError(
-            f"`{argument}` must be a finite number >= 0. Received: {argument}={value!r}"
-        )
+        raise invalid(argument, "a finite number >= 0", value)
     return float(value)
 
 
 def fraction(argument, value):
     """A dropout rate. 1 is refused: everything would be dropped."""
     if not _finite_number(value) or not 0 <= value < 1:
-        raise ValueError(f"`{argument}` must be in [0, 1). Received: {argument}={value!r}")
+        raise invalid(argument, "in [0, 1)", value)
     return float(value)
 
 
@@ -94,7 +101,7 @@ def share(argument, value):
 def true_or_false(argument, value):
     """`value` as a bool; 0 and 1 pass, as they do in Keras."""
     if not isinstance(value, (bool, np.bool_, numbers.Integral)) or value not in (0, 1):
-        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
+        raise invalid(argument, "True or False", value)
     return bool(value)
 
 
@@ -103,17 +110,14 @@ def seed_or_none(argument, value):
         return None
     integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not integer or not 0 <= value < 2**32:
-        raise ValueError(
-            f"`{argument}` must be an integer from 0 to 2**32 - 1, or None. "
-            f"Received: {argument}={value!r}"
-        )
+        raise invalid(argument, "an integer from 0 to 2**32 - 1, or None", value)
     return int(value)
 
 
 def file_path(argument, value):
     """A path of a file that can be made: the folder that it lies in is there."""
     if not isinstance(value, (str, os.PathLike)) or os.path.isdir(value):
-        raise ValueError(f"`{argument}` must be a path of a file. Received: {argument}={value!r}")
+        raise invalid(argument, "a path of a file", value)
     folder = os.path.dirname(os.path.abspath(value))
     if not os.path.isdir(folder):
         raise ValueError(
@@ -123,11 +127,14 @@ def file_path(argument, value):
     return value
 
 
+def text_or_none(argument, value):
+    if not isinstance(value, str | None):
+        raise invalid(argument, "a text", value)
+
+
 def one_of(argument, value, known):
     if not isinstance(value, Hashable) or value not in known:
         several = "one of " if len(known) > 1 else ""
-        raise ValueError(
-            f"`{argument}` must be {several}{', '.join(map(repr, known))}. "
-            f"Received: {argument}={value!r}{close_matches(value, known)}"
-        )
+        expected = f"{several}{', '.join(map(repr, known))}"
+        raise invalid(argument, expected, value, close_matches(value, known))
     return value

@@ -166,7 +166,8 @@ CELLS = {
 def test_programs_of_all_cells_and_options_equal_the_executed_update(name, place, clip, rng):
     cell = CELLS[name]()
     if clip:
-        cell._set_clipping(clip.get("grad_clip_value"), clip.get("grad_clip_norm"), place)
+        for argument, value in {**clip, "grad_clip_at": place}.items():
+            setattr(cell, argument, value)
     check(built(cell, rng), rng)
 
 

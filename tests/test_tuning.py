@@ -420,7 +420,7 @@ KILLS = """
             loss = float(10 * a + b)
             watch = kwargs["callbacks"][-1]
             if watch.report(1, {{"loss": loss}}):
-                watch.outcome, watch.reason = records.PRUNED, "no better"
+                watch.record.outcome, watch.record.reason = records.PRUNED, "no better"
             return loss
 
     def build(hp):

@@ -344,7 +344,7 @@ def test_values_note_what_was_asked_for():
         seen = distinct.noting(hp)
         assert seen.values == hp.values
         assert seen.values.read == []
-        ask(seen.values)
+        tuple(ask(seen.values))
         assert set(seen.values.read) == set("abcdef")
     assert hp.values == dict.fromkeys("abcdef", 1)
 

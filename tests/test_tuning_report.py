@@ -252,7 +252,7 @@ def test_print_shows_epochs_where_they_differ(tmp_path):
     text = str(search_report(written(tmp_path, [finished("0", HARD, 0.7), short])))
     names, *rows = text.split("Best trials (")[1].split("\n\n")[0].splitlines()[1:]
     column = names.split().index("epochs")
-    assert [row.split()[column - 1] for row in rows] == ["3", "1"]  # no spread of one seed
+    assert [row.split()[column] for row in rows] == ["3", "1"]
     (tmp_path / "a").mkdir()
     alike = [finished("0", HARD, 0.7), finished("1", RELU, 0.6)]
     assert "epochs" not in str(search_report(written(tmp_path / "a", alike)))

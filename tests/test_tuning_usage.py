@@ -232,7 +232,7 @@ def test_the_number_of_trials_is_known_beforehand(tmp_path):
 
 def test_best_models_have_the_state_of_their_optimizer(tmp_path):
     tuner = tuner_in(tmp_path, max_trials=1)
-    tuner.search(X, Y, verbose=0, **DATA)
+    tuner.search(X, Y, verbose="auto", **DATA)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (model,) = tuner.get_best_models()

@@ -13,11 +13,10 @@ from keras import ops
 from keras_gates import activations, regularizers
 from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
-from keras_gates.cells import arguments
+from keras_gates.cells import arguments, clipping, normalization
 from keras_gates.cells import initialization as starting
 from keras_gates.cells import zoneout as zoning
 from keras_gates.cells.checking import check_class, keras_object, same_shapes
-from keras_gates.cells.normalization import normalized
 from keras_gates.cells.step import (
     INPUT_MASKS,
     RECURRENT_MASKS,
@@ -46,13 +45,20 @@ from keras_gates.validation import (
     nonnegative_number,
     one_of,
     positive_integer,
-    positive_number,
     seed_or_none,
     true_or_false,
 )
 
-CLIP_PLACES = typing.get_args(ClipPlace)
 CANDIDATE = "candidate"
+# Arguments that a config holds as they are, and as Keras writes its objects.
+_PLAIN = (
+    "units", "use_bias", "dropout", "recurrent_dropout", "grad_clip_value", "grad_clip_norm",
+    "grad_clip_at", "layer_norm", "activation_l1", "candidate_l1", "seed",
+)  # fmt: skip
+_OF_WEIGHTS = itertools.product(
+    ("kernel", "recurrent", "bias"), ("initializer", "regularizer", "constraint")
+)
+_OBJECTS = ("initialization", *map("_".join, _OF_WEIGHTS))
 _INPUT_AXES = ("batch", "features")  # at each time step
 # From what is made of it to the argument.
 _INITIALIZERS = {
@@ -258,7 +264,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             )
         self.layer_norm = true_or_false("layer_norm", layer_norm)
         self.norm_weights: dict = {}
-        self._set_clipping(grad_clip_value, grad_clip_norm, grad_clip_at)
+        self.grad_clip_value, self.grad_clip_norm, self.grad_clip_at = clipping.checked(
+            grad_clip_value, grad_clip_norm, grad_clip_at, self.dtype_policy
+        )
         self.activation_l1 = nonnegative_number("activation_l1", activation_l1)
         self.candidate_l1 = nonnegative_number("candidate_l1", candidate_l1)
 
@@ -293,9 +301,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     def recurrent(self, block, value):
         """`value U_k (+ c_k)` for a block k that is not among `projected_blocks`."""
         product = self.step.recurrent(block, value)
-        return (
-            self._normalized("recurrent", {block: product})[block] if self.layer_norm else product
-        )
+        if not self.layer_norm:
+            return product
+        return normalization.applied(self, "recurrent", {block: product})[block]
 
     def normalize(self, name, state):
         """With `layer_norm`, one of `normalized_states` normalized; else the state as it is."""
@@ -303,7 +311,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             return state
         if name not in self.normalized_states:
             one_of("name", name, self.normalized_states)
-        return self._normalized("state", {name: state})[name]
+        return normalization.applied(self, "state", {name: state})[name]
 
     def parametrize(self, recurrent_kernel):
         """U as the equations use it, of the shape of the trainable weight: by default that itself.
@@ -391,8 +399,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
     def advance(self, x, u, states):
         """The list of the new states: the equations, and the clipped gradient of the hidden one."""
         if self.layer_norm:
-            x = named(x._fields, self._normalized("kernel", x._asdict()).values())
-            u = named(u._fields, self._normalized("recurrent", u._asdict()).values())
+            x = named(x._fields, normalization.applied(self, "kernel", x._asdict()).values())
+            u = named(u._fields, normalization.applied(self, "recurrent", u._asdict()).values())
         new_states = self.update(x, u, tuple(states))
         expected = [tuple(state.shape) for state in states]
         if isinstance(states[0], keras.KerasTensor):
@@ -483,7 +491,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 constraint=self.recurrent_constraint,
             )
         if self.layer_norm:
-            self._add_norm_weights(recurrent, starts)
+            biases = {b: functools.partial(self._initial_bias, (b,), starts) for b in self.blocks}
+            normalization.add_weights(self, recurrent, biases)
         elif self.use_bias:
             self.bias = self.add_weight(
                 shape=(2, columns) if self.two_biases else (columns,),
@@ -650,32 +659,13 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         shared = self.gate_activations and not isinstance(self.gate_activation, dict)
         return {
             **super().get_config(),
-            "units": self.units,
             "gate_activation": (next(iter(per_gate.values())) if shared else per_gate) or None,
             "candidate_activation": activations.serialize(
                 self.candidate_activation, "candidate_activation"
             ),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "recurrent_initializer": keras.initializers.serialize(self.recurrent_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "recurrent_regularizer": keras.regularizers.serialize(self.recurrent_regularizer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
-            "recurrent_constraint": keras.constraints.serialize(self.recurrent_constraint),
-            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
-            "dropout": self.dropout,
-            "recurrent_dropout": self.recurrent_dropout,
             "zoneout": self.zoneout if isinstance(self.zoneout, float) else dict(self.zoneout),
-            "grad_clip_value": self.grad_clip_value,
-            "grad_clip_norm": self.grad_clip_norm,
-            "grad_clip_at": self.grad_clip_at,
-            "initialization": keras.saving.serialize_keras_object(self.initialization),
-            "layer_norm": self.layer_norm,
-            "activation_l1": self.activation_l1,
-            "candidate_l1": self.candidate_l1,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{n: keras.saving.serialize_keras_object(getattr(self, n)) for n in _OBJECTS},
         }
 
     def __init_subclass__(cls, **kwargs):
@@ -762,71 +752,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             )
             for gate in gates
         }
-
-    # ------------------------------------------------------------------ layer normalization
-
-    def _add_norm_weights(self, recurrent, starts):
-        """A gain for all that is normalized, and the biases, which are added after it."""
-
-        def add(name, initializer, **arguments):
-            self.norm_weights[name] = self.add_weight(
-                (self.units,), initializer, name=name, **arguments
-            )
-
-        for which, blocks in (("kernel", self.blocks), ("recurrent", recurrent)):
-            for block in blocks:
-                add(f"{which}_gain_{block}", "ones")
-                if self.use_bias and (which == "kernel" or self.two_biases):
-                    of_block = functools.partial(self._initial_bias, (block,), starts)
-                    add(
-                        f"{which}_bias_{block}",
-                        of_block if which == "kernel" else self.bias_initializer,
-                        regularizer=self.bias_regularizer,
-                        constraint=self.bias_constraint,
-                    )
-        for name in self.normalized_states:
-            add(f"state_gain_{name}", "ones")
-            add(f"state_bias_{name}", "zeros")
-
-    def _normalized(self, which, values):
-        """From each name to its value, normalized, with its gain and bias."""
-        groups = (tuple(values),) if which == "state" else self.norm_groups or (self.blocks,)
-        found = {}
-        for group in groups:
-            names = [name for name in group if name in values]
-            if names:
-                found.update(zip(names, normalized([values[n] for n in names]), strict=True))
-        for name, value in found.items():
-            found[name] = value * self.norm_weights[f"{which}_gain_{name}"]
-            bias = self.norm_weights.get(f"{which}_bias_{name}")
-            found[name] = found[name] if bias is None else found[name] + bias
-            self.step.note_normalized(found[name], values[name])
-        return {name: found[name] for name in values}
-
-    def _set_clipping(self, value, norm, place):
-        if value is not None and norm is not None:
-            raise ValueError(
-                "Give `grad_clip_value` or `grad_clip_norm`, not both. Received: "
-                f"grad_clip_value={value!r}, grad_clip_norm={norm!r}"
-            )
-        self.grad_clip_value = self.grad_clip_norm = None
-        if value is not None:
-            self.grad_clip_value = positive_number("grad_clip_value", value)
-        if norm is not None:
-            self.grad_clip_norm = positive_number("grad_clip_norm", norm)
-        self.grad_clip_at = one_of("grad_clip_at", place, CLIP_PLACES)
-        if place != CLIP_PLACES[0] and not self.clips:
-            raise ValueError(
-                "`grad_clip_at` says where to clip, and there is no bound to clip to: give "
-                f"`grad_clip_value` or `grad_clip_norm`. Received: grad_clip_at={place!r}"
-            )
-        if self.clips and self.compute_dtype == "float16":
-            raise ValueError(
-                "`grad_clip_value` and `grad_clip_norm` cannot be kept under float16: its loss "
-                "scaling multiplies all gradients by a changing factor, so that the bound would "
-                "mean another one at every step. Use mixed_bfloat16 or float32, or clip in the "
-                f"optimizer. Received: dtype={self.dtype_policy.name!r}"
-            )
 
     def _refuse_lost_penalties(self, sums):
         if len(sums) != len(self.penalties):

@@ -24,6 +24,7 @@ from keras_gates.progress import bar, check_verbose
 from keras_gates.types import Activation, CellName, Verbose
 from keras_gates.validation import (
     close_matches,
+    invalid,
     one_of,
     positive_integer,
     positive_number,
@@ -236,9 +237,7 @@ def plot_states(
     count = len(trace.valid)
     index = isinstance(sample, (int, np.integer)) and not isinstance(sample, bool)
     if not index or not -count <= sample < count:
-        raise ValueError(
-            f"`sample` must be the index of one of the {count} samples. Received: sample={sample!r}"
-        )
+        raise invalid("sample", f"the index of one of the {count} samples", sample)
     values = _valid(trace, trace.states[state])[sample]
     axes = axes_or_new(axes)
     moving = np.argsort(-_quietly(np.nanvar, values, axis=0))[: positive_integer("units", units)]
@@ -279,14 +278,9 @@ def plot_verdicts(
     for argument, names in (("gates", gates), ("candidates", candidates)):
         listed = not isinstance(names, str) and hasattr(names, "__iter__")
         if not (listed or (names is None and argument == "gates")):
-            raise ValueError(
-                f"`{argument}` must be a list of activations. Received: {argument}={names!r}"
-            )
+            raise invalid(argument, "a list of activations", names)
     if not (outcomes is None or isinstance(outcomes, Mapping)):
-        raise ValueError(
-            "`outcomes` must be a dict from (gate, candidate) to a text. "
-            f"Received: outcomes={outcomes!r}"
-        )
+        raise invalid("outcomes", "a dict from (gate, candidate) to a text", outcomes)
     check_verbose(verbose)
     axes = axes_or_new(axes)
     rows, candidates = [None] if gates is None else list(gates), list(candidates)
@@ -297,7 +291,7 @@ def plot_verdicts(
             given = {"gate_activation": gate, "candidate_activation": candidate}
             level = verdicts.judge(verdicts.make(cell, 1, given)).level
             advance()
-            axes.add_patch(_square(column, row, _LEVEL_COLORS[level]))
+            axes.add_patch(_of_level(column, row, level))
             text = level[0].upper()
             if outcomes is not None:
                 text += f"\n{outcomes.get((gate, candidate), '')}"
@@ -308,7 +302,7 @@ def plot_verdicts(
     title = cell if isinstance(cell, str) else cell.__name__
     axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: verdicts")
     axes.legend(
-        [_square(0, 0, _LEVEL_COLORS[level]) for level in LEVELS],
+        [_of_level(0, 0, level) for level in LEVELS],
         [f"{level[0].upper()}: {level}" for level in LEVELS],
         loc="lower left", bbox_to_anchor=(0, 1.08), ncols=len(LEVELS), frameon=False,
         fontsize="small", borderaxespad=0,
@@ -351,10 +345,14 @@ def panels(axes, of, names):
     return axes
 
 
-def _square(column, row, color):
+def _of_level(column, row, level):
+    return square(column, row, facecolor=_LEVEL_COLORS[level], edgecolor="white", alpha=0.8)
+
+
+def square(column, row, **style):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, edgecolor="white", alpha=0.8)
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, **style)
 
 
 def _styles(count):

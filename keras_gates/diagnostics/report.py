@@ -40,18 +40,12 @@ class Diagnosis:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "Diagnosis.to_dataframe needs pandas, which is not installed: pip install pandas"
-            ) from error
         rows = []
         for layer in self.layers:
             for name, value in layer.scalars().items():
                 part, _, figure = name.removeprefix(f"{layer.name}/").rpartition("/")
                 rows.append({"layer": layer.name, "part": part, "figure": figure, "value": value})
-        return pandas.DataFrame(rows)
+        return dataframe("Diagnosis", rows)
 
     def to_html(self, path):
         """Writes a page with the findings, the figures and, where matplotlib is installed, pictures
@@ -200,6 +194,17 @@ def _share(value):
 def _exp(value):
     with np.errstate(over="ignore"):
         return float(np.exp(value))
+
+
+def dataframe(owner, rows, **options):
+    """A pandas.DataFrame of a list of dicts, for a report of this class."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            f"{owner}.to_dataframe needs pandas, which is not installed: pip install pandas"
+        ) from error
+    return pandas.DataFrame(rows, **options)
 
 
 def plain(value):

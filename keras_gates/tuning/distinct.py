@@ -38,32 +38,16 @@ class Noted(dict):
         self._read[name] = None
         return super().__getitem__(name)
 
-    def __contains__(self, name):
-        self._read[name] = None
-        return super().__contains__(name)
-
-    def get(self, name, default=None):
-        self._read[name] = None
-        return super().get(name, default)
-
     def __iter__(self):
         self._read.update(dict.fromkeys(super().keys()))
         return super().__iter__()
 
-    def keys(self):
-        return self._all().keys()
-
-    def values(self):
-        return self._all().values()
-
-    def items(self):
-        return self._all().items()
+    # A dict's own do not ask the two above.
+    get, __contains__ = Mapping.get, Mapping.__contains__  # type: ignore[assignment]
+    keys, values, items = Mapping.keys, Mapping.values, Mapping.items  # type: ignore[assignment]
 
     def copy(self):
-        return self._all()
-
-    def _all(self):
-        return {name: super(Noted, self).__getitem__(name) for name in self}
+        return {**self}
 
 
 def choices(names: Iterable[str]) -> list[str]:

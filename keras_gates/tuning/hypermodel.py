@@ -1,7 +1,6 @@
 """A hypermodel for sequences: recurrent layers whose activations and sizes are searched."""
 
 import inspect
-import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -10,26 +9,12 @@ import keras
 import keras_tuner
 import numpy as np
 
+from keras_gates import validation
 from keras_gates.cells.arguments import refuse_given
 from keras_gates.layers import GatedRNN
-from keras_gates.tuning.space import (
-    CANDIDATES,
-    GATES,
-    SPACE_ARGUMENTS,
-    CellChoice,
-    activation_space,
-    cell_options,
-    choice,
-    hyper_parameters,
-    named_cells,
-)
-from keras_gates.validation import (
-    finite_number,
-    fraction,
-    one_of,
-    positive_integer,
-    true_or_false,
-)
+from keras_gates.tuning import space
+from keras_gates.tuning.space import CANDIDATES, GATES, CellChoice, activation_space
+from keras_gates.validation import finite_number, one_of, positive_integer
 
 # From each task to its loss and its metrics.
 _CLASSES = ("sparse_categorical_crossentropy", ["accuracy"])
@@ -117,21 +102,19 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
         self.input_shape = _input_shape(input_shape, stem, mask_value)
         self.outputs = positive_integer("outputs", outputs)
         if outputs < 2 and task != "regression":
-            raise ValueError(
-                f"`outputs` must be the number of classes, at least 2, for task={task!r}. "
-                f"Received: outputs={outputs}"
-            )
+            expected = f"the number of classes, at least 2, for task={task!r}"
+            raise validation.invalid("outputs", expected, outputs)
         self.activations = {"cell": cell, "gates": gates, "candidates": candidates, **options}
-        of_cell = {name: options[name] for name in options if name not in SPACE_ARGUMENTS}
+        of_cell = {name: options[name] for name in options if name not in space.SPACE_ARGUMENTS}
         own = inspect.signature(type(self)).parameters
-        cell_options(named_cells(cell), of_cell, type(self).__name__, own)  # its errors
+        space.cell_options(space.named_cells(cell), of_cell, type(self).__name__, own)  # its errors
         activation_space(keras_tuner.HyperParameters(), units=1, **self.activations)  # its errors
         self.values = {
             "layers": _values("layers", layers, positive_integer),
             "units": _values("units", units, positive_integer),
-            "bidirectional": _values("bidirectional", bidirectional, true_or_false),
-            "dropout": _values("dropout", dropout, fraction),
-            "learning_rate": _values("learning_rate", learning_rate, _rate),
+            "bidirectional": _values("bidirectional", bidirectional, validation.true_or_false),
+            "dropout": _values("dropout", dropout, validation.fraction),
+            "learning_rate": _values("learning_rate", learning_rate, validation.rate),
         }
         self.mask_value = mask_value
         self.stem, self.head = _part("stem", stem), _part("head", head)
@@ -172,9 +155,9 @@ class GatedRNNHyperModel(keras_tuner.HyperModel):
 
     def build(self, hp):
         """A compiled model with the choices of `hp`."""
-        hyper_parameters("hp", hp)
+        space.hyper_parameters("hp", hp)
         drawn = {
-            name: values[0] if len(values) == 1 else choice(hp, name, values)
+            name: values[0] if len(values) == 1 else space.choice(hp, name, values)
             for name, values in self.values.items()
         }
         activated = activation_space(hp, units=drawn["units"], **self.activations)
@@ -248,10 +231,8 @@ def _part(argument, part):
         part = [part]
     layers = isinstance(part, (list, tuple)) and all(isinstance(p, keras.Layer) for p in part)
     if not (part is None or layers or callable(part)) or isinstance(part, type):
-        raise ValueError(
-            f"`{argument}` must be a list of Keras layers, or a function of a tensor and `hp`. "
-            f"Received: {argument}={part!r}"
-        )
+        expected = "a list of Keras layers, or a function of a tensor and `hp`"
+        raise validation.invalid(argument, expected, part)
     for layer in part if layers else ():
         if layer.weights:
             raise ValueError(
@@ -266,28 +247,16 @@ def _values(argument, given, check):
     """The values to choose from, checked, each once."""
     values = given if isinstance(given, (list, tuple)) else [given]
     if not values:
-        raise ValueError(
-            f"`{argument}` must be a value, or a list of values to choose from. Received: "
-            f"{argument}={given!r}"
-        )
+        raise validation.invalid(argument, "a value, or a list of values to choose from", given)
     return tuple(dict.fromkeys(check(argument, value) for value in values))
-
-
-def _rate(argument, value):
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise ValueError(
-            f"`{argument}` must be a positive finite number. Received: {argument}={value!r}"
-        )
-    return float(value)
 
 
 def _input_shape(shape, stem, mask_value):
     sizes = tuple(shape) if isinstance(shape, (list, tuple)) else ()
     known = [size for size in sizes if size is not None]
-    if any(
-        not isinstance(s, numbers.Integral) or isinstance(s, bool) or s < 1 for s in known
-    ) or not (sizes if stem is not None else len(sizes) == 2 and sizes[1] is not None):
+    whole = all(isinstance(s, numbers.Integral) and not isinstance(s, bool) for s in known)
+    fits = len(sizes) == 2 and sizes[1] is not None if stem is None else bool(sizes)
+    if not (fits and whole and all(size > 0 for size in known)):
         raise ValueError(
             "`input_shape` must be (time, features), without the samples, where time may be None; "
             f"only a `stem` can take another. Received: input_shape={shape!r}"
@@ -305,12 +274,11 @@ def _input_shape(shape, stem, mask_value):
 
 def _outputs(x, y, task):
     """The number of outputs that `y` asks for."""
-    expected = {
+    described, ranks = {
         "classification": ("integers, (samples,)", (1,)),
         "sequence": ("integers, (samples, time)", (2,)),
         "regression": ("numbers, (samples,) or (samples, outputs)", (1, 2)),
-    }
-    described, ranks = expected[task]
+    }[task]
     classes = task != "regression"
     error = (
         f"`y` must be {described}, for task={task!r}, with x of shape {x.shape}. Received: y of "
@@ -318,11 +286,9 @@ def _outputs(x, y, task):
     )
     shared = y.ndim if classes else 1
     if y.ndim not in ranks or y.shape[:shared] != x.shape[:shared]:
-        hint = ""
-        if classes and y.ndim == ranks[0] + 1:
-            one = y.shape[-1] == 1
-            hint = ". Take y[..., 0]" if one else ". Of one-hot labels take y.argmax(-1)"
-        raise ValueError(error + hint)
+        one_more = classes and y.ndim == ranks[0] + 1
+        cure = "Take y[..., 0]" if y.shape[-1:] == (1,) else "Of one-hot labels take y.argmax(-1)"
+        raise ValueError(f"{error}. {cure}" if one_more else error)
     if y.dtype.kind not in ("iu" if classes else "iuf"):
         hint = ". Of whole numbers take y.astype(int)" if y.dtype.kind in "fb" else ""
         raise ValueError(error + hint)

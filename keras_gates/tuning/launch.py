@@ -17,6 +17,8 @@ LIVES, SHORT = 3, 300.0  # so many short lives in a row, in seconds, and a proce
 _POLL = 0.2
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _LAUNCHED = "KERAS_GATES_LAUNCHED"
+_PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+_OPTIONS: dict = {"text": True, "errors": "replace", "start_new_session": True, **_PIPES}
 
 
 def launch(script, arguments=(), workers=2):
@@ -41,7 +43,7 @@ def launch(script, arguments=(), workers=2):
     command = [sys.executable, "-u", str(script), *arguments]
     with tempfile.TemporaryDirectory() as signs:
         crew = [_Worker(k, workers, command, pathlib.Path(signs, str(k))) for k in range(workers)]
-        previous = signal.signal(signal.SIGTERM, _leave)
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             while not all(worker.ended for worker in crew):
                 for worker in crew:
@@ -109,15 +111,7 @@ class _Worker:
     def _start(self):
         self.tail.clear()
         self.sign.unlink(missing_ok=True)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.process = subprocess.Popen(
-            self.command,
-            env=self.variables,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            **pipes,
-        )
+        self.process = subprocess.Popen(self.command, env=self.variables, **_OPTIONS)
         self.born = time.monotonic()
         _say("launch", f"{self.name} is process {self.process.pid}")
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
@@ -188,7 +182,3 @@ def _environment(number, workers):
     if len(devices) > 1:
         variables["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     return variables
-
-
-def _leave(number, frame):
-    raise SystemExit(128 + number)

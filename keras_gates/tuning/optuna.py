@@ -14,13 +14,14 @@ from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
 
 from keras_gates.tuning import oracles
 from keras_gates.tuning.oracles import Objective
+from keras_gates.validation import invalid, text_or_none
 
 # How often the sampler may come back to what was tried before a choice is drawn by chance.
 _DRAWS = 10
 TRIAL = "trial"  # user attribute of a trial in a study: the search, and KerasTuner's id
 
 
-class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
+class OptunaOracle(oracles.RobustOracle):
     """Lets an Optuna sampler choose, and an Optuna pruner end what does worse than others did.
 
     No choice is tried twice. A trial that failed is reported to Optuna as pruned, which its default
@@ -92,8 +93,7 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         super().__init__(objective=objective, max_trials=max_trials, seed=seed, **kwargs)
         _refuse_other("sampler", sampler, optuna.samplers.BaseSampler)
         _refuse_other("pruner", pruner, optuna.pruners.BasePruner)
-        if not isinstance(study_name, str | None):
-            raise ValueError(f"`study_name` must be a text. Received: study_name={study_name!r}")
+        text_or_none("study_name", study_name)
         if (storage is None) != (study_name is None):
             raise ValueError(
                 "`storage` and `study_name` must be given together: where the study is kept, and "
@@ -118,10 +118,8 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
         except Exception as error:  # of the storage, of any kind
             if storage is None or isinstance(error, ImportError):
                 raise
-            raise ValueError(
-                "`storage` must be the URL of a relational database that can be opened, or one of "
-                f"optuna.storages. Received: storage={storage!r}. {error}"
-            ) from error
+            expected = "the URL of a relational database to be opened, or one of optuna.storages"
+            raise invalid("storage", expected, storage, f". {error}") from error
         if (there := self.study.direction.name.lower()) != direction:
             raise ValueError(
                 f"The study {study_name!r} is there to {there}, and this search is to {direction} "
@@ -146,9 +144,11 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
                 self._seed_state += 1
             asked = self.study.ask()
             asked.set_user_attr(TRIAL, self._name(trial_id))
-            values = self._values(lambda parameter, trial=asked: self._suggested(parameter, trial))
-            if not self._duplicate(values):
-                return {"status": "RUNNING", "values": values}
+            drawn = keras_tuner.HyperParameters()
+            for parameter in self._parameters(drawn):
+                drawn.values[parameter.hp.name] = parameter.suggested(asked)
+            if not self._duplicate(drawn.values):
+                return {"status": "RUNNING", "values": drawn.values}
             self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
         values = self._random_values()
         return {"status": "STOPPED" if values is None else "RUNNING", "values": values}
@@ -204,52 +204,37 @@ class OptunaOracle(oracles.RobustOracle, keras_tuner.Oracle):
                 asked.report(seen.mean(), int(seen.step))
         if trial_id not in self.end_order:
             return asked
-        if trial.status == oracles.COMPLETED:
-            self.study.tell(asked, trial.score)
-        else:
-            self.study.tell(asked, state=states.PRUNED)
+        completed = trial.status == oracles.COMPLETED
+        told = {"values": trial.score} if completed else {"state": states.PRUNED}
+        self.study.tell(asked, **told)
         return None
 
     # ------------------------------------------------------------------ hyperparameters
 
-    def _values(self, value_of):
-        """The active hyperparameters, each as `value_of(parameter)` says; None: its default."""
-        drawn, names = keras_tuner.HyperParameters(), set()
+    def _parameters(self, drawn):
+        """The active parameters, each as soon as `drawn` has the values of those before it."""
+        names = set()
         for hp in self.hyperparameters.space:
             conditions = " and ".join(f"{c.name} in {c.values}" for c in hp.conditions)
             name = f"{hp.name} ({conditions})" if hp.name in names else hp.name
             names.add(hp.name)
-            drawn.merge([hp])
+            drawn.merge([hp])  # with its default
             if drawn.is_active(hp) and not isinstance(hp, Fixed):
-                value = value_of(_Parameter(name, hp))
-                drawn.values[hp.name] = hp.default if value is None else value
-        return drawn.values
-
-    def _suggested(self, parameter, trial):
-        try:
-            return parameter.suggested(trial)
-        except ValueError as error:
-            raise ValueError(
-                f"The hyperparameter {parameter.name!r} cannot be drawn in the study "
-                f"{self.study.study_name!r}: {error} If that has trials of another search "
-                "space in it, give another `study_name`."
-            ) from error
+                yield _Parameter(name, hp)
 
     def _params(self, values):
         """What Optuna calls params, and their distributions, of hyperparameters with these values.
 
         Those that cannot have theirs are left out.
         """
-        params, distributions = {}, {}
-
-        def note(parameter):
+        params, distributions, drawn = {}, {}, keras_tuner.HyperParameters()
+        for parameter in self._parameters(drawn):
             value = values.get(parameter.hp.name)
+            if value is not None:
+                drawn.values[parameter.hp.name] = value
             if parameter.can_be(value):
                 params[parameter.name] = parameter.to_optuna(value)
                 distributions[parameter.name] = parameter.distribution
-            return value
-
-        self._values(note)
         return params, distributions
 
     # ------------------------------------------------------------------ on disk
@@ -295,13 +280,20 @@ class _Parameter:
 
     def suggested(self, trial):
         """The value that an Optuna trial has for it."""
-        found = self.distribution
-        if isinstance(found, _optuna().distributions.CategoricalDistribution):
-            return trial.suggest_categorical(self.name, found.choices)
-        suggest = trial.suggest_int if isinstance(self.hp, Int) else trial.suggest_float
-        if not self.as_it_is:
-            return self.hp.prob_to_value(trial.suggest_float(self.name, 0, 1))
-        return suggest(self.name, found.low, found.high, step=found.step, log=found.log)
+        its, kinds = self.distribution, _optuna().distributions
+        integer = isinstance(its, kinds.IntDistribution)
+        suggest = trial.suggest_int if integer else trial.suggest_float
+        try:
+            if isinstance(its, kinds.CategoricalDistribution):
+                return trial.suggest_categorical(self.name, its.choices)
+            value = suggest(self.name, its.low, its.high, step=its.step, log=its.log)
+        except ValueError as error:
+            raise ValueError(
+                f"The hyperparameter {self.name!r} cannot be drawn in the study "
+                f"{trial.study.study_name!r}: {error} If that has trials of another search space "
+                "in it, give another `study_name`."
+            ) from error
+        return value if self.as_it_is else self.hp.prob_to_value(value)
 
     def can_be(self, value):
         """Whether it has this value; the default of a numerical one may be out of its range."""
@@ -316,10 +308,7 @@ class _Parameter:
 
 def _refuse_other(argument, value, base):
     if value is not None and not isinstance(value, base):
-        raise ValueError(
-            f"`{argument}` must be one of optuna.{argument}s, or None for the default. "
-            f"Received: {argument}={value!r}"
-        )
+        raise invalid(argument, f"one of optuna.{argument}s, or None for the default", value)
 
 
 def _optuna():

@@ -6,12 +6,11 @@ here differ from KerasTuner's in what a failure does: it never ends the search o
 
 import contextlib
 import copy
-import json
+import inspect
 import math
 import os
 import pathlib
 import time
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -22,25 +21,14 @@ import numpy as np
 from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 
+from keras_gates import validation
 from keras_gates.tuning import distinct, records, roles
 from keras_gates.tuning.space import hyper_parameters
-from keras_gates.validation import (
-    finite_number,
-    nonnegative_integer,
-    nonnegative_number,
-    positive_integer,
-    seed_or_none,
-    true_or_false,
-)
 
 HyperModel: TypeAlias = (
     keras_tuner.HyperModel | Callable[[keras_tuner.HyperParameters], keras.Model]
 )
 Objective: TypeAlias = str | keras_tuner.Objective | Sequence[str | keras_tuner.Objective] | None
-if typing.TYPE_CHECKING:
-    from keras_tuner import Oracle as _Base
-else:
-    _Base = object
 
 COMPLETED, FAILED = "COMPLETED", "FAILED"
 # The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
@@ -50,27 +38,33 @@ _PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
 def _factor(argument, value):
-    if finite_number(argument, value) <= 1:
-        raise ValueError(f"`{argument}` must be a number above 1. Received: {argument}={value!r}")
+    if validation.finite_number(argument, value) <= 1:
+        raise validation.invalid(argument, "a number above 1", value)
+
+
+def _or_none(check):
+    return lambda argument, value: None if value is None else check(argument, value)
 
 
 # Of the arguments of KerasTuner's oracles, which take whatever comes.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "hyperparameters": hyper_parameters,
-    "allow_new_entries": true_or_false,
-    "tune_new_entries": true_or_false,
-    "max_retries_per_trial": nonnegative_integer,
-    "num_initial_points": positive_integer,
-    "alpha": nonnegative_number,
-    "beta": nonnegative_number,
-    "max_epochs": positive_integer,
+    "max_trials": _or_none(validation.positive_integer),
+    "hyperparameters": _or_none(hyper_parameters),
+    "allow_new_entries": validation.true_or_false,
+    "tune_new_entries": validation.true_or_false,
+    "seed": validation.seed_or_none,
+    "max_retries_per_trial": validation.nonnegative_integer,
+    "max_consecutive_failed_trials": _or_none(validation.positive_integer),
+    "num_initial_points": _or_none(validation.positive_integer),
+    "alpha": validation.nonnegative_number,
+    "beta": validation.nonnegative_number,
+    "max_epochs": validation.positive_integer,
     "factor": _factor,
-    "hyperband_iterations": positive_integer,
+    "hyperband_iterations": validation.positive_integer,
 }
-_MAY_BE_NONE = ("hyperparameters", "num_initial_points")
 
 
-class RobustOracle(_Base):
+class RobustOracle(keras_tuner.Oracle):
     """What the oracles here have in common; comes before one of KerasTuner's among the bases.
 
     - Any number of failing trials leaves the search going.
@@ -86,6 +80,7 @@ class RobustOracle(_Base):
     """
 
     seed: int | None
+    prunes = False
 
     def __init__(
         self,
@@ -94,27 +89,17 @@ class RobustOracle(_Base):
         max_consecutive_failed_trials: int | None = None,
         **kwargs: Any,
     ) -> None:
-        seed_or_none("seed", seed)
-        for name in _CHECKS.keys() & kwargs.keys():
-            if kwargs[name] is not None or name not in _MAY_BE_NONE:
-                _CHECKS[name](name, kwargs[name])
-        if max_consecutive_failed_trials is not None:
-            positive_integer("max_consecutive_failed_trials", max_consecutive_failed_trials)
-        super().__init__(
-            *args,
-            seed=seed,
-            max_consecutive_failed_trials=max_consecutive_failed_trials,
-            **kwargs,
-        )
-        if self.max_trials is not None:
-            positive_integer("max_trials", self.max_trials)
+        kwargs.update(seed=seed, max_consecutive_failed_trials=max_consecutive_failed_trials)
+        given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
+        for name in _CHECKS.keys() & given.keys():
+            _CHECKS[name](name, given[name])
+        super().__init__(*args, **kwargs)
         objectives = getattr(self.objective, "objectives", [self.objective])
         directions = [getattr(each, "direction", None) for each in objectives]
         if not objectives or any(d not in ("min", "max", None) for d in directions):
-            raise ValueError(
-                "`objective` must be a name such as 'val_accuracy', or a keras_tuner.Objective "
-                f"whose direction is 'min' or 'max'. Received: objective={objectives!r}"
-            )
+            direction = "a keras_tuner.Objective whose direction is 'min' or 'max'"
+            expected = f"a name such as 'val_accuracy', or {direction}"
+            raise validation.invalid("objective", expected, objectives)
         if seed is not None:
             self.seed = self._seed_state = seed  # KerasTuner takes 0 for no seed
         # Of the trainings: every trial gets the same seeds, in every process.
@@ -122,7 +107,7 @@ class RobustOracle(_Base):
         # In a small space the last choices are found late.
         self._max_collisions = 1000
         self._lock: filelock.FileLock | None = None
-        self._models_at: tuple = (None, None)
+        self._models = distinct.Models([])
 
     # ------------------------------------------------------------------ several processes
 
@@ -178,7 +163,7 @@ class RobustOracle(_Base):
         """Notes for which hyperparameters the build and `fit` of a trial have asked."""
         with self.up_to_date():
             trial = self.trials[trial_id]
-            known = getattr(trial, "read", None) or []
+            known = _read(trial) or []
             if set(names) - set(known):
                 trial.read = [*dict.fromkeys([*known, *names])]
                 self._save_trial(trial)
@@ -186,22 +171,17 @@ class RobustOracle(_Base):
     @property
     def models(self):
         """The `Models` that have been tried."""
-        read = {name: getattr(trial, "read", None) for name, trial in self.trials.items()}
-        state = len(self.end_order), {name: len(its or ()) for name, its in read.items()}
-        if self._models_at[0] != state:
-            values = {name: trial.hyperparameters.values for name, trial in self.trials.items()}
-            # In a trial that has ended, what nobody has noted may matter. The first one has the
-            # values of the build that the space was made with, which had asked for all of them.
-            whole = values.keys() & {*self.end_order, *self.start_order[:1]}
-            assumed = {name: distinct.choices(values[name]) for name in whole}
-            names = sorted(read, key=lambda name: read[name] is None)  # what is known first
-            self._models_at = (
-                state,
-                distinct.Models(
-                    distinct.Tried(values[name], read[name] or assumed.get(name)) for name in names
-                ),
-            )
-        return self._models_at[1]
+        # In a trial that has ended, what nobody has noted may matter. The first one has the values
+        # of the build that the space was made with, which had asked for all of them.
+        whole, tried = {*self.end_order, *self.start_order[:1]}, []
+        # What is known comes first.
+        for name, trial in sorted(self.trials.items(), key=lambda item: not _read(item[1])):
+            values = trial.hyperparameters.values
+            assumed = distinct.choices(values) if name in whole else None
+            tried.append(distinct.Tried(values, _read(trial) or assumed))
+        if tried != self._models.tried:
+            self._models = distinct.Models(tried)
+        return self._models
 
     def _duplicate(self, values):
         return values in self.models or super()._duplicate(values)
@@ -254,13 +234,13 @@ class RobustOracle(_Base):
 
     def _save_trial(self, trial):
         path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / records.TRIAL
-        records.write_json(path, {**trial.get_state(), "read": getattr(trial, "read", None)})
+        records.write_json(path, {**trial.get_state(), "read": _read(trial)})
 
     def reload(self):
         """Goes on from what is on disk, wherever the process was killed."""
-        state = json.loads(pathlib.Path(self._get_oracle_fname()).read_text())
+        state = records.read_json(self._get_oracle_fname())
         for path in sorted(pathlib.Path(self._project_dir).glob(f"trial_*/{records.TRIAL}")):
-            its = json.loads(path.read_text())
+            its = records.read_json(path)
             trial = Trial.from_state(its)
             trial.read = its.get("read")
             if trial.trial_id in state["start_order"]:
@@ -277,11 +257,16 @@ class RobustOracle(_Base):
             self._retry_queue.append(self.ongoing_trials.pop(tuner_id).trial_id)
 
 
+def _read(trial):
+    """The names that a trial's build has asked for; None: not known yet."""
+    return getattr(trial, "read", None)
+
+
 class RandomSearchOracle(RobustOracle, keras_tuner.oracles.RandomSearchOracle):
     """Draws every choice by chance, and none twice."""
 
 
-class GridSearchOracle(RobustOracle, keras_tuner.Oracle):
+class GridSearchOracle(RobustOracle):
     """Takes all models of the space, in order, beginning with the defaults.
 
     KerasTuner's own forgets where it was when it is resumed, mixes up hyperparameters of one name

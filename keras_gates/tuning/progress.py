@@ -1,8 +1,9 @@
 """One line on the state of a search, or of its confirmation, kept up to date."""
 
-import collections
+import contextlib
 import pathlib
 import sys
+import textwrap
 import time
 
 from keras_gates.tuning import records
@@ -18,9 +19,20 @@ class Line:
         self.stream, self.verbose = stream, 1
         self._began, self._width = time.monotonic(), 0
 
-    def close(self):
-        """Leaves the line as it is."""
-        if self.verbose and self._width:
+    @contextlib.contextmanager
+    def shown(self, going_on):
+        """While it lasts, what is said of it; if it is interrupted, how it goes on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._close()
+            print(f"Interrupted. {going_on}")
+            raise
+        finally:
+            self._close()
+
+    def _close(self):
+        if self._width:
             print(file=self.stream or sys.stdout, flush=True)
             self._width = 0
 
@@ -29,27 +41,17 @@ class Line:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         return f"{f'{minutes} min ' if minutes else ''}{seconds} s"
 
-    def show(self, over):
-        """The line as it is now; `over`: something has ended."""
-        if not self.verbose:
-            return
+    def show(self, over, line=None):
+        """The line as it is now, or another one, which stays; `over`: something has ended."""
         stream = self.stream or sys.stdout
-        if stream.isatty():
-            line = str(self)
-            print(f"\r{line:<{self._width}}", end="", file=stream, flush=True)
-            self._width = len(line)
-        elif over:
-            print(self, file=stream, flush=True)
-
-    def tell(self, line):
-        """A line that stays."""
-        if not self.verbose:
+        terminal = self.verbose and stream.isatty()
+        if not (self.verbose and (terminal or over)):
             return
-        stream = self.stream or sys.stdout
-        start = "\r" if stream.isatty() else ""
-        line = cut(line)
-        print(f"{start}{line:<{self._width}}", file=stream, flush=True)
-        self._width = 0
+        text = str(self) if line is None else textwrap.shorten(line, 230, placeholder="...")
+        stays = line is not None or not terminal
+        start, end = "\r" if terminal else "", "\n" if stays else ""
+        print(f"{start}{text:<{self._width}}", end=end, file=stream, flush=True)
+        self._width = 0 if stays else len(text)
 
 
 class Progress(Line):
@@ -75,7 +77,7 @@ class Progress(Line):
         self._at = ""
         outcome, reason = self._failure(trial) if trial.status != "COMPLETED" else (None, None)
         if reason:
-            self.tell(f"trial {trial.trial_id} {outcome}: {reason}")
+            self.show(True, f"trial {trial.trial_id} {outcome}: {reason}")
         self.show(over=True)
 
     def on_epoch_end(self, seed, seeds, epoch):
@@ -93,16 +95,14 @@ class Progress(Line):
     def __str__(self):
         oracle = self.oracle
         ended = [oracle.trials[trial_id] for trial_id in oracle.end_order]
-        failed = collections.Counter(
-            self._failure(trial)[0] for trial in ended if trial.status != "COMPLETED"
-        )
+        failed = [self._failure(trial)[0] for trial in ended if trial.status != "COMPLETED"]
         expected = oracle.expected_trials
         of = f" of {expected}" if expected else ""
         # An oracle shows the end of a trial before it takes it from those that run.
         running = [t for t in oracle.ongoing_trials.values() if t not in ended]
         of += " trial" if not of and len(ended) == 1 else " trials"
         parts = [f"{len(ended)}{of} done", f"{len(running)} running{self._at}"]
-        parts += [f"{count} {outcome}" for outcome, count in sorted(failed.items())]
+        parts += [records.counted(failed)] if failed else []
         best = next(iter(oracle.get_best_trials()), None)
         if best is not None:
             parts[-1] += f"; best {oracle.objective.name} {best.score:.4g} (trial {best.trial_id})"
@@ -127,7 +127,7 @@ class Confirming(Line):
     def __init__(self, trainings, done, stream=None):
         super().__init__(stream)
         self.trainings, self.done = trainings, done
-        self._failed, self._at = collections.Counter(), ""
+        self._failed, self._at = [], ""
 
     def on_epoch_end(self, trial_id, seed, epoch):
         self._at = f", trial {trial_id} with seed {seed} in epoch {epoch}"
@@ -136,17 +136,11 @@ class Confirming(Line):
     def on_training_end(self, trial_id, execution):
         self.done, self._at = self.done + 1, ""
         if execution.reason is not None:
-            self._failed[execution.outcome] += 1
-            self.tell(
-                f"trial {trial_id} {execution.outcome}: {execution.reason} (seed {execution.seed})"
-            )
+            self._failed.append(execution.outcome)
+            told = f"{execution.outcome}: {execution.reason} (seed {execution.seed})"
+            self.show(True, f"trial {trial_id} {told}")
         self.show(over=True)
 
     def __str__(self):
-        failed = "".join(f", {count} {name}" for name, count in sorted(self._failed.items()))
+        failed = f", {records.counted(self._failed)}" if self._failed else ""
         return f"{self.done} of {self.trainings} trainings done{failed}{self._at}; {self.seconds}"
-
-
-def cut(text, most=230):
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."

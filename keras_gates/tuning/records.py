@@ -6,6 +6,7 @@ its history, and why it ended. `executions.json` in the folder of a trial holds 
 written under another name and moved into place, so that one is whole whenever a process is killed.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -43,7 +44,7 @@ class Execution:
 
     seed: int
     outcome: str
-    epoch: int
+    epoch: int = 0
     reason: str | None = None
     score: float | None = None
     best_epoch: int | None = None
@@ -83,10 +84,8 @@ class Trial:
         "running" while KerasTuner has not ended the trial."""
         if self.status not in ("COMPLETED", "FAILED"):
             return "running"
-        failed = [e.outcome for e in self.executions if e.outcome != FINISHED]
-        if failed:
-            return failed[0]
-        return FINISHED if self.status == "COMPLETED" else RAISED
+        by_status = FINISHED if self.status == "COMPLETED" else RAISED
+        return next((e.outcome for e in self.executions if e.outcome != FINISHED), by_status)
 
     @property
     def scores(self):
@@ -101,16 +100,14 @@ class Trial:
     @property
     def spread(self):
         """The standard deviation over the executions (n - 1); None for fewer than two."""
-        if self.outcome != FINISHED or len(self.scores) < 2:
-            return None
-        return statistics.stdev(self.scores)
+        known = self.outcome == FINISHED and len(self.scores) > 1
+        return statistics.stdev(self.scores) if known else None
 
     @property
     def diverged(self):
         """The share of executions that diverged; None if there are none."""
-        if not self.executions:
-            return None
-        return statistics.fmean([e.outcome == DIVERGED for e in self.executions])
+        each = [e.outcome == DIVERGED for e in self.executions]
+        return statistics.fmean(each) if each else None
 
     @property
     def seconds(self):
@@ -119,10 +116,8 @@ class Trial:
     @property
     def reason(self):
         """Why the trial did not finish, with the seed; None if it did."""
-        for execution in self.executions:
-            if execution.outcome != FINISHED:
-                return f"{execution.reason} (seed {execution.seed})"
-        return None
+        failed = (e for e in self.executions if e.outcome != FINISHED)
+        return next((f"{e.reason} (seed {e.seed})" for e in failed), None)
 
 
 @dataclasses.dataclass
@@ -139,6 +134,12 @@ class Search:
     trials: list
 
 
+def counted(outcomes):
+    """How many there are of each: "2 diverged, 1 raised"."""
+    counts = collections.Counter(sorted(outcomes))
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+
+
 def write_json(path, content):
     """Writes JSON so that `path` holds the old content or the new, never a part of one."""
     path = pathlib.Path(path)
@@ -148,12 +149,15 @@ def write_json(path, content):
     os.replace(temporary, path)
 
 
+def read_json(path):
+    """What a file holds; None if there is none."""
+    path = pathlib.Path(path)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def read_executions(folder, name=EXECUTIONS):
     """The executions that the folder of a trial holds under this name."""
-    path = pathlib.Path(folder) / name
-    if not path.exists():
-        return []
-    return [Execution(**execution) for execution in json.loads(path.read_text())]
+    return [Execution(**each) for each in read_json(pathlib.Path(folder) / name) or []]
 
 
 def write_executions(folder, executions, name=EXECUTIONS):
@@ -169,9 +173,8 @@ def begin(folder, seed, launch):
         launch: whatever tells one launch from another.
     """
     path, training = pathlib.Path(folder) / BEGUN, {"seed": seed, "launch": str(launch)}
-    before = json.loads(path.read_text()) if path.exists() else {}
-    times = before.pop("times", 0)
-    times = times if before == training else 0
+    before = read_json(path) or {}
+    times = before.pop("times", 0) if training.items() <= before.items() else 0
     write_json(path, {**training, "times": times + 1})
     return times
 
@@ -188,24 +191,18 @@ def read_search(folder):
         ValueError: there is no search in the folder.
     """
     folder = pathlib.Path(folder)
-    if not (folder / SEARCH).exists():
+    search = read_json(folder / SEARCH)
+    if search is None:
         raise ValueError(
             f"`{folder}` holds no search: there is no {SEARCH}. Expected the folder that a tuner "
             "of keras_gates.tuning works in, directory/project_name."
         )
-    search = json.loads((folder / SEARCH).read_text())
     trials = []
     for path in sorted(folder.glob(f"trial_*/{TRIAL}")):
-        state = json.loads(path.read_text())
+        state = read_json(path)
         values, read = state["hyperparameters"]["values"], state.get("read")
         if read is not None:
             values = {n: v for n, v in values.items() if n in read or n not in choices(values)}
-        trials.append(
-            Trial(
-                trial_id=state["trial_id"],
-                values=values,
-                status=state["status"],
-                executions=read_executions(path.parent),
-            )
-        )
+        executions = read_executions(path.parent)
+        trials.append(Trial(state["trial_id"], values, state["status"], executions))
     return Search(search["objective"], search["direction"], trials)

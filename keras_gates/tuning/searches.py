@@ -46,16 +46,8 @@ class RandomSearch(Tuner):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            self.oracle_class(
-                objective=objective,
-                max_trials=max_trials,
-                seed=seed,
-                **_options_of(self.oracle_class, kwargs),
-            ),
-            hypermodel,
-            **kwargs,
-        )
+        given = {"objective": objective, "max_trials": max_trials, "seed": seed}
+        super().__init__(_oracle(self.oracle_class, given, kwargs), hypermodel, **kwargs)
 
 
 class GridSearch(RandomSearch):
@@ -111,15 +103,9 @@ class Hyperband(Tuner):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        oracle = oracles.HyperbandOracle(
-            objective,
-            max_epochs=max_epochs,
-            factor=factor,
-            hyperband_iterations=hyperband_iterations,
-            seed=seed,
-            **_options_of(oracles.HyperbandOracle, kwargs),
-        )
-        super().__init__(oracle, hypermodel, **kwargs)
+        given = {"objective": objective, "max_epochs": max_epochs, "factor": factor, "seed": seed}
+        given["hyperband_iterations"] = hyperband_iterations
+        super().__init__(_oracle(oracles.HyperbandOracle, given, kwargs), hypermodel, **kwargs)
 
     def search(self, *args, epochs=None, **kwargs):
         """As in `Tuner`. `epochs` is taken and not used: `max_epochs` says how long trials are."""
@@ -150,7 +136,7 @@ class Hyperband(Tuner):
         return model
 
 
-def _options_of(oracle_class, kwargs):
-    """Takes out of `kwargs` what the oracle takes, and returns it."""
-    taken = constructor_arguments(oracle_class) & set(kwargs)
-    return {name: kwargs.pop(name) for name in taken}
+def _oracle(oracle_class, given, kwargs):
+    """An oracle of what is given and what it takes of `kwargs`, out of which that is taken."""
+    taken = constructor_arguments(oracle_class) & kwargs.keys()
+    return oracle_class(**given, **{name: kwargs.pop(name) for name in taken})

@@ -22,13 +22,13 @@ import keras_tuner
 
 from keras_gates import activations, verdicts
 from keras_gates.cells import CELLS, GatedCell
-from keras_gates.cells.arguments import refuse_unknown
-from keras_gates.cells.base import CLIP_PLACES
+from keras_gates.cells.arguments import refuse_given, refuse_unknown
+from keras_gates.cells.clipping import CLIP_PLACES
 from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import NotTraceableError
 from keras_gates.types import InitializationName
-from keras_gates.validation import close_matches, positive_integer, true_or_false
+from keras_gates.validation import close_matches, invalid, positive_integer, true_or_false
 
 # Gates with values in [0, 1], and of the candidates in examples/verdicts.py those that did well.
 GATES = ("sigmoid", "hard_sigmoid", "tanh_gate", "softsign_gate")
@@ -146,13 +146,14 @@ def activation_space(
     drawn = {}
     for each in dict.fromkeys(plans.values()):
         alike = [name for name in cells if plans[name] == each]
-        with _named_where(hp, "cell", alike, cells):
+        with _where(hp, "cell", alike, cells, named=True):
             drawn.update(_drawn(hp, each, fixed=options[alike[0]]))
     if name is None:  # the caller is under a condition that is not met
         return {}
     if units is not None:
-        doubled = double_one_sided and _one_sided(drawn["candidate_activation"])
-        drawn["units"] = 2 * units if doubled else units
+        its = activations.profile(drawn["candidate_activation"])
+        one_sided = its.lower >= 0 or its.upper <= 0
+        drawn["units"] = 2 * units if double_one_sided and one_sided else units
     return {"cell": cells[name], **drawn, **options[name]}
 
 
@@ -164,17 +165,14 @@ class _Plan(NamedTuple):
         groups: pairs of some candidates and the gates that each of these allows, the sound ones
             first; no gates in a cell that has none.
         clipped: the candidates with which clipping gradients is a choice.
-        penalized: those with which an L1 penalty is.
-        identity: those with which identity recurrent weights are.
-        started: those with which the start of the gates is.
+        further: arguments that are a choice, each with its values and the candidates with which it
+            is one.
     """
 
     candidates: tuple
     groups: tuple
     clipped: tuple
-    penalized: tuple
-    identity: tuple
-    started: tuple
+    further: tuple
 
 
 def _plan_for(name, cell, gates, candidates, unstable, options):
@@ -184,18 +182,16 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
         ValueError: no pair may be drawn.
     """
     gated = bool(cell.gate_names())
-    found, startable = {}, {}
-    for candidate, gate in itertools.product(candidates, gates if gated else (None,)):
-        pair = candidate, gate
-        found[pair], startable[pair] = judged(cell, gate, candidate, options)
+    pairs = itertools.product(candidates, gates if gated else (None,))
+    found = {(candidate, gate): judged(cell, gate, candidate, options) for candidate, gate in pairs}
+    levels = {pair: verdict.level for pair, (verdict, _) in found.items()}
     worst = verdicts.LEVELS[-1]
-    ordered = sorted(found, key=lambda pair: verdicts.LEVELS.index(found[pair].level))
     gates_of = {}
-    for candidate, gate in ordered:
-        if unstable or found[candidate, gate].level != worst:
+    for candidate, gate in sorted(found, key=lambda pair: verdicts.LEVELS.index(levels[pair])):
+        if unstable or levels[candidate, gate] != worst:
             gates_of.setdefault(candidate, []).append(gate)
     if not gates_of:
-        (candidate, gate), verdict = next(iter(found.items()))
+        (candidate, gate), (verdict, _) = next(iter(found.items()))
         pair = f"{gate} with {candidate}" if gated else candidate
         raise ValueError(
             f"All that `gates` and `candidates` allow is unstable in the cell {name!r}: {pair}, "
@@ -211,20 +207,19 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
 
     # U has one block of columns per gate: it can be the identity where there is but one.
     square = len(cell.blocks) == len(recurrent_blocks(cell)) == 1
-    return _Plan(
-        candidates=tuple(gates_of),
-        groups=tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values()),
-        clipped=those(
-            lambda c, p: (
-                not gated
-                or not p.bounded
-                or any(found[c, gate].level == worst for gate in gates_of[c])
-            )
-        ),
-        penalized=those(lambda c, p: p.zero_share > 0 or not p.bounded),
-        identity=those(lambda c, p: square and p.lower >= 0 and not p.bounded_above),
-        started=those(lambda c, p: all(startable[c, gate] for gate in gates_of[c])),
+    clipped = those(
+        lambda c, p: not (gated and p.bounded) or any(levels[c, g] == worst for g in gates_of[c])
     )
+    penalized = those(lambda c, p: p.zero_share > 0 or not p.bounded)
+    identity = those(lambda c, p: square and p.lower >= 0 and not p.bounded_above)
+    started = those(lambda c, p: all(found[c, gate][1] for gate in gates_of[c]))
+    groups = tuple((tuple(some), tuple(its) if gated else ()) for its, some in alike.values())
+    further = (
+        ("activation_l1", _L1_STRENGTHS, penalized),
+        ("recurrent_initializer", _INITIALIZERS, identity),
+        ("initialization", _INITIALIZATIONS, started),
+    )
+    return _Plan(tuple(gates_of), groups, clipped, further)
 
 
 def judged(cell, gate, candidate, options):
@@ -247,25 +242,18 @@ def _judged(cell, gate, candidate, options):
     # depend on what has been judged before.
     state = random.getstate()
     try:
-        made = verdicts.make(cell, 1, given)
-        return verdicts.judge(made), _gates_can_start_elsewhere(made)
+        made, can_start = verdicts.make(cell, 1, given), False
+        with contextlib.suppress(NotTraceableError):
+            can_start = made.use_bias and bool(GateStarts(made).ways)
+        return verdicts.judge(made), can_start
     finally:
         random.setstate(state)
 
 
-def _gates_can_start_elsewhere(cell):
-    try:
-        return cell.use_bias and bool(GateStarts(cell).ways)
-    except NotTraceableError:
-        return False
-
-
 def hyper_parameters(argument, value):
     if not isinstance(value, keras_tuner.HyperParameters):
-        raise ValueError(
-            f"`{argument}` must be a keras_tuner.HyperParameters, such as `build` is called with. "
-            f"Received: {argument}={value!r}"
-        )
+        expected = "a keras_tuner.HyperParameters, such as `build` is called with"
+        raise invalid(argument, expected, value)
 
 
 def choice(hp, name, values):
@@ -304,7 +292,7 @@ def _drawn(hp, plan, fixed):
     found = [("candidate_activation", choice(hp, "candidate_activation", every))]
     for some, gates in plan.groups:
         if gates:
-            with _named_where(hp, "candidate_activation", some, every):
+            with _where(hp, "candidate_activation", some, every, named=True):
                 found.append(("gate_activation", choice(hp, "gate_activation", gates)))
     bound_given = fixed.keys() & {"grad_clip_norm", "grad_clip_value", "grad_clip_at"}
     scaled = keras.config.dtype_policy().compute_dtype == "float16"  # cells refuse a bound then
@@ -315,36 +303,24 @@ def _drawn(hp, plan, fixed):
                 norm = choice(hp, "grad_clip_norm", _CLIP_NORMS)
         if norm is not None:
             found += [("grad_clip_norm", norm), ("grad_clip_at", place)]
-    for argument, values, some in (
-        ("activation_l1", _L1_STRENGTHS, plan.penalized),
-        ("recurrent_initializer", _INITIALIZERS, plan.identity),
-        ("initialization", _INITIALIZATIONS, plan.started),
-    ):
+    for argument, values, some in plan.further:
         if some and argument not in fixed:
             with _where(hp, "candidate_activation", some, every):
                 found.append((argument, choice(hp, argument, values)))
     return {argument: value for argument, value in found if value is not None}
 
 
-def _where(hp, parent, some, every):
-    """The scope of what there is for some of all the values of a choice."""
-    if len(some) == len(every):
-        return contextlib.nullcontext()
-    return hp.conditional_scope(parent, [_shown(value) for value in some])
-
-
 @contextlib.contextmanager
-def _named_where(hp, parent, some, every):
-    """The same, for what goes by one name for all of them: it gets names of its own."""
-    with _where(hp, parent, some, every):
-        apart = len(some) < len(every)
-        with hp.name_scope("+".join(map(_shown, some))) if apart else contextlib.nullcontext():
-            yield
-
-
-def _one_sided(candidate):
-    profile = activations.profile(candidate)
-    return profile.lower >= 0 or profile.upper <= 0
+def _where(hp, parent, some, every, named=False):
+    """The scope of what there is for some of all the values of a choice. `named`: of what goes by
+    one name for all of them, and gets names of its own."""
+    if len(some) == len(every):
+        yield
+        return
+    shown = [_shown(value) for value in some]
+    own = hp.name_scope("+".join(shown)) if named else contextlib.nullcontext()
+    with hp.conditional_scope(parent, shown), own:
+        yield
 
 
 def _names(argument, given):
@@ -377,10 +353,9 @@ def named_cells(given):
         elif isinstance(cell, type) and issubclass(cell, GatedCell):
             cells[cell.__name__] = cell
         else:
-            hint = close_matches(cell, CELLS) if isinstance(cell, str) else ""
             raise ValueError(
                 f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, or "
-                f"a list of these. Received: {cell!r}{hint}"
+                f"a list of these. Received: {cell!r}{close_matches(cell, CELLS)}"
             )
     if not cells:
         raise ValueError(f"`cell` must name at least one cell. Received: cell={given!r}")
@@ -399,11 +374,8 @@ def cell_options(cells, given, owner="activation_space", close=SPACE_ARGUMENTS):
             of `close`.
     """
     for argument, instead in (("gate_activation", "gates"), ("candidate_activation", "candidates")):
-        if argument in given:
-            raise TypeError(
-                f"{owner} takes no argument `{argument}`, because that is what it "
-                f"chooses: give the names to choose from as `{instead}`"
-            )
+        reason = f"that is what it chooses, of the names that you give as `{instead}`"
+        refuse_given(owner, given, (argument,), reason)
     taken = {name: _class(cell).options() - {"units"} for name, cell in cells.items()}
     refuse_unknown(owner, given, set().union(*taken.values()), CELLS.values(), close)
     gated = [name for name, cell in cells.items() if _class(cell).gate_names()]

@@ -1,7 +1,5 @@
-"""One training of a trial: the callback that follows it, how it ended, and what it was given."""
+"""One training of a trial: the callback that follows it, and how it ended."""
 
-import inspect
-import json
 import math
 import pathlib
 import traceback
@@ -23,6 +21,7 @@ class Watch(keras.callbacks.Callback):
     are the same in that. The loss is looked at after every batch, the rest after every epoch.
 
     Args:
+        seed: of the training.
         objective: a `keras_tuner.Objective`.
         checkpoint: path for the weights of the best epoch.
         begin: called when training begins.
@@ -36,67 +35,62 @@ class Watch(keras.callbacks.Callback):
 
     Attributes:
         model: Keras sets it; None before `fit`.
-        epoch: how many epochs have been begun.
-        history: from the name of a figure to its values.
-        outcome, reason: "finished", or what it came to instead, and why.
-        best, best_epoch: the figures and the number of the best epoch, or None.
+        record: the `records.Execution`, as far as it is known.
+        best: the figures of the best epoch, or None.
     """
 
-    def __init__(self, objective, checkpoint, begin, report, required):
+    def __init__(self, seed, objective, checkpoint, begin, report, required):
         super().__init__()
         self.objective, self.checkpoint = objective, checkpoint
         self.begin, self.report = begin, report
-        self.required, self.names = required, _names(objective)
-        self.epoch, self.history, self.best, self.best_epoch = 0, {}, None, None
-        self.outcome, self.reason = records.FINISHED, None
+        self.required = required
+        self.names = [one.name for one in getattr(objective, "objectives", [objective])]
+        self.record, self.best = records.Execution(seed, records.FINISHED), None
 
     def on_train_begin(self, logs=None):
         self.begin()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch + 1
+        self.record.epoch = epoch + 1
 
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            self._diverged(f"loss became {float(loss)} in epoch {self.epoch}, batch {batch + 1}")
+            where = f"epoch {self.record.epoch}, batch {batch + 1}"
+            self._end(records.DIVERGED, f"loss became {float(loss)} in {where}")
 
     def on_epoch_end(self, epoch, logs=None):
+        epoch = self.record.epoch
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if self.required and not self.objective.has_value(logs):
             raise keras_tuner.errors.FatalValueError(_missing(self.names, logs))
         for name, value in logs.items():
-            self.history.setdefault(name, []).append(value)
+            self.record.history.setdefault(name, []).append(value)
         for name in ("loss", "val_loss", *self.names):
             if not math.isfinite(logs.get(name, 0.0)):
-                self._diverged(f"{name} became {logs[name]} in epoch {self.epoch}")
+                self._end(records.DIVERGED, f"{name} became {logs[name]} in epoch {epoch}")
         for variable in self.model.trainable_variables:
             # bfloat16 is not one of NumPy's own types.
             if not np.isfinite(keras.ops.convert_to_numpy(variable).astype("float32")).all():
-                self._diverged(f"{variable.path} was not finite after epoch {self.epoch}")
-        if self.reason is None:
+                self._end(records.DIVERGED, f"{variable.path} was not finite after epoch {epoch}")
+        if self.record.reason is None:
             self._keep_if_best(logs)
-            if self.report(self.epoch, logs):
-                self._ended(records.PRUNED, f"no better than other trials after epoch {self.epoch}")
+            if self.report(epoch, logs):
+                self._end(records.PRUNED, f"no better than other trials after epoch {epoch}")
 
     def _keep_if_best(self, logs):
         # An objective that is not known before `HyperModel.fit` returns: the last epoch is kept.
         value = self.objective.get_value
         known = self.objective.has_value(logs) and self.best is not None
         if not known or self.objective.better_than(value(logs), value(self.best)):
-            self.best, self.best_epoch = logs, self.epoch
+            self.best, self.record.best_epoch = logs, self.record.epoch
             self.model.save_weights(self.checkpoint, overwrite=True)
 
-    def _diverged(self, reason):
-        if self.reason is None:
-            self._ended(records.DIVERGED, reason)
-
-    def _ended(self, outcome, reason):
-        self.outcome, self.reason, self.model.stop_training = outcome, reason, True
-
-
-def _names(objective):
-    return [one.name for one in getattr(objective, "objectives", [objective])]
+    def _end(self, outcome, reason):
+        """Stops the training, of whose reasons the first counts."""
+        if self.record.reason is None:
+            self.record.outcome, self.record.reason = outcome, reason
+            self.model.stop_training = True
 
 
 def _missing(names, logs):
@@ -136,46 +130,3 @@ def sparsity(model, args, kwargs, samples=32):
         return None  # no arrays, or no recurrent layers
     hidden = [layer.states["hidden"].sparsity for layer in layers if "hidden" in layer.states]
     return float(np.mean(hidden)) if hidden else None
-
-
-def arguments_of_fit(args, kwargs):
-    """What of the arguments of `fit` must be the same for scores to compare, as plain data: numbers
-    and shapes."""
-    names = [*inspect.signature(keras.Model.fit).parameters][1:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    found = {n: _plain(v) for n, v in given.items() if n not in ("callbacks", "verbose")}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _plain(value):
-    """A number as it is, the shape of an array, lists and dicts of them; None for what else."""
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, (list, tuple)) and len(value) <= 3:  # inputs, or (x, y)
-        return [_plain(part) for part in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    try:
-        return [int(size) for size in value.shape]
-    except (AttributeError, TypeError):
-        return None
-
-
-def difference(there, here):
-    """In what the settings of two searches first differ, in words; None if they do not."""
-    there, here = _flat(there), _flat(json.loads(json.dumps(here)))  # as on disk
-    for name in {**there, **here}:
-        if there.get(name) != here.get(name):
-            return f"its {name} is {there.get(name)!r}, not {here.get(name)!r}"
-    return None
-
-
-def _flat(settings):
-    named = {"seeds": "`seed` and `executions_per_trial` (all seeds)"}
-    flat = {
-        named.get(n, f"`{n}`"): v for n, v in settings.items() if n not in ("space", "training")
-    }
-    for hp in settings.get("space", ()):
-        where = "".join(f" under {c['config']}" for c in hp["config"]["conditions"])
-        flat[f"hyperparameter {hp['config']['name']!r}{where}"] = hp["config"]
-    return flat

@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any
 
-from keras_gates.diagnostics.report import plain
+from keras_gates.diagnostics.report import dataframe, plain
 from keras_gates.tuning import records
 from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
@@ -80,13 +80,7 @@ class SearchReport:
         Raises:
             ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "SearchReport.to_dataframe needs pandas, which is not installed: pip install pandas"
-            ) from error
-        return pandas.DataFrame(self.trials, columns=[*FIELDS, *self.choices])
+        return dataframe("SearchReport", self.trials, columns=[*FIELDS, *self.choices])
 
     def to_csv(self, path):
         """Writes the trials to a file, with a line of names first. Empty: not known, not there."""
@@ -194,21 +188,20 @@ def _row(trial, rank):
     elif rank is None and outcome != "running" and reason is None:
         reason = "no reason is on record"
     sparsity = [e.sparsity for e in executions if e.sparsity is not None]
-    fields = (
-        trial.trial_id,
-        rank,
-        outcome,
-        trial.score if rank else None,
-        trial.spread if rank else None,
-        len(executions),
-        trial.diverged,
-        sum(sparsity) / len(sparsity) if sparsity else None,
-        next((e.parameters for e in executions if e.parameters is not None), None),
-        max((e.epoch for e in executions), default=None),
-        trial.seconds,
-        reason,
-    )
-    row = dict(zip(FIELDS, fields, strict=True))
+    row = {
+        "trial": trial.trial_id,
+        "rank": rank,
+        "outcome": outcome,
+        "score": trial.score if rank else None,
+        "spread": trial.spread if rank else None,
+        "seeds": len(executions),
+        "diverged": trial.diverged,
+        "sparsity": sum(sparsity) / len(sparsity) if sparsity else None,
+        "parameters": next((e.parameters for e in executions if e.parameters is not None), None),
+        "epochs": max((e.epoch for e in executions), default=None),
+        "seconds": trial.seconds,
+        "reason": reason,
+    }
     for name, value in trial.values.items():
         if not name.startswith("tuner/"):  # KerasTuner's own, no choices
             row[f"hp/{name}" if name in FIELDS else name] = value

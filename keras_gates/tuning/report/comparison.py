@@ -1,22 +1,14 @@
 """Is the best trial better than the default pair of activations, or is that the noise of seeds?"""
 
-import collections
 import dataclasses
 import math
 
 import numpy as np
 from scipy import stats
 
-from keras_gates.tuning.records import FINISHED
-from keras_gates.tuning.report.pairs import (
-    ABSENT,
-    CANDIDATE,
-    DEFAULTS,
-    GATE,
-    activations_of,
-    is_default,
-    pair_of,
-)
+from keras_gates.tuning import records
+from keras_gates.tuning.report import pairs
+from keras_gates.tuning.report.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE
 from keras_gates.tuning.report.text import number
 
 EPOCHS = "tuner/epochs"  # how long Hyperband trains a trial
@@ -77,7 +69,7 @@ def ranked(search):
     scored = [
         trial
         for trial in search.trials
-        if trial.outcome == FINISHED and trial.scores and math.isfinite(trial.score)
+        if trial.outcome == records.FINISHED and trial.scores and math.isfinite(trial.score)
     ]
     return sorted(scored, key=lambda trial: trial.score, reverse=search.direction == "max")
 
@@ -91,75 +83,68 @@ def compare(search):
         return Comparison("nothing finished", "No trial has finished: there is nothing to compare.")
     best = trials[0]
     known["best"] = best.trial_id
-    default = next((trial for trial in trials if is_default(trial.values)), None)
+    default = next((trial for trial in trials if pairs.is_default(trial.values)), None)
     if default is None:
         return Comparison("no default", _no_default(search), **known)
     known["default"] = default.trial_id
-    if all(is_default(trial.values) for trial in trials):
+    if all(pairs.is_default(trial.values) for trial in trials):
         return Comparison("one pair", _one_pair(search, trials), **known)
     if default is best:
         sentence = (
-            f"The default pair (trial {best.trial_id}: {pair_of(best.values)}) is itself the best "
-            f"of {_trials(len(trials))}: no other was better in {search.objective}."
+            f"The default pair (trial {best.trial_id}: {pairs.pair_of(best.values)}) is itself the "
+            f"best of {_trials(len(trials))}: no other was better in {search.objective}."
         )
         return Comparison("default is best", sentence, **known)
-    difference = abs(best.score - default.score)
-    if math.isclose(best.score, default.score, rel_tol=_ROUNDING):
-        difference = 0.0
+    alike = math.isclose(best.score, default.score, rel_tol=_ROUNDING)
+    difference = 0.0 if alike else abs(best.score - default.score)
     found = Comparison("", difference=difference, **known)
     if noise is not None:
         margin = found.margin(len(best.scores), len(default.scores))
-        found.low, found.high = found.difference - margin, found.difference + margin
-    found.verdict = _verdict(found, best, default)
-    if found.verdict == "within noise":
-        found.seeds_needed = seeds_needed(found.difference, noise * math.sqrt(2))
+        found.low, found.high = difference - margin, difference + margin
+    if default.values.get(EPOCHS, 0) < best.values.get(EPOCHS, 0):
+        found.verdict = "fewer epochs"
+    elif noise is None:
+        found.verdict = "one seed"
+    elif found.low > 0:
+        found.verdict = "beats"
+    else:
+        found.verdict = "within noise"
+        found.seeds_needed = seeds_needed(difference, noise * math.sqrt(2))
     found.sentence = _sentence(found, search, best, default)
     return found
 
 
-def _verdict(found, best, default):
-    if default.values.get(EPOCHS, 0) < best.values.get(EPOCHS, 0):
-        return "fewer epochs"
-    if found.noise is None:
-        return "one seed"
-    return "beats" if found.low > 0 else "within noise"
-
-
 def _sentence(found, search, best, default):
-    names = (
-        f"the best trial ({best.trial_id}: {pair_of(best.values)})",
-        f"the default pair ({default.trial_id}: {pair_of(default.values)})",
-    )
-    ahead = f"by {found.difference:.4g} in {search.objective}"
+    first = f"The best trial ({best.trial_id}: {pairs.pair_of(best.values)})"
+    other = f"the default pair ({default.trial_id}: {pairs.pair_of(default.values)})"
+    by = f"by {found.difference:.4g} in {search.objective}"
     if found.noise is not None:
-        ahead += (
+        by += (
             f" (95 % interval {found.low:.4g} to {found.high:.4g}, corrected for having picked the "
             f"best of {_trials(found.trials)}; standard deviation over seeds {found.noise:.4g})"
         )
-    if found.verdict == "fewer epochs":
+    ahead = f"{first} is ahead of {other} {by}"
+    if found.verdict == "beats":
+        text = f"{first} beats {other} beyond the noise, {by}."
+    elif found.verdict == "fewer epochs":
         text = (
-            f"{names[0]} is ahead of {names[1]} {ahead}, but was trained up to epoch "
-            f"{best.values[EPOCHS]}, the default pair only up to {default.values.get(EPOCHS, 0)}: "
-            "that says nothing about the pair. tuner.confirm() trains both as long."
+            f"{ahead}, but was trained up to epoch {best.values[EPOCHS]}, the default pair only up "
+            f"to {default.values.get(EPOCHS, 0)}: that says nothing about the pair. "
+            "tuner.confirm() trains both as long."
         )
     elif found.verdict == "one seed":
         text = (
-            f"{names[0]} is ahead of {names[1]} {ahead}, but every trial was trained with one seed "
-            "only, so that nothing can be said about the noise: tuner.confirm(seeds=5) trains both "
-            "with five more."
+            f"{ahead}, but every trial was trained with one seed only, so that nothing can be said "
+            "about the noise: tuner.confirm(seeds=5) trains both with five more."
         )
-    elif found.verdict == "beats":
-        text = f"{names[0]} beats {names[1]} beyond the noise, {ahead}."
     else:
-        text = f"{names[0]} is ahead of {names[1]} {ahead}: that is within the noise."
-        if found.difference > 0:
-            text += " To tell a difference of this size, if it is real, takes "
-            if found.seeds_needed:
-                text += f"about {found.seeds_needed} new seeds: tuner.confirm(seeds="
-                text += f"{found.seeds_needed}) trains both with them."
-            else:
-                text += f"more than {_MOST_SEEDS} new seeds."
-    return text[0].upper() + text[1:] + _differences(best.values, default.values)
+        text = f"{ahead}: that is within the noise."
+    if found.verdict == "within noise" and found.difference > 0:
+        seeds = found.seeds_needed
+        count = f"about {seeds}" if seeds else f"more than {_MOST_SEEDS}"
+        text += f" To tell a difference of this size, if it is real, takes {count} new seeds"
+        text += f": tuner.confirm(seeds={seeds}) trains both with them." if seeds else "."
+    return text + _differences(best.values, default.values)
 
 
 def _differences(best, default):
@@ -171,34 +156,32 @@ def _differences(best, default):
         and name.rpartition("/")[2] not in DEFAULTS
         and best.get(name, ABSENT) != default.get(name, ABSENT)
     ]
-    if not names:
-        return ""
     listed = ", ".join(
         f"{name} ({number(best.get(name, ABSENT))}, not {number(default.get(name, ABSENT))})"
         for name in names
     )
-    return f" The two differ in more than the pair, which need not be the cause: {listed}."
+    told = f" The two differ in more than the pair, which need not be the cause: {listed}."
+    return told if names else ""
 
 
 def _one_pair(search, finished):
     """Nothing was compared with the default pair: why."""
     best = finished[0]
-    others = [trial for trial in search.trials if not is_default(trial.values)]
+    others = [trial for trial in search.trials if not pairs.is_default(trial.values)]
     what = "no other pair was tried"
     if others:
-        outcomes = collections.Counter(trial.outcome for trial in others)
-        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        listed = records.counted(trial.outcome for trial in others)
         what = f"no trial with another pair has finished (of {len(others)}: {listed})"
     return (
         f"Nothing was compared with the default pair ({_trials(len(finished))}, the best is "
-        f"{best.trial_id}: {pair_of(best.values)}): {what}."
+        f"{best.trial_id}: {pairs.pair_of(best.values)}): {what}."
     )
 
 
 def _no_default(search):
-    if not any(any(activations_of(trial.values)[1:]) for trial in search.trials):
+    if not any(any(pairs.activations_of(trial.values)[1:]) for trial in search.trials):
         return f"The activations are no choice of this search: no trial has {GATE} or {CANDIDATE}."
-    tried = [trial for trial in search.trials if is_default(trial.values)]
+    tried = [trial for trial in search.trials if pairs.is_default(trial.values)]
     if not tried:
         what = (
             "No trial has the default pair (sigmoid + tanh): let it be the default of the choices, "

@@ -100,15 +100,13 @@ def chosen(search: records.Search, trials: list | None) -> list[str]:
         TypeError, ValueError: no such trials.
     """
     if trials is None:
-        found, scored = compare(search), ranked(search)
-        if found.default is not None and found.default == found.best and len(scored) > 1:
-            return [scored[0].trial_id, scored[1].trial_id]
-        if found.default is None or found.default == found.best:
-            raise ValueError(
-                "`trials` must be given, as there are no two to compare by default. "
-                f"{found.sentence} Received: trials=None"
-            )
-        return [found.best, found.default]
+        found, scored = compare(search), [trial.trial_id for trial in ranked(search)]
+        if found.default is not None and len(scored) > 1:
+            return scored[:2] if found.default == found.best else [found.best, found.default]
+        raise ValueError(
+            "`trials` must be given, as there are no two to compare by default. "
+            f"{found.sentence} Received: trials=None"
+        )
     known = [trial.trial_id for trial in search.trials if trial.outcome != "running"]
     expected = "`trials` must be a list of the ids of at least two ended trials, each once"
     if not isinstance(trials, (list, tuple)):
@@ -155,10 +153,8 @@ to 0.04101, paired by seed, over 3 further seeds): the difference holds.
         if seed in its and its[seed].outcome != records.FINISHED
     }
     values = {trial.trial_id: trial.values for trial in search.trials}
-    names = {}
-    for name in by_seed:
-        pair = pair_of(values[name])
-        names[name] = f"trial {name} ({pair})" if pair else f"trial {name}"
+    pairs = {name: pair_of(values[name]) for name in by_seed}
+    names = {name: f"trial {name}" + (f" ({pair})" if pair else "") for name, pair in pairs.items()}
     first, *others = by_seed
     return Confirmation(
         search.objective,
@@ -173,7 +169,7 @@ to 0.04101, paired by seed, over 3 further seeds): the difference holds.
 def _difference(search, scores, first, other, names, comparisons):
     """The `Difference` of two trials, among so many comparisons."""
     sign = 1 if search.direction == "max" else -1
-    failed = {name: [s for s, score in scores[name].items() if score is None] for name in scores}
+    lost = {name: [s for s, score in scores[name].items() if score is None] for name in scores}
     differences = {
         seed: sign * (score - scores[other][seed])
         for seed, score in scores[first].items()
@@ -181,60 +177,63 @@ def _difference(search, scores, first, other, names, comparisons):
     }
     found = Difference(first, other, "", "", differences)
     one, two = names[first], names[other]
-    if failed[first]:
+    too = f"{two} did not finish with {_seeds(lost[other])}"
+    if lost[first]:
         found.verdict = "failed"
-        found.sentence = f"T{one[1:]} did not finish with {_seeds(failed[first])}"
-        if failed[other]:
-            found.sentence += f", {two} with {_seeds(failed[other])}"
-        found.sentence += ": what it scored with others is no reason to take it."
-        return found
-    if len(differences) < 2:
-        found.verdict = "too few"
-        found.sentence = (
-            f"T{two[1:]} did not finish with {_seeds(failed[other])}: too few are left to compare "
-            f"it with {one}, which finished with all."
+        also = f", {two} with {_seeds(lost[other])}" if lost[other] else ""
+        text = (
+            f"{one} did not finish with {_seeds(lost[first])}{also}: what it scored with others is "
+            "no reason to take it."
         )
-        return found
-    count, values = len(differences), list(differences.values())
-    noise = statistics.stdev(values)
+    elif len(differences) < 2:
+        found.verdict = "too few"
+        text = f"{too}: too few are left to compare it with {one}, which finished with all."
+    else:
+        text = _compared(found, search, one, two, comparisons, len(scores[first]))
+        text += f" {_capital(too)}, which do not count." if lost[other] else ""
+    found.sentence = _capital(text)
+    return found
+
+
+def _compared(found, search, one, two, comparisons, seeds):
+    """Finds the interval of a `Difference` and the verdict, which it returns in words.
+
+    Args:
+        one, two: what the trials are called.
+        comparisons: among how many the first is in.
+        seeds: how many the trials were trained with.
+    """
+    values = list(found.differences.values())
+    mean, noise, count = statistics.fmean(values), statistics.stdev(values), len(values)
     quantile = stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, count - 1)
     margin = float(quantile * noise / math.sqrt(count))
-    found.difference = statistics.fmean(values)
-    found.low, found.high = found.difference - margin, found.difference + margin
+    found.difference, found.low, found.high = mean, mean - margin, mean + margin
     corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+    better, worse = (one, two) if mean >= 0 else (two, one)
     ahead = (
-        f"by {number(abs(found.difference))} in {search.objective} (95 % interval "
-        "{} to {}" + f", paired by seed, over {count} further seeds{corrected})"
+        f"{worse} by {number(abs(mean))} in {search.objective} (95 % interval "
+        f"{number(abs(mean) - margin)} to {number(abs(mean) + margin)}, paired by seed, over "
+        f"{count} further seeds{corrected})"
     )
-    if found.difference < 0:
-        one, two = two, one
-        ahead = ahead.format(number(-found.high), number(-found.low))
-    else:
-        ahead = ahead.format(number(found.low), number(found.high))
-    if found.low > 0 or found.high < 0:
-        found.verdict = "holds" if found.low > 0 else "reversed"
-        end = "the difference holds" if found.low > 0 else "the other way round than in the search"
-        found.sentence = f"T{one[1:]} is better than {two} {ahead}: {end}."
-    else:
-        found.verdict = "undecided"
-        needed = seeds_needed(abs(found.difference), noise)
-        found.seeds_needed = needed and max(needed, len(scores[first]) + 1)
-        found.sentence = (
-            f"T{one[1:]} is ahead of {two} {ahead}: the interval has 0 in it, so that either may "
-            "be the better one."
-        )
-        if found.seeds_needed:
-            found.sentence += (
-                f" To tell a difference of this size, if it is real, takes about "
-                f"tuner.confirm(seeds={found.seeds_needed}), these included."
-            )
-        else:
-            found.sentence += " No number of seeds that is worth it would tell."
-    if failed[other]:
-        found.sentence += (
-            f" T{names[other][1:]} did not finish with {_seeds(failed[other])}, which do not count."
-        )
-    return found
+    if abs(mean) > margin:
+        found.verdict = "holds" if mean > 0 else "reversed"
+        end = "the difference holds" if mean > 0 else "the other way round than in the search"
+        return f"{better} is better than {ahead}: {end}."
+    found.verdict = "undecided"
+    needed = seeds_needed(abs(mean), noise)
+    found.seeds_needed = needed and max(needed, seeds + 1)
+    text = f"{better} is ahead of {ahead}: the interval has 0 in it, so that either may be the "
+    text += "better one. "
+    if needed is None:
+        return f"{text}No number of seeds that is worth it would tell."
+    return (
+        f"{text}To tell a difference of this size, if it is real, takes about "
+        f"tuner.confirm(seeds={found.seeds_needed}), these included."
+    )
+
+
+def _capital(text):
+    return text[0].upper() + text[1:]
 
 
 def _seeds(seeds):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from keras_gates.tuning.records import DIVERGED, Search
+from keras_gates.tuning.records import Search
 from keras_gates.tuning.report.comparison import CONFIDENCE, EPOCHS, ranked
 from keras_gates.tuning.report.pairs import ABSENT
 
@@ -107,7 +107,7 @@ def main_effects(search: Search) -> list[Effect]:
         for level, trials in levels.items():
             its = [trial for trial in trials if trial.trial_id in scores]
             effect, low, high = found.get(level) or (None, None, None)
-            share, reason = sum(map(_diverged, trials)) / len(trials), None
+            share, reason = sum(bool(t.diverged) for t in trials) / len(trials), None
             if effect is None:
                 reason = f"no trial with {'another value' if its else 'it'} finished"
             counts = len(its), len(trials)
@@ -132,11 +132,8 @@ def _means(levels, scores, by_seed):
         return {}
     design = np.array([[float(one == name) for name in names] for one in levels])
     means = (design / design.sum(axis=0)).T
-    return dict(
-        zip(
-            names, _with_intervals(means - means.mean(axis=0), design, scores, by_seed), strict=True
-        )
-    )
+    effects = _with_intervals(means - means.mean(axis=0), design, scores, by_seed)
+    return dict(zip(names, effects, strict=True))
 
 
 def _slope(x, scores, by_seed):
@@ -169,29 +166,18 @@ def _with_intervals(weights, design, scores, by_seed):
         between = ((weights @ apart) ** 2).sum() / len(effects) / (seeds - 1) / seeds
         within = size.mean() * _squares(design, apart) / freedom / (seeds - 1) / seeds
         total = of_trials + between - within
-        parts = [
-            (of_trials, freedom),
-            (between, (parameters - 1) * (seeds - 1)),
-            (within, freedom * (seeds - 1)),
-        ]
+        spread = of_trials**2 / freedom
+        spread += (between**2 / (parameters - 1) + within**2 / freedom) / (seeds - 1)
         more = total > of_trials
-        spread = sum(part**2 / its for part, its in parts)
         variance = np.where(more, total, of_trials)
         freedoms[more] = np.maximum(total[more] ** 2 / spread[more], 1)
     margins = stats.t.ppf((1 + CONFIDENCE) / 2, freedoms) * np.sqrt(variance)
-    return [
-        (float(effect), float(effect - margin), float(effect + margin))
-        for effect, margin in zip(effects, margins, strict=True)
-    ]
+    return np.stack([effects, effects - margins, effects + margins], axis=1).tolist()
 
 
 def _squares(design, values):
     """The sum of squares that the design does not explain."""
     return ((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2).sum()
-
-
-def _diverged(trial):
-    return any(execution.outcome == DIVERGED for execution in trial.executions)
 
 
 def is_slope(values: Sequence[Any]) -> bool:

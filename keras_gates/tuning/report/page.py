@@ -3,18 +3,7 @@
 import contextlib
 
 from keras_gates import html
-from keras_gates.tuning.report import plots
-from keras_gates.tuning.report.pairs import ABSENT, activations_of
-from keras_gates.tuning.report.text import (
-    FIGURES,
-    MOST,
-    cost,
-    counts,
-    differing,
-    effects_in_words,
-    effects_table,
-    number,
-)
+from keras_gates.tuning.report import plots, text
 
 
 def block(found):
@@ -42,28 +31,26 @@ def _title(found):
 
 
 def _summary(found):
-    yield html.element("p", counts(found), ".")
+    yield html.element("p", text.counts(found), ".")
     yield html.element("p", found.comparison.sentence, class_="lead")
     if found.best:
-        yield html.element("p", cost(found))
+        yield html.element("p", text.cost(found))
 
 
 def _tables(found, heading):
     if found.best:
+        header, *rows = text.best_trials(found)
         yield html.element(heading, "Best trials")
-        rows = [row for row in found.trials if row["rank"]]
-        yield _of_trials(rows[:MOST], [*FIGURES, *differing(found)])
+        yield html.table(header, rows)
         what = "Spread: standard deviation over the seeds. Sparsity: zeros in hidden states."
         yield html.element("p", what, class_="faint")
-    failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
-    if failed:
+    if failed := text.failed(found):
         yield html.element(heading, "Without a score")
-        yield _of_trials(failed, ["trial", "outcome", "reason", *differing(found)])
-    if any(effect.finished or effect.diverged for effect in found.effects):
-        what, *notes = effects_in_words(found)
-        header, *rows = effects_table(found)
+        yield _of_trials(failed, ["trial", "outcome", "reason", *text.differing(found)])
+    if table := text.effects_table(found):
+        what, *notes = text.effects_in_words(found)
         yield html.element(heading, what)
-        yield html.table(header, rows, words=["95 % interval"])
+        yield html.table(table[0], table[1:], words=["95 % interval"])
         yield html.element("p", " ".join(notes), class_="faint")
 
 
@@ -75,31 +62,23 @@ def _all(found):
 
 
 def _of_trials(rows, names):
-    names = [name for name in names if any(row.get(name) is not None for row in rows)]
-    entries = [[number(row.get(name, ABSENT)) for name in names] for row in rows]
-    return html.table(names, entries, words=["reason"])
+    header, *entries = text.table(rows, names)
+    return html.table(header, entries, words=["reason"])
 
 
 def _pictures(found):
-    ended = [row for row in found.trials if row["outcome"] != "running"]
-    cells = dict.fromkeys(activations_of(r)[0] for r in ended if any(activations_of(r)[1:]))
-    for cell in cells:
-        pairs = [activations_of(row)[1:] for row in ended if activations_of(row)[0] == cell]
-        gates, candidates = (len({pair[i] for pair in pairs}) for i in (0, 1))
+    groups = plots.by_pair(found)
+    for cell in dict.fromkeys(cell for cell, _, _ in groups):
+        gates, candidates = (len({key[i] for key in groups if key[0] == cell}) for i in (1, 2))
         size = (2.0 + 0.7 * candidates, 1.4 + 0.45 * gates)
-        yield from _drawn(
-            lambda axes, cell=cell: plots.plot_scores(found, axes, cell=cell), size,
-            f"mean {found.objective} of each pair of activations" + (f" in {cell}" if cell else ""),
-        )  # fmt: skip
-    yield from _drawn(
-        lambda axes: plots.plot_learning_curves(found, axes), (3.8, 2.8), "learning curves"
-    )
-    yield from _drawn(
-        lambda axes: plots.plot_parallel(found, axes), (7.0, 3.2), "all trials, by their choices"
-    )
+        what = f"mean {found.objective} of each pair of activations"
+        what += f" in {cell}" if cell else ""
+        yield from _drawn(plots.plot_scores, found, size, what, cell=cell)
+    yield from _drawn(plots.plot_learning_curves, found, (3.8, 2.8), "learning curves")
+    yield from _drawn(plots.plot_parallel, found, (7.0, 3.2), "all trials, by their choices")
 
 
-def _drawn(draw, size, description):
+def _drawn(plot, found, size, description, **options):
     """The picture; none where there is nothing to draw."""
     with contextlib.suppress(ValueError):
-        yield html.picture(draw, description, size)
+        yield html.picture(lambda axes: plot(found, axes, **options), description, size)

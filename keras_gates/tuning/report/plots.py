@@ -3,27 +3,19 @@
 matplotlib is needed: `pip install "keras_gates[plots]"`.
 """
 
+import itertools
 import warnings
 from typing import Any
 
 import numpy as np
 
-from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new, panels
+from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new, panels, square
 from keras_gates.tuning.records import DIVERGED
-from keras_gates.tuning.report import SearchReport
+from keras_gates.tuning.report import SearchReport, pairs
 from keras_gates.tuning.report.effects import is_slope, sorted_levels
-from keras_gates.tuning.report.pairs import (
-    ABSENT,
-    CANDIDATE,
-    DEFAULTS,
-    GATE,
-    activations_of,
-    pair_of,
-)
+from keras_gates.tuning.report.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE
 from keras_gates.tuning.report.text import number
 from keras_gates.validation import one_of
-
-_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # behind words
 
 
 def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = None) -> Any:
@@ -44,53 +36,47 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
     Raises:
         ValueError: no ended trial has a choice of activations; an unknown cell.
     """
-    rows = [row for row in _ended(report) if any(activations_of(row)[1:])]
-    if not rows:
+    groups = by_pair(report)
+    if not groups:
         raise ValueError(
             f"`report` must hold an ended trial with a {GATE} or a {CANDIDATE}. Received: a report "
             f"with the choices {report.choices} and the outcomes {report.counts}"
         )
-    cells = list(dict.fromkeys(activations_of(row)[0] for row in rows))
+    cells = list(dict.fromkeys(cell for cell, _, _ in groups))
     if cell is None and len(cells) > 1:
         axes = panels(axes, "cell", cells)
         for each, panel in zip(cells, axes, strict=True):
             plot_scores(report, panel, cell=each)
         return axes
     cell = cells[0] if cell is None else one_of("cell", cell, cells)
-    means_of: dict[tuple, list] = {}
-    of_pair: dict[tuple, list] = {}
-    for row in rows:
-        its_cell, *pair = activations_of(row)
-        if row["rank"]:
-            means_of.setdefault((its_cell, *pair), []).append(row["score"])
-        if its_cell == cell:
-            of_pair.setdefault(tuple(pair), []).append(row)
-    everywhere = [np.mean(scores) for scores in means_of.values()]  # one scale for all cells
-    gates = _default_first((gate for gate, _ in of_pair), DEFAULTS[GATE])
-    candidates = _default_first((candidate for _, candidate in of_pair), DEFAULTS[CANDIDATE])
+    scores_of = {key: [row["score"] for row in its if row["rank"]] for key, its in groups.items()}
+    everywhere = [np.mean(scores) for scores in scores_of.values() if scores]  # one scale for all
+    of_cell = [key for key in groups if key[0] == cell]
+    gates = _default_first((gate for _, gate, _ in of_cell), DEFAULTS[GATE])
+    candidates = _default_first((candidate for _, _, candidate in of_cell), DEFAULTS[CANDIDATE])
 
     axes = axes_or_new(axes)
     means = np.full((len(gates), len(candidates)), np.nan)
-    for (gate, candidate), found in of_pair.items():
-        i, j = gates.index(gate), candidates.index(candidate)
-        scores = [row["score"] for row in found if row["rank"]]
+    for key in of_cell:
+        i, j = gates.index(key[1]), candidates.index(key[2])
+        scores, found = scores_of[key], groups[key]
         diverged = sum(bool(row["diverged"]) for row in found)
         if scores:
             means[i, j] = np.mean(scores)
         else:
-            axes.add_patch(_square(j, i, facecolor="lightgrey"))
+            axes.add_patch(square(j, i, facecolor="lightgrey"))
         if diverged:
-            axes.add_patch(_square(j, i, fill=False, hatch="//", edgecolor=RED, linewidth=0))
+            axes.add_patch(square(j, i, fill=False, hatch="//", edgecolor=RED, linewidth=0))
         words = [f"{means[i, j]:.3g}\nn = {len(scores)}"] if scores else ["no score"]
         words += [f"{diverged} of {len(found)} diverged"] if diverged else []
-        axes.text(j, i, "\n".join(words), ha="center", va="center", fontsize=7, bbox=_BOX)
+        _word(axes, j, i, "\n".join(words))
     low, high = min(everywhere, default=0), max(everywhere, default=1)
     image = axes.imshow(means, aspect="auto", cmap=_colors(report), vmin=low, vmax=high)
     axes.figure.colorbar(image, ax=axes, label=f"mean {report.objective}")
-    axes.set_xticks(range(len(candidates)), _names(candidates), rotation=45, ha="right")
-    axes.set_yticks(range(len(gates)), _names(gates))
-    title = "best activations" if cell is None else cell
-    axes.set(xlabel="candidate", ylabel="gate", title=f"{title}: {report.objective}")
+    axes.set_xticks(range(len(candidates)), candidates, rotation=45, ha="right")
+    axes.set_yticks(range(len(gates)), gates)
+    title = f"{cell or 'best activations'}: {report.objective}"
+    axes.set(xlabel="candidate", ylabel="gate", title=title)
     return axes
 
 
@@ -139,9 +125,7 @@ def plot_parallel(report: SearchReport, axes: Any = None) -> Any:
         axes.axvline(x, color="black", lw=0.6)
     best, worst = (high, low) if report.direction == "max" else (low, high)
     for y, score in ((1, best), (0, worst)):
-        axes.text(
-            len(values), y, number(float(score)), ha="center", va="center", fontsize=7, bbox=_BOX
-        )
+        _word(axes, len(values), y, number(float(score)))
     axes.set_xticks(range(len(columns)), [*values, report.objective], rotation=30, ha="right")
     axes.set(yticks=[], xlim=(-0.5, len(columns) - 0.7), ylim=(-0.05, 1.05))
     axes.set(title=f"{len(rows)} trials; dotted: diverged")
@@ -173,37 +157,28 @@ def plot_learning_curves(report: SearchReport, axes: Any = None) -> Any:
         )
     axes = axes_or_new(axes)
     rows = {row["trial"]: row for row in report.trials}
-    comparison = report.comparison
-    for role, trial, color, style in (
-        ("best", comparison.best, BLUE, "-"),
-        ("default pair", comparison.default, RED, "--"),
-    ):
-        if trial is None or (role != "best" and trial == comparison.best):
-            continue
-        curves = report.curves[trial]
-        values = np.full((len(curves), max(map(len, curves))), np.nan)
-        for k, curve in enumerate(curves):
-            values[k, : len(curve)] = curve
-        epochs = np.arange(1, values.shape[1] + 1)
+    for trial, curves in report.curves.items():
+        best = trial == report.comparison.best
+        role, color, style = ("best", BLUE, "-") if best else ("default pair", RED, "--")
+        by_epoch = list(itertools.zip_longest(*curves, fillvalue=np.nan))
+        values = np.array(by_epoch).reshape(-1, len(curves))
+        epochs = np.arange(1, len(values) + 1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(All-NaN|Mean of empty)", RuntimeWarning)
-            mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-        label = f"{role}: {pair_of(rows[trial])}"
+            mean, low, high = (f(values, axis=1) for f in (np.nanmean, np.nanmin, np.nanmax))
+        label = f"{role}: {pairs.pair_of(rows[trial])}"
         marker = "o" if len(epochs) == 1 else None  # of one point no line is seen
         axes.plot(epochs, mean, color=color, ls=style, marker=marker, label=label)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
     axes.set(xlabel="epoch", ylabel=report.objective, title="learning curves")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if report.direction == "max":
-        axes.legend(framealpha=0.8, fontsize="small", loc="lower right")
-    else:
-        axes.legend(framealpha=0.8, fontsize="small", loc="upper right")
+    empty = "lower right" if report.direction == "max" else "upper right"
+    axes.legend(framealpha=0.8, fontsize="small", loc=empty)
     return axes
 
 
 def _heights(axes, x, column):
     """Where on the axis at x the values of a choice are, from 0 to 1; and their names there."""
-    places = {}
     present = [value for value in column if value != ABSENT]
     if is_slope(column):
         scale = np.log10 if min(present) > 0 else np.asarray
@@ -218,8 +193,13 @@ def _heights(axes, x, column):
         levels = sorted_levels(column)
         places = marks = dict(zip(levels, np.linspace(0, 1, len(levels)), strict=True))
     for value, y in marks.items():
-        axes.text(x, y, number(value), ha="center", va="center", fontsize=7, bbox=_BOX, zorder=3)
+        _word(axes, x, y, number(value), zorder=3)
     return [places[value] for value in column]
+
+
+def _word(axes, x, y, word, **style):
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+    axes.text(x, y, word, ha="center", va="center", fontsize=7, bbox=box, **style)
 
 
 def _check(report):
@@ -230,25 +210,25 @@ def _check(report):
         )
 
 
+def by_pair(report):
+    """From (cell, gate, candidate) to the trials that have ended with them."""
+    groups: dict[tuple, list] = {}
+    for row in _ended(report):
+        cell, *pair = pairs.activations_of(row)
+        if any(pair):
+            groups.setdefault((cell, *(name or ABSENT for name in pair)), []).append(row)
+    return groups
+
+
 def _ended(report):
     _check(report)
     return [row for row in report.trials if row["outcome"] != "running"]
 
 
 def _default_first(names, default):
-    return sorted(set(names), key=lambda name: (name != default, name or ""))
-
-
-def _names(found):
-    return [ABSENT if name is None else name for name in found]
+    return sorted(set(names), key=lambda name: (name != default, name))
 
 
 def _colors(report):
     """Brighter is better."""
     return "cividis" if report.direction == "max" else "cividis_r"
-
-
-def _square(column, row, **style):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, **style)

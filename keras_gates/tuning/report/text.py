@@ -26,12 +26,15 @@ def report(found):
         found.comparison.sentence,
     ]
     if found.best:
-        lines += [cost(found), "", *_best(found)]
-    failed = [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
-    if failed:
-        lines += ["", "Without a score", *_failed(failed, found)]
-    if any(effect.finished or effect.diverged for effect in found.effects):
-        lines += ["", *_effects(found)]
+        spread = "spread: standard deviation over the seeds; sparsity: zeros in hidden states"
+        lines += [cost(found), "", f"Best trials ({spread})", *aligned(best_trials(found))]
+        if (more := len(ranked(found)) - MOST) > 0:
+            lines.append(f"  and {more} more; all are in `trials`, to_csv, to_markdown")
+    if failed(found):
+        lines += ["", "Without a score", *_failed(found)]
+    if effects := effects_table(found):
+        head, *notes = effects_in_words(found)
+        lines += ["", head, *(f"  {note}" for note in notes), *aligned(effects)]
     return "\n".join(lines)
 
 
@@ -42,40 +45,40 @@ def counts(found):
     return f"{len(found.trials)} trials: {listed}"
 
 
-def _best(found):
-    """The best trials, with what they differ in."""
-    best = [row for row in found.trials if row["rank"]]
-    differ = differing(found)
-    alike = len({row["epochs"] for row in best}) == 1
-    names = [name for name in FIGURES if not (alike and name == "epochs")]
-    table = [[*names, *differ]]
-    for row in best[:MOST]:
-        figures = [number(row[name]) for name in names]
-        table.append([*figures, *(number(row.get(name, ABSENT)) for name in differ)])
-    lines = [
-        "Best trials (spread: standard deviation over the seeds; sparsity: zeros in hidden states)",
-        *aligned(table),
-    ]
-    if len(best) > MOST:
-        lines.append(f"  and {len(best) - MOST} more; all are in `trials`, to_csv, to_markdown")
-    return lines
+def best_trials(found):
+    """A table of the best trials, with what they differ in, the header first."""
+    best = ranked(found)[:MOST]
+    names = [*FIGURES, *differing(found)]
+    if len({row["epochs"] for row in best}) == 1:
+        names.remove("epochs")
+    return table(best, names)
 
 
-def _failed(rows, found):
+def table(rows, names):
+    """Trials as strings, the header first, without columns in which there is nothing."""
+    names = [name for name in names if any(row.get(name) is not None for row in rows)]
+    return [names, *([number(row.get(name, ABSENT)) for name in names] for row in rows)]
+
+
+def ranked(found):
+    return [row for row in found.trials if row["rank"]]
+
+
+def failed(found):
+    """The trials that have ended without a score."""
+    return [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
+
+
+def _failed(found):
     """Why trials have no score, each reason once, and what was chosen in them."""
     lines, shown = [], {}
-    for row in rows:
+    for row in failed(found):
         chosen = [f"{name}={number(row[name])}" for name in differing(found) if name in row]
         reason = " ".join(row["reason"].split())
         first = shown.setdefault(reason, row["trial"])
         why = reason if first == row["trial"] else f"as trial {first}"
         lines.append((row["trial"], row["outcome"], f"{why} [{', '.join(chosen)}]"))
     return aligned(lines)
-
-
-def _effects(found):
-    head, *notes = effects_in_words(found)
-    return [head, *(f"  {note}" for note in notes), *aligned(effects_table(found))]
 
 
 def effects_in_words(found):
@@ -94,20 +97,23 @@ def effects_in_words(found):
 
 
 def effects_table(found):
-    """A row for every level of every choice, with the header first."""
-    table = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
-    best_first = sorted(
-        found.effects, key=lambda e: float("inf") if e.effect is None else -e.effect
-    )
-    for name in dict.fromkeys(effect.choice for effect in found.effects):
-        for e in best_first:
-            if e.choice == name:
-                interval = "" if e.low is None else f"{e.low:+.3g} to {e.high:+.3g}"
-                effect = ABSENT if e.effect is None else f"{e.effect:+.3g}"
-                diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
-                middle = interval if e.reason is None else f"({e.reason})"
-                table.append((name, number(e.level), effect, middle, str(e.finished), diverged))
-    return table
+    """A row for every level of every choice, the best first, with the header before all; nothing
+    where no trial has shown anything."""
+    if not any(effect.finished or effect.diverged for effect in found.effects):
+        return []
+    rows = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
+    choices = list(dict.fromkeys(effect.choice for effect in found.effects))
+
+    def place(e):
+        return choices.index(e.choice), math.inf if e.effect is None else -e.effect
+
+    for e in sorted(found.effects, key=place):
+        effect = ABSENT if e.effect is None else f"{e.effect:+.3g}"
+        interval = "" if e.low is None else f"{e.low:+.3g} to {e.high:+.3g}"
+        middle = interval if e.reason is None else f"({e.reason})"
+        diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
+        rows.append((e.choice, number(e.level), effect, middle, str(e.finished), diverged))
+    return rows
 
 
 def cost(found):
@@ -117,7 +123,7 @@ def cost(found):
     text = f"Time: the best took {_each(best):.3g} s per training"
     if default is not None and default is not best and _each(default) > 0:
         text += f", {_each(best) / _each(default):.2g} times that of the default pair"
-    alike = [row for row in found.trials if row["rank"] and _within(found, row, best)]
+    alike = [row for row in ranked(found) if _within(found, row, best)]
     if not alike:
         return f"{text}."
     quick = min(alike, key=_each)
