@@ -113,10 +113,11 @@ def export(
     True
     """
     check_model(model)
-    if format is None:
+    name: str | None = format
+    if name is None:
         _check_path(path)
-        format = _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
-    chosen = _format(one_of("format", format, FORMATS))
+        name = _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
+    chosen = _format(one_of("format", name, FORMATS))
     true_or_false("streaming", streaming)
     check_verbose(verbose)
     given = {
@@ -127,10 +128,10 @@ def export(
         "opset": opset,
         **unknown,
     }
-    options = _options(format, chosen, given)
+    options = _options(name, chosen, given)
     if tolerance is not None:
         positive_number("tolerance", tolerance, none="the default")
-    path = _target(path, chosen, format)
+    path = _target(path, chosen, name)
     _check_weights(model)
     spec = ModelSpec(model)
     chosen.check(spec, **{"streaming": True} if streaming else {}, **options)
@@ -142,19 +143,19 @@ def export(
     if streaming:
         options["stream"] = Stream(spec)
     with bar(STEPS, verbose) as advance, atomic_write(path) as beside:
-        _log.info("writing %s as %s", path, format)
+        _log.info("writing %s as %s", path, name)
         written = chosen.write(spec, beside, **options)
         size = _size(chosen, beside)
         advance()
         samples = Samples(spec, sample, written.signatures, chosen.interior_masks)
         try:
-            found = verify(format, beside, samples, options.get("stream"), tolerance, advance)
+            found = verify(name, beside, samples, options.get("stream"), tolerance, advance)
         except ParityError as error:
             raise ParityError(
-                f"{model.name!r} as {format}: {error} Nothing was written to {path}."
+                f"{model.name!r} as {name}: {error} Nothing was written to {path}."
             ) from error
     return ExportReport(
-        str(path), format, size, written.signatures, written.operators, written.notes, *found
+        str(path), name, size, written.signatures, written.operators, written.notes, *found
     )
 
 
