@@ -58,6 +58,9 @@ class Chrono:
             )
         one_of("spread", self.spread, get_args(Spread))
 
+    def __str__(self):
+        return f"Chrono({self.longest}{'' if self.spread == 'log' else f', {self.spread!r}'})"
+
     def times(self, units: int) -> np.ndarray:
         """The time of each unit, in steps: (units,), rising."""
         share = (np.arange(units) + 0.5) / units

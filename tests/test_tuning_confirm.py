@@ -79,7 +79,7 @@ def test_what_is_not_decided_says_how_many_seeds_it_takes():
     n = found.seeds_needed
     power = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * math.sqrt(n))
     assert power == pytest.approx(0.8, abs=0.02)
-    assert f"takes about tuner.confirm(seeds={n}), these included." in found.sentence
+    assert f"takes about {n} seeds, these included: tuner.confirm(seeds={n})." in found.sentence
     (found,) = compared({"a": [1.0, 1.1, 1.0], "b": [1.0, 1.0, 1.1]}).differences
     assert found.seeds_needed is None
     assert "No number of seeds" in found.sentence

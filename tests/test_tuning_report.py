@@ -619,6 +619,11 @@ def test_beats_beyond_the_noise_by_hand():
     assert (found.verdict, found.best, found.default) == ("beats", "1", "0")
     assert "beats the default pair (0: sigmoid + tanh) beyond the noise, by 0.1" in found.sentence
     assert "differ in more" not in found.sentence
+    # What is asked for with some candidates alone is as good as chosen with the others.
+    trials[1].values = {**HARD, "clipping": "none", "activation_l1": 0.0, "initialization": "keras"}
+    assert "differ in more" not in compare(searched(trials)).sentence
+    trials[1].values = {**HARD, "lstm/activation_l1": 1e-4}
+    assert "the cause: lstm/activation_l1 (0.0001, not 0)." in compare(searched(trials)).sentence
     losses = compare(searched(trials, "val_loss", "min"))
     assert losses.best == "2"
     assert losses.difference == pytest.approx(0.10)

@@ -306,6 +306,19 @@ class TestWhatGoesWithThem:
             assert chosen.get("initialization") == options.get("initialization")
             assert not any(name.endswith("initialization") for name in hp.values)
 
+    def test_starts_to_choose_from(self):
+        starts = [None, "uniform_gates", kg.initializers.Chrono(9, "uniform")]
+        hp = keras_tuner.HyperParameters()
+        chosen = activation_space(hp, "lstm", initialization=starts)
+        assert chosen["initialization"] == hp.get("initialization") == "keras"
+        hp.values["initialization"] = "Chrono(9, 'uniform')"
+        assert activation_space(hp, "lstm", initialization=starts)["initialization"] is starts[2]
+        choices = next(p for p in hp.space if p.name == "initialization").values
+        assert choices == ["keras", "uniform_gates", "Chrono(9, 'uniform')"]
+        for bad in ([], [3]):
+            with pytest.raises(ValueError, match=r"`initialization` must be a start.* Received: "):
+                activation_space(keras_tuner.HyperParameters(), initialization=bad)
+
     def test_clipping_is_for_unbounded_candidates_and_cells_without_gates(self, found):
         assert self.with_it(found["gru"], "grad_clip_norm")[0] == {"relu", "elu", "softplus"}
         some, every, _ = self.with_it(found["simple"], "grad_clip_norm")

@@ -27,6 +27,7 @@ from keras_gates.cells.clipping import CLIP_PLACES
 from keras_gates.cells.initialization import GateStarts
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import NotTraceableError
+from keras_gates.initializers import Chrono
 from keras_gates.types import InitializationName
 from keras_gates.validation import close_matches, invalid, positive_integer, true_or_false
 
@@ -37,7 +38,13 @@ CANDIDATES = ("tanh", "softsign", "hard_tanh", "elu", "relu", "leaky_relu")
 _CLIP_NORMS = (1.0, 0.3, 0.1, 0.03)
 _L1_STRENGTHS = (0.0, 1e-5, 1e-4, 1e-3)
 _INITIALIZERS = ("orthogonal", "identity")
-_INITIALIZATIONS = get_args(InitializationName)
+# What a choice stands for that is not asked for.
+UNASKED = {
+    "clipping": "none",
+    "activation_l1": 0.0,
+    "recurrent_initializer": "orthogonal",
+    "initialization": "keras",
+}
 # What `activation_space` does not pass on to a cell.
 SPACE_ARGUMENTS = ("cell", "gates", "candidates", "unstable", "units", "double_one_sided")
 
@@ -71,7 +78,7 @@ def activation_space(
       and unbounded above, in a cell without gates.
     - `initialization`: "keras" or "uniform_gates". For candidates all of whose gates can start
       spread over (0, 1). (`keras_gates.initializers.Chrono` takes a number of time steps that
-      only you know: give it as an option.)
+      only you know: give it as an option, or in a list of options to choose from.)
 
     Names have a prefix where what there is to choose from depends on another choice, as in
     "lstm/candidate_activation" with several cells. A choice of one is fixed, and still noted with
@@ -90,11 +97,13 @@ def activation_space(
         double_one_sided: whether to pass on twice as many where the candidate has values on one
             side of zero only.
         **options: further arguments of the cell, passed on. An argument that is given is no choice
-            any more: `grad_clip_norm=None` means no clipping, `activation_l1=0.0` no penalty. Pairs
-            are judged with them: gates that can be negative are allowed with a bound on gradients,
-            unbounded candidates in an LSTM with a bounded `output_activation`. An argument that
-            only some of several cells have is passed on to those. (Arguments of the layer, such as
-            `return_sequences`, are given to `GatedRNN` itself.)
+            any more: `grad_clip_norm=None` means no clipping, `activation_l1=0.0` no penalty. A
+            list for `initialization` is what to choose from, such as
+            `["keras", keras_gates.initializers.Chrono(150)]`. Pairs are judged with them: gates
+            that can be negative are allowed with a bound on gradients, unbounded candidates in an
+            LSTM with a bounded `output_activation`. An argument that only some of several cells
+            have is passed on to those. (Arguments of the layer, such as `return_sequences`, are
+            given to `GatedRNN` itself.)
 
     Returns:
         Keyword arguments for `GatedRNN`, as a dict.
@@ -139,7 +148,9 @@ def activation_space(
     cells = named_cells(cell)
     options = cell_options(cells, options)
     plans = {
-        name: _plan_for(name, _class(given), gates, candidates, unstable, options[name])
+        name: _plan_for(
+            name, _class(given), gates, candidates, unstable, _starts(options[name]), options[name]
+        )
         for name, given in cells.items()
     }
     name = choice(hp, "cell", tuple(cells))
@@ -175,8 +186,21 @@ class _Plan(NamedTuple):
     further: tuple
 
 
-def _plan_for(name, cell, gates, candidates, unstable, options):
-    """The `_Plan` for a cell of this name, with these further arguments.
+def _starts(options):
+    """The starts of gates to choose from: takes a list of them out of the further arguments."""
+    given = options.get("initialization")
+    if not isinstance(given, (list, tuple)):
+        return get_args(InitializationName)
+    del options["initialization"]
+    found = tuple("keras" if value is None else value for value in given)
+    if not found or not all(isinstance(value, (str, Chrono)) for value in found):
+        expected = "a start of gates, or a list of one or more to choose from"
+        raise invalid("initialization", expected, given)
+    return found
+
+
+def _plan_for(name, cell, gates, candidates, unstable, starts, options):
+    """The `_Plan` for a cell of this name, with these starts of gates and further arguments.
 
     Raises:
         ValueError: no pair may be drawn.
@@ -217,7 +241,7 @@ def _plan_for(name, cell, gates, candidates, unstable, options):
     further = (
         ("activation_l1", _L1_STRENGTHS, penalized),
         ("recurrent_initializer", _INITIALIZERS, identity),
-        ("initialization", _INITIALIZATIONS, started),
+        ("initialization", starts, started),
     )
     return _Plan(tuple(gates_of), groups, clipped, further)
 
@@ -283,6 +307,8 @@ def choice(hp, name, values):
 def _shown(value):
     """What stands for a value in the search: "package.name" for a registered function, because
     KerasTuner would put the function itself in the place of "package>name"."""
+    if isinstance(value, Chrono):
+        return str(value)
     return value.replace(">", ".") if isinstance(value, str) else value
 
 

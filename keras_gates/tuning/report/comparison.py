@@ -10,6 +10,7 @@ from keras_gates.tuning import records
 from keras_gates.tuning.report import pairs
 from keras_gates.tuning.report.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE
 from keras_gates.tuning.report.text import number
+from keras_gates.tuning.space import UNASKED
 
 EPOCHS = "tuner/epochs"  # how long Hyperband trains a trial
 CONFIDENCE, POWER, _MOST_SEEDS = 0.95, 0.8, 1000
@@ -149,19 +150,18 @@ def _sentence(found, search, best, default):
 
 def _differences(best, default):
     """In what else two trials differ: then the activations alone do not explain the scores."""
-    names = [
-        name
-        for name in {**best, **default}
-        if not name.startswith("tuner/")
-        and name.rpartition("/")[2] not in DEFAULTS
-        and best.get(name, ABSENT) != default.get(name, ABSENT)
-    ]
-    listed = ", ".join(
-        f"{name} ({number(best.get(name, ABSENT))}, not {number(default.get(name, ABSENT))})"
-        for name in names
+    listed = []
+    for name in {**best, **default}:
+        choice = name.rpartition("/")[2]
+        # What a space asks for with some candidates alone is as good as chosen with the others.
+        one, other = (of.get(name, UNASKED.get(choice, ABSENT)) for of in (best, default))
+        if one != other and choice not in DEFAULTS and not name.startswith("tuner/"):
+            listed.append(f"{name} ({number(one)}, not {number(other)})")
+    if not listed:
+        return ""
+    return (
+        f" The two differ in more than the pair, which need not be the cause: {', '.join(listed)}."
     )
-    told = f" The two differ in more than the pair, which need not be the cause: {listed}."
-    return told if names else ""
 
 
 def _one_pair(search, finished):

@@ -228,7 +228,7 @@ def _compared(found, search, one, two, comparisons, seeds):
         return f"{text}No number of seeds that is worth it would tell."
     return (
         f"{text}To tell a difference of this size, if it is real, takes about "
-        f"tuner.confirm(seeds={found.seeds_needed}), these included."
+        f"{found.seeds_needed} seeds, these included: tuner.confirm(seeds={found.seeds_needed})."
     )
 
 

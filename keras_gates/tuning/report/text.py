@@ -108,12 +108,16 @@ def effects_table(found):
         return choices.index(e.choice), math.inf if e.effect is None else -e.effect
 
     for e in sorted(found.effects, key=place):
-        effect = ABSENT if e.effect is None else f"{e.effect:+.3g}"
-        interval = "" if e.low is None else f"{e.low:+.3g} to {e.high:+.3g}"
+        effect = ABSENT if e.effect is None else _signed(e.effect)
+        interval = "" if e.low is None else f"{_signed(e.low)} to {_signed(e.high)}"
         middle = interval if e.reason is None else f"({e.reason})"
         diverged = f"{round(e.diverged * e.ended)} of {e.ended}"
         rows.append((e.choice, number(e.level), effect, middle, str(e.finished), diverged))
     return rows
+
+
+def _signed(value):
+    return "+0" if abs(value) < 1e-10 else f"{value:+.3g}"  # what is left of rounding
 
 
 def cost(found):
