@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import pathlib
 import re
 import sys
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from helpers import BACKEND, MASK, MGUCell, built, golden_files, unpacked
 
 import keras_gates as kg
-from keras_gates import diagnostics
+from keras_gates import activations, diagnostics
 from keras_gates.deployment import NotExportableError, ParityError, export, inspect
 from keras_gates.deployment import onnx as onnx_format
 from keras_gates.deployment.onnx.activations import native
@@ -820,3 +821,11 @@ def test_old_files_run(path, tmp_path):
     (found,) = session.run(["scores"], {"frames": frames})
     np.testing.assert_allclose(found, scores, atol=1e-5)
     assert inspect(tmp_path / "model.onnx").operators["GRU"] == 1
+
+
+def test_the_page_lists_the_activations_of_the_operators():
+    page = (pathlib.Path(__file__).parent.parent / "docs/deploy/onnx.md").read_text()
+    listed = page.split("ONNX's operators have these activations: ")[1].split(", and")[0]
+    known = [n for n in activations.names() if n not in ("glu", "threshold")]
+    found = [n for n in known if native(activations.get(n, "candidate_activation", warn=False))]
+    assert [name.strip("` \n") for name in listed.split(",")] == found
