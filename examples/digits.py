@@ -16,6 +16,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 
 # Read when TensorFlow is imported. The tensors are so small that handing them from thread to
 # thread takes longer than computing them.
@@ -508,6 +509,8 @@ def main(argv=None):
     arguments, started = parse_arguments(argv), time.time()
     # TensorFlow warns of functions traced again and again; each model here has its own.
     tf.get_logger().setLevel("ERROR")
+    # What is said of unstable pairs beforehand is what the tables are to show.
+    warnings.simplefilter("ignore", kg.UnstableActivationsWarning)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tasks = [
         dataclasses.replace(task, epochs=arguments.epochs or task.epochs) for task in (ROWS, PIXELS)

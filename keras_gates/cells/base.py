@@ -29,7 +29,6 @@ from keras_gates.cells.step import (
     running,
     step_of,
 )
-from keras_gates.equations import NotTraceableError
 from keras_gates.types import (
     Activation,
     ClipPlace,
@@ -481,7 +480,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             constraint=self.kernel_constraint,
         )
         self.recurrent_kernel = self.bias = None
-        starts = self._gate_starts()
+        starts = starting.of_cell(self)
         if recurrent:
             self.recurrent_kernel = self.add_weight(
                 shape=(self.units, self.units * len(recurrent)),
@@ -579,32 +578,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"`{argument}`, where it is a layer, must take (batch, units) = "
                 f"{(None, self.units)}. Received: {argument}={activation!r}. {error}"
             ) from error
-
-    def _gate_starts(self):
-        if self.initialization is None:
-            return None
-        name, given = type(self).__name__, f"Received: initialization={self.initialization!r}"
-        if not self.use_bias:
-            raise ValueError(
-                f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. "
-                f"{given}"
-            )
-        try:
-            found = starting.GateStarts(self)
-        except NotTraceableError as error:
-            raise ValueError(
-                f"`initialization` is read off the equations of {name}, which cannot be traced: "
-                f"{error}. {given}"
-            ) from error
-        if not found.ways:
-            gates = {g: activations.name_of(a) for g, a in self.gate_activations.items()}
-            shown = ", ".join(f"{gate} ({activation})" for gate, activation in gates.items())
-            raise ValueError(
-                "`initialization` spreads the gates that carry the state on, and that takes a gate "
-                "with a bias of its own whose activation rises from 0 to 1, such as sigmoid. "
-                f"{name} has {shown}. {given}"
-            )
-        return found
 
     def _initial_recurrent_kernel(self, starts, shape, dtype=None):
         kernel = self.recurrent_initializer(shape, dtype=dtype)

@@ -16,7 +16,7 @@ from keras_gates import activations
 from keras_gates.activations.profiles import values
 from keras_gates.cells.program import built_copy, trace
 from keras_gates.cells.step import recurrent_blocks
-from keras_gates.equations import constant, evaluate, leaf, pulled
+from keras_gates.equations import NotTraceableError, constant, evaluate, leaf, pulled
 from keras_gates.equations.program import forward as forward_of
 from keras_gates.initializers import Chrono
 from keras_gates.types import InitializationName
@@ -60,6 +60,37 @@ def _meant(given):
     if initializer or (isinstance(given, str) and given.lower() in _OF_KERNELS):
         return ". Initializers of Keras go to `kernel_initializer` or `recurrent_initializer`"
     return ""
+
+
+def of_cell(cell):
+    """Where the gates of a cell start, or None if as the initializers say.
+
+    Raises:
+        ValueError: an `initialization` that the cell cannot have.
+    """
+    if cell.initialization is None:
+        return None
+    name, given = type(cell).__name__, f"Received: initialization={cell.initialization!r}"
+    if not cell.use_bias:
+        raise ValueError(
+            f"`initialization` sets biases of gates, and use_bias=False leaves {name} none. {given}"
+        )
+    try:
+        found = GateStarts(cell)
+    except NotTraceableError as error:
+        raise ValueError(
+            f"`initialization` is read off the equations of {name}, which cannot be traced: "
+            f"{error}. {given}"
+        ) from error
+    if not found.ways:
+        gates = {g: activations.name_of(a) for g, a in cell.gate_activations.items()}
+        shown = ", ".join(f"{gate} ({activation})" for gate, activation in gates.items())
+        raise ValueError(
+            "`initialization` spreads the gates that carry the state on, and that takes a gate "
+            "with a bias of its own whose activation rises from 0 to 1, such as sigmoid. "
+            f"{name} has {shown}. {given}"
+        )
+    return found
 
 
 class GateStarts:
