@@ -281,20 +281,23 @@ def sizes(count):
 class OneCall:
     """Both passes of a cell at random arrays, and the loss that is the sum of squares by two."""
 
-    def __init__(self, cell, batch, time):
+    def __init__(self, cell, batch, time, dtype="float64"):
         cell.build((None, 3))
         columns = cell.units * len(cell.blocks)
         biases = (1 + cell.two_biases) * cell.use_bias
-        form = Form(cell.units, 3, "float64", len(cell.blocks), biases, ())
         plan = plan_of(cell, trace(cell))
+        weights = tuple((name, cell.units) for name in plan.weights)
+        form = Form(cell.units, 3, dtype, len(cell.blocks), biases, weights)
         self.forward, self.backward = (
             Call(plan, form, direction, (0, 0, 0, 0), True) for direction in ("forward", "backward")
         )
         rng = np.random.default_rng(cell.units)
         shapes = [(batch, time, 3), *[(batch, cell.units)] * len(cell.state_names)]
+        shapes += [(batch, 1)] * plan.sums
         shapes += [(3, columns), (cell.units, columns), *[(biases, columns)] * (biases > 0)]
-        self.arrays = [rng.normal(size=shape) for shape in shapes]
-        self.arrays[1 + len(cell.state_names) + 1] /= cell.units
+        shapes += [(cell.units,)] * len(weights)
+        self.arrays = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+        self.arrays[1 + plan.states + 1] /= cell.units
 
     def done(self):
         hidden, *last, memory = self.forward(self.arrays)
@@ -319,6 +322,57 @@ def test_calls_side_by_side_give_what_each_gives_alone(monkeypatch):
             for one, other in zip(found, wanted, strict=True):
                 for a, b in zip(one, other, strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+class PairedCell(kg.GatedCell):
+    """Uses a product twice, sums over units, a weight of its own and an initial zero gradient."""
+
+    blocks = ("forget", "candidate")
+    projected_blocks = ("forget",)
+    state_names = ("hidden", "more")
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.scale = self.add_weight(shape=(self.units,), name="scale", initializer="ones")
+
+    def update(self, x, u, states):
+        h, c = states
+        f = self.gate("forget", x.forget + u.forget)
+        n = self.candidate(x.candidate + self.recurrent("candidate", self.scale * f * h))
+        return f * h + (1 - f) * self.recurrent("candidate", n), 0.5 * c + n
+
+
+def share_all(monkeypatch):
+    for name in ("_WORTH_A_THREAD", "_WORTH_SHARING", "_UNITS_OF_EACH"):
+        monkeypatch.setattr(call, name, 1)
+
+
+CELLS_IN_TEAMS = {
+    "gru": lambda: kg.GRUCell(70),
+    "lstm": lambda: kg.LSTMCell(33, activation_l1=0.1),
+    "products in the equations": lambda: kg.GRUCell(50, reset_after=False),
+    "of one's own": lambda: PairedCell(40),
+    "whole rows": lambda: kg.GRUCell(65, candidate_activation="softmax"),
+    "whole rows and products": lambda: kg.GRUCell(65, reset_after=False, grad_clip_norm=0.01),
+    "one column": lambda: kg.SimpleRNNCell(1),
+}
+
+
+@pytest.mark.parametrize("name", CELLS_IN_TEAMS)
+def test_threads_that_share_the_steps_give_the_bits_of_one(name, monkeypatch):
+    share_all(monkeypatch)
+    for batch, time in ((1, 1), (1, 140), (2, 33)):
+        found = []
+        for threads in (1, batch, 2 * batch, 7 * batch):
+            monkeypatch.setattr(library, "threads", lambda threads=threads: threads)
+            once = OneCall(CELLS_IN_TEAMS[name](), batch, time)
+            found.append([done(once) for _ in range(3)])
+        alone, of_rows, *teams = found
+        for one in (*of_rows, *[result for team in teams for result in team]):
+            for a, b in zip(one, of_rows[0], strict=True):
+                np.testing.assert_array_equal(a, b)
+        for a, b in zip(alone[0], of_rows[0], strict=True):
+            np.testing.assert_allclose(a, b, 1e-9, 1e-9)
 
 
 def test_the_number_of_threads_can_be_set(monkeypatch):

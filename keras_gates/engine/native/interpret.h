@@ -23,6 +23,9 @@ enum Operation : int32_t {
 #undef ROW
 };
 
+// Whether it takes whole rows; these are the last ones.
+FAST bool is_of_rows(int32_t operation) { return operation >= OP_sum; }
+
 template <class T> T sum_over_units(const T* p, long step, long units) {
   if (!step) return p[0] * units;
   constexpr long L = LANES<T>;
