@@ -1,7 +1,9 @@
 """The kernel: its operations, plans, instruction sets and threads."""
 
 import concurrent.futures
+import ctypes
 import os
+import pathlib
 import platform
 import shutil
 import subprocess
@@ -552,3 +554,90 @@ def test_sanitizers_find_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def file_of(call, path):
+    """Writes a `Call` to a file that `side_by_side.cpp` reads."""
+    pieces = [*call._alive, call._fields]
+    with path.open("wb") as file:
+        for piece in pieces:
+            array = piece if isinstance(piece, np.ndarray) else np.frombuffer(piece, "uint8")
+            has_addresses = piece is call._fields or isinstance(piece, ctypes.Array)
+            head = [array.nbytes, array.ctypes.data, has_addresses]
+            file.write(np.array(head, "int64").tobytes() + array.tobytes())
+    return path
+
+
+class Sanitized:
+    """The kernel's sources and `side_by_side.cpp`, built with the thread sanitizer."""
+
+    def __init__(self, folder):
+        self.folder, self.sources = folder, library._PATH.parent
+        flags = "-fsanitize=thread -g -O1 -std=c++17 -Wno-psabi -Wno-ignored-attributes"
+        self.compiler = ["g++", *flags.split(), f"-I{self.sources}", "-DVARIANT=baseline"]
+
+    def run(self, *command):
+        # At random addresses the sanitizer of some machines cannot run.
+        fixed = [] if not shutil.which("setarch") else ["setarch", "-R"]
+        options = "halt_on_error=0 exitcode=66"
+        return subprocess.run(
+            [*fixed, *map(str, command)],
+            env={**os.environ, "TSAN_OPTIONS": options},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def object_of(self, source, name=None):
+        made = self.folder / f"{name or source.stem}.o"
+        subprocess.run([*self.compiler, "-c", source, "-o", made], check=True)
+        return made
+
+    def program_of(self, objects, name="program"):
+        made = self.folder / name
+        subprocess.run([*self.compiler, "-pthread", *objects, "-o", made, "-ldl"], check=True)
+        return made
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here")
+def test_the_thread_sanitizer_finds_no_race_but_those_put_in(tmp_path, monkeypatch):
+    sanitized = Sanitized(tmp_path)
+    hello = tmp_path / "hello.cpp"
+    hello.write_text("#include <thread>\nint main() { std::thread([] {}).join(); }\n")
+    try:
+        hello = sanitized.program_of([sanitized.object_of(hello)], "hello")
+    except subprocess.CalledProcessError:
+        pytest.skip("this compiler has no thread sanitizer")
+    if sanitized.run(hello).returncode:
+        pytest.skip("the thread sanitizer does not run here")
+    names = ("kernel", "library", "team", "call")
+    objects = {name: sanitized.object_of(sanitized.sources / f"{name}.cpp") for name in names}
+    objects["main"] = sanitized.object_of(pathlib.Path(__file__).with_name("side_by_side.cpp"))
+
+    share_all(monkeypatch)
+    monkeypatch.setattr(library, "threads", lambda: 4)
+    files = []
+    cells = [kg.LSTMCell(33, grad_clip_norm=0.1), kg.GRUCell(40, reset_after=False), kg.GRUCell(9)]
+    for cell in cells:
+        both = OneCall(cell, 1, 1, "float32")
+        for direction in (both.forward, both.backward):
+            files.append(file_of(direction, tmp_path / f"call_{len(files)}"))
+    given = [*files, 1, 20, 5, 12]
+
+    def done(objects):
+        return sanitized.run(sanitized.program_of(objects.values()), *given)
+
+    found = done(objects)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout == "6 calls, the same\n"
+    races = {
+        "team": ("__ATOMIC_RELEASE", "__ATOMIC_RELAXED"),
+        "call": ("std::lock_guard<std::mutex> lock(of_memory);", ""),
+    }
+    for name, (line, wrong) in races.items():
+        text = (sanitized.sources / f"{name}.cpp").read_text()
+        assert line in text
+        changed = tmp_path / f"changed_{name}.cpp"
+        changed.write_text(text.replace(line, wrong))
+        found = done({**objects, name: sanitized.object_of(changed)})
+        assert found.returncode == 66
+        assert "WARNING: ThreadSanitizer: data race" in found.stderr
