@@ -30,6 +30,7 @@ ARGUMENTS = {
     **dict.fromkeys(["greater", "greater_equal", "less", "less_equal", "equal"], 2),
     **dict.fromkeys(["logical_and", "logical_or"], 2),
     **dict.fromkeys(["where", "multiply_add", "subtract_product"], 3),
+    "sparsemax_gradient": 2,
 }
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, np.inf, -np.inf, np.nan, 1e4, -1e4, 90.0, -90.0, 1e-8]
 
@@ -107,6 +108,23 @@ def test_functions_over_their_whole_range(dtype, rng):
         assert worst < 5 * np.finfo(dtype).eps, (name, worst)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sparsemax_of_numbers_that_are_close_or_equal(dtype, rng):
+    x, d = leaf("state", "a"), leaf("state", "b")
+    values = [apply("sparsemax", x), apply("sparsemax_gradient", x, d), apply("sparsemax", 2 * x)]
+    supports = set()
+    for scale in (0.01, 0.1, 0.3, 1):
+        given = {n: (scale * rng.normal(size=(ROWS, UNITS))).astype(dtype) for n in "ab"}
+        given["a"][1:3, ::3] = given["a"][1:3, :1]
+        given["a"][4] = 7
+        wanted = evaluate(values, {("state", n): v for n, v in given.items()})
+        tolerance = 2e-6 if dtype == "float32" else 1e-14
+        for one, other in zip(computed(values, given), wanted, strict=True):
+            np.testing.assert_allclose(one, other, 0, tolerance * max(1, np.abs(other).max()))
+        supports |= set((wanted[0] > 0).sum(1))
+    assert {1, UNITS} < supports
+
+
 def test_a_value_is_computed_once_and_its_register_used_again(rng):
     a, b = leaf("state", "a"), leaf("state", "b")
     product = a * b
@@ -165,17 +183,17 @@ def test_long_sequences_keep_less(monkeypatch):
     assert sizes[0] > 1.6 * sizes[1] > 1.6 * 2.8 * sizes[2]
 
 
-def test_all_activations_of_keras_and_the_package_run_in_the_kernel_or_say_why():
-    missing = []
+def test_all_activations_of_keras_and_the_package_run_in_the_kernel():
     for name in activations.names():
         cell = kg.GRUCell(4, candidate_activation=name)
         cell.build((None, 3))
-        try:
-            plan_of(cell, trace(cell))
-        except NotFusableError as reason:
-            missing.append((name, str(reason)))
-    assert [name for name, _ in missing] == ["sparsemax"]
-    assert "no operation 'sparsemax'" in missing[0][1]
+        plan_of(cell, trace(cell))
+
+
+def test_operations_that_the_kernel_has_not_are_named():
+    value = apply("opaque", leaf("state", "a"), function=np.arctan)
+    with pytest.raises(NotFusableError, match="the kernel has no operation 'opaque'"):
+        native(value)
 
 
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="float64 and tapes")
@@ -208,6 +226,15 @@ def outputs_and_gradients(layer, x, mask, states):
         loss, [*given, *[w.value for w in layer.trainable_weights]], unconnected_gradients="zero"
     )
     return [*found, *gradients]
+
+
+@on_tensorflow
+def test_sparsemax_in_a_layer(rng):
+    layers = pair(rng, "gru", candidate_activation="sparsemax", return_sequences=True)
+    x, states = rng.normal(size=(4, 6, 3)), [0.3 * rng.normal(size=(4, UNITS))]
+    found, wanted = (outputs_and_gradients(layer, x, None, states) for layer in layers)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, 1e-6, 1e-6)
 
 
 @on_tensorflow

@@ -70,6 +70,7 @@ template <class T> struct Share {
   void take_own(char* own) {
     const Job* const j = &job;
     const long tile = l.tile * l.row, strip = l.strip() * l.row;
+    const long of_constant = whole_rows ? l.row : LANES<T>;
     origin = memory.take<T*>(j->registers), base = memory.take<T*>(j->registers);
     now = memory.take<T*>(j->registers);
     step = memory.take<long>(j->registers);
@@ -80,7 +81,7 @@ template <class T> struct Share {
       const Register& r = j->places[i];
       T* p = nullptr;
       if (r.place == SCRATCH) p = memory.take<T>(strip);
-      if (r.place == CONSTANT) p = memory.take<T>(LANES<T>);
+      if (r.place == CONSTANT) p = memory.take<T>(of_constant);
       if (r.place == WEIGHT) p = memory.take<T>(strip);
       if (r.place == MASK) p = memory.take<T>(tile);
       if (!own) continue;
@@ -88,7 +89,7 @@ template <class T> struct Share {
       origin[i] = base[i] = p;
       step[i] = r.place == CONSTANT ? 0 : LANES<T>;
       if (r.place == CONSTANT)
-        for (long c = 0; c < LANES<T>; c++) p[c] = (T)j->constants[r.index];
+        for (long c = 0; c < of_constant; c++) p[c] = (T)j->constants[r.index];
       if (r.place == WEIGHT) {
         const Weight& w = j->weight[r.index];
         for (long c = 0; c < strip; c++)
