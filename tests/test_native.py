@@ -565,7 +565,7 @@ def test_sanitizers_find_nothing(tmp_path):
         subprocess.check_output(["g++", f"-print-file-name={name}.so"], text=True).strip()
         for name in ("libasan", "libubsan")
     ]
-    chosen = "operations or random or side_by_side or fork"
+    chosen = "operations or random or side_by_side or share_the_steps or sparsemax or fork"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
         cwd=tmp_path,
