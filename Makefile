@@ -43,7 +43,7 @@ lint: $(INSTALLED)
 # The kernel for the platforms that nobody here has, as far as a compiler can tell.
 PLATFORMS = aarch64-linux-gnu aarch64-macos x86_64-macos x86_64-windows-gnu
 cross: $(INSTALLED)
-	for platform in $(PLATFORMS); do for source in kernel library call tensorflow xla; do \
+	for platform in $(PLATFORMS); do for source in kernel library team call tensorflow xla; do \
 		$(BIN)/python -m ziglang c++ -target $$platform -std=c++17 -O1 -Wall -Werror -DVARIANT=baseline \
 		-c keras_gates/engine/native/$$source.cpp -o $(VENV)/$$source.o || exit 1; \
 	done; done

@@ -24,7 +24,7 @@ _FLAGS = """
 -O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -funroll-loops
 -Wall -Wno-psabi -Wno-unknown-warning-option -Wno-ignored-attributes
 """
-OTHERS = ["library", "call", "tensorflow", "xla"]
+OTHERS = ["library", "team", "call", "tensorflow", "xla"]
 FLAGS = _FLAGS.split()
 AVX2 = ["-mavx", "-mavx2", "-mfma", "-mbmi2"]
 AVX512 = [*AVX2, *["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw"]]

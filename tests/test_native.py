@@ -1,7 +1,9 @@
 """The kernel: its operations, plans, instruction sets and threads."""
 
 import concurrent.futures
+import ctypes
 import os
+import pathlib
 import platform
 import shutil
 import subprocess
@@ -28,6 +30,7 @@ ARGUMENTS = {
     **dict.fromkeys(["greater", "greater_equal", "less", "less_equal", "equal"], 2),
     **dict.fromkeys(["logical_and", "logical_or"], 2),
     **dict.fromkeys(["where", "multiply_add", "subtract_product"], 3),
+    "sparsemax_gradient": 2,
 }
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, np.inf, -np.inf, np.nan, 1e4, -1e4, 90.0, -90.0, 1e-8]
 
@@ -105,6 +108,23 @@ def test_functions_over_their_whole_range(dtype, rng):
         assert worst < 5 * np.finfo(dtype).eps, (name, worst)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sparsemax_of_numbers_that_are_close_or_equal(dtype, rng):
+    x, d = leaf("state", "a"), leaf("state", "b")
+    values = [apply("sparsemax", x), apply("sparsemax_gradient", x, d), apply("sparsemax", 2 * x)]
+    supports = set()
+    for scale in (0.01, 0.1, 0.3, 1):
+        given = {n: (scale * rng.normal(size=(ROWS, UNITS))).astype(dtype) for n in "ab"}
+        given["a"][1:3, ::3] = given["a"][1:3, :1]
+        given["a"][4] = 7
+        wanted = evaluate(values, {("state", n): v for n, v in given.items()})
+        tolerance = 2e-6 if dtype == "float32" else 1e-14
+        for one, other in zip(computed(values, given), wanted, strict=True):
+            np.testing.assert_allclose(one, other, 0, tolerance * max(1, np.abs(other).max()))
+        supports |= set((wanted[0] > 0).sum(1))
+    assert {1, UNITS} < supports
+
+
 def test_a_value_is_computed_once_and_its_register_used_again(rng):
     a, b = leaf("state", "a"), leaf("state", "b")
     product = a * b
@@ -163,17 +183,17 @@ def test_long_sequences_keep_less(monkeypatch):
     assert sizes[0] > 1.6 * sizes[1] > 1.6 * 2.8 * sizes[2]
 
 
-def test_all_activations_of_keras_and_the_package_run_in_the_kernel_or_say_why():
-    missing = []
+def test_all_activations_of_keras_and_the_package_run_in_the_kernel():
     for name in activations.names():
         cell = kg.GRUCell(4, candidate_activation=name)
         cell.build((None, 3))
-        try:
-            plan_of(cell, trace(cell))
-        except NotFusableError as reason:
-            missing.append((name, str(reason)))
-    assert [name for name, _ in missing] == ["sparsemax"]
-    assert "no operation 'sparsemax'" in missing[0][1]
+        plan_of(cell, trace(cell))
+
+
+def test_operations_that_the_kernel_has_not_are_named():
+    value = apply("opaque", leaf("state", "a"), function=np.arctan)
+    with pytest.raises(NotFusableError, match="the kernel has no operation 'opaque'"):
+        native(value)
 
 
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="float64 and tapes")
@@ -206,6 +226,15 @@ def outputs_and_gradients(layer, x, mask, states):
         loss, [*given, *[w.value for w in layer.trainable_weights]], unconnected_gradients="zero"
     )
     return [*found, *gradients]
+
+
+@on_tensorflow
+def test_sparsemax_in_a_layer(rng):
+    layers = pair(rng, "gru", candidate_activation="sparsemax", return_sequences=True)
+    x, states = rng.normal(size=(4, 6, 3)), [0.3 * rng.normal(size=(4, UNITS))]
+    found, wanted = (outputs_and_gradients(layer, x, None, states) for layer in layers)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, 1e-6, 1e-6)
 
 
 @on_tensorflow
@@ -281,20 +310,23 @@ def sizes(count):
 class OneCall:
     """Both passes of a cell at random arrays, and the loss that is the sum of squares by two."""
 
-    def __init__(self, cell, batch, time):
+    def __init__(self, cell, batch, time, dtype="float64"):
         cell.build((None, 3))
         columns = cell.units * len(cell.blocks)
         biases = (1 + cell.two_biases) * cell.use_bias
-        form = Form(cell.units, 3, "float64", len(cell.blocks), biases, ())
         plan = plan_of(cell, trace(cell))
+        weights = tuple((name, cell.units) for name in plan.weights)
+        form = Form(cell.units, 3, dtype, len(cell.blocks), biases, weights)
         self.forward, self.backward = (
             Call(plan, form, direction, (0, 0, 0, 0), True) for direction in ("forward", "backward")
         )
         rng = np.random.default_rng(cell.units)
         shapes = [(batch, time, 3), *[(batch, cell.units)] * len(cell.state_names)]
+        shapes += [(batch, 1)] * plan.sums
         shapes += [(3, columns), (cell.units, columns), *[(biases, columns)] * (biases > 0)]
-        self.arrays = [rng.normal(size=shape) for shape in shapes]
-        self.arrays[1 + len(cell.state_names) + 1] /= cell.units
+        shapes += [(cell.units,)] * len(weights)
+        self.arrays = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+        self.arrays[1 + plan.states + 1] /= cell.units
 
     def done(self):
         hidden, *last, memory = self.forward(self.arrays)
@@ -319,6 +351,57 @@ def test_calls_side_by_side_give_what_each_gives_alone(monkeypatch):
             for one, other in zip(found, wanted, strict=True):
                 for a, b in zip(one, other, strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+class PairedCell(kg.GatedCell):
+    """Uses a product twice, sums over units, a weight of its own and an initial zero gradient."""
+
+    blocks = ("forget", "candidate")
+    projected_blocks = ("forget",)
+    state_names = ("hidden", "more")
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.scale = self.add_weight(shape=(self.units,), name="scale", initializer="ones")
+
+    def update(self, x, u, states):
+        h, c = states
+        f = self.gate("forget", x.forget + u.forget)
+        n = self.candidate(x.candidate + self.recurrent("candidate", self.scale * f * h))
+        return f * h + (1 - f) * self.recurrent("candidate", n), 0.5 * c + n
+
+
+def share_all(monkeypatch):
+    for name in ("_WORTH_A_THREAD", "_WORTH_SHARING", "_UNITS_OF_EACH"):
+        monkeypatch.setattr(call, name, 1)
+
+
+CELLS_IN_TEAMS = {
+    "gru": lambda: kg.GRUCell(70),
+    "lstm": lambda: kg.LSTMCell(33, activation_l1=0.1),
+    "products in the equations": lambda: kg.GRUCell(50, reset_after=False),
+    "of one's own": lambda: PairedCell(40),
+    "whole rows": lambda: kg.GRUCell(65, candidate_activation="softmax"),
+    "whole rows and products": lambda: kg.GRUCell(65, reset_after=False, grad_clip_norm=0.01),
+    "one column": lambda: kg.SimpleRNNCell(1),
+}
+
+
+@pytest.mark.parametrize("name", CELLS_IN_TEAMS)
+def test_threads_that_share_the_steps_give_the_bits_of_one(name, monkeypatch):
+    share_all(monkeypatch)
+    for batch, time in ((1, 1), (1, 140), (2, 33)):
+        found = []
+        for threads in (1, batch, 2 * batch, 7 * batch):
+            monkeypatch.setattr(library, "threads", lambda threads=threads: threads)
+            once = OneCall(CELLS_IN_TEAMS[name](), batch, time)
+            found.append([done(once) for _ in range(3)])
+        alone, of_rows, *teams = found
+        for one in (*of_rows, *[result for team in teams for result in team]):
+            for a, b in zip(one, of_rows[0], strict=True):
+                np.testing.assert_array_equal(a, b)
+        for a, b in zip(alone[0], of_rows[0], strict=True):
+            np.testing.assert_allclose(a, b, 1e-9, 1e-9)
 
 
 def test_the_number_of_threads_can_be_set(monkeypatch):
@@ -482,7 +565,7 @@ def test_sanitizers_find_nothing(tmp_path):
         subprocess.check_output(["g++", f"-print-file-name={name}.so"], text=True).strip()
         for name in ("libasan", "libubsan")
     ]
-    chosen = "operations or random or side_by_side or fork"
+    chosen = "operations or random or side_by_side or share_the_steps or sparsemax or fork"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
         cwd=tmp_path,
@@ -498,3 +581,90 @@ def test_sanitizers_find_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def file_of(call, path):
+    """Writes a `Call` to a file that `side_by_side.cpp` reads."""
+    pieces = [*call._alive, call._fields]
+    with path.open("wb") as file:
+        for piece in pieces:
+            array = piece if isinstance(piece, np.ndarray) else np.frombuffer(piece, "uint8")
+            has_addresses = piece is call._fields or isinstance(piece, ctypes.Array)
+            head = [array.nbytes, array.ctypes.data, has_addresses]
+            file.write(np.array(head, "int64").tobytes() + array.tobytes())
+    return path
+
+
+class Sanitized:
+    """The kernel's sources and `side_by_side.cpp`, built with the thread sanitizer."""
+
+    def __init__(self, folder):
+        self.folder, self.sources = folder, library._PATH.parent
+        flags = "-fsanitize=thread -g -O1 -std=c++17 -Wno-psabi -Wno-ignored-attributes"
+        self.compiler = ["g++", *flags.split(), f"-I{self.sources}", "-DVARIANT=baseline"]
+
+    def run(self, *command):
+        # At random addresses the sanitizer of some machines cannot run.
+        fixed = [] if not shutil.which("setarch") else ["setarch", "-R"]
+        options = "halt_on_error=0 exitcode=66"
+        return subprocess.run(
+            [*fixed, *map(str, command)],
+            env={**os.environ, "TSAN_OPTIONS": options},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def object_of(self, source, name=None):
+        made = self.folder / f"{name or source.stem}.o"
+        subprocess.run([*self.compiler, "-c", source, "-o", made], check=True)
+        return made
+
+    def program_of(self, objects, name="program"):
+        made = self.folder / name
+        subprocess.run([*self.compiler, "-pthread", *objects, "-o", made, "-ldl"], check=True)
+        return made
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here")
+def test_the_thread_sanitizer_finds_no_race_but_those_put_in(tmp_path, monkeypatch):
+    sanitized = Sanitized(tmp_path)
+    hello = tmp_path / "hello.cpp"
+    hello.write_text("#include <thread>\nint main() { std::thread([] {}).join(); }\n")
+    try:
+        hello = sanitized.program_of([sanitized.object_of(hello)], "hello")
+    except subprocess.CalledProcessError:
+        pytest.skip("this compiler has no thread sanitizer")
+    if sanitized.run(hello).returncode:
+        pytest.skip("the thread sanitizer does not run here")
+    names = ("kernel", "library", "team", "call")
+    objects = {name: sanitized.object_of(sanitized.sources / f"{name}.cpp") for name in names}
+    objects["main"] = sanitized.object_of(pathlib.Path(__file__).with_name("side_by_side.cpp"))
+
+    share_all(monkeypatch)
+    monkeypatch.setattr(library, "threads", lambda: 4)
+    files = []
+    cells = [kg.LSTMCell(33, grad_clip_norm=0.1), kg.GRUCell(40, reset_after=False), kg.GRUCell(9)]
+    for cell in cells:
+        both = OneCall(cell, 1, 1, "float32")
+        for direction in (both.forward, both.backward):
+            files.append(file_of(direction, tmp_path / f"call_{len(files)}"))
+    given = [*files, 1, 20, 5, 12]
+
+    def done(objects):
+        return sanitized.run(sanitized.program_of(objects.values()), *given)
+
+    found = done(objects)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout == "6 calls, the same\n"
+    races = {
+        "team": ("__ATOMIC_RELEASE", "__ATOMIC_RELAXED"),
+        "call": ("std::lock_guard<std::mutex> lock(of_memory);", ""),
+    }
+    for name, (line, wrong) in races.items():
+        text = (sanitized.sources / f"{name}.cpp").read_text()
+        assert line in text
+        changed = tmp_path / f"changed_{name}.cpp"
+        changed.write_text(text.replace(line, wrong))
+        found = done({**objects, name: sanitized.object_of(changed)})
+        assert found.returncode == 66
+        assert "WARNING: ThreadSanitizer: data race" in found.stderr

@@ -334,7 +334,7 @@ def _sparsemax(x):
 
 def _sparsemax_gradient(x, d):
     size = np.sum(_support(x)[0], **_ROW_OF)
-    rank = np.argsort(np.argsort(-x, axis=-1), axis=-1)
+    rank = np.argsort(np.argsort(-x, axis=-1, kind="stable"), axis=-1)
     on = d * (_sparsemax(x) > 0)
     return on - np.sum(on, **_ROW_OF) * np.maximum(size - rank, 0) / size
 

@@ -1,6 +1,7 @@
 // From the arrays of a call to a job, and the memory of large results.
 #include "call.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -48,9 +49,12 @@ int run(const Call* call, int64_t batch, int64_t time, const void* const* in, co
   int index;
   Job job = chosen(c, batch, time, &index);
   const int64_t size = size_of_number(c), bias = job.blocks * job.units * size;
-  const int64_t shares = batch * time * c.of_step / c.of_thread;
-  const int64_t most = c.threads < batch ? c.threads : batch;
-  job.shares = shares < 1 || most < 1 ? 1 : shares < most ? shares : most;
+  // So many threads are worth it. Two rows take little longer than one, so a share has two if it can;
+  // threads that are more than the shares are members of their teams.
+  const int64_t wanted = batch * time * c.of_step / c.of_thread;
+  const int64_t threads = wanted < 1 ? 1 : wanted < c.threads ? wanted : c.threads;
+  job.shares = std::max<int64_t>(1, std::min(threads, (batch + 1) / 2));
+  job.members = std::max<int64_t>(1, std::min(threads / job.shares, c.of_step / c.of_member));
 
   const void* const* const first = in;
   job.x = *in++;

@@ -18,7 +18,8 @@ struct Call {
   int64_t limit[CHOICES];       // bytes
   int32_t entries[CHOICES];     // of the table of weights
   int32_t choices, threads;
-  int64_t of_step, of_thread;   // multiplications of a row and step; so many as are worth a thread
+  // Multiplications of a row and step; so many as are worth a thread, and a member of a team per step.
+  int64_t of_step, of_thread, of_member;
   // Inputs: x, states, kernel, [recurrent], [bias or both], weights, [mask], masks of dropout and
   // zoneout; backward then memory, [d_sequences], d_last. Results: [sequences], last states, [memory]; or [d_x],
   // d_initial, and the gradients of the weights in their order.

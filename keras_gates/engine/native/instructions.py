@@ -16,6 +16,8 @@ from keras_gates.equations.values import value as interned
 # Rows whose value is that of their argument.
 _SAME = ("broadcast", "stop_gradient", "cast")
 _PRODUCTS = {"recurrent": "PRODUCT", "recurrent_transposed": "TRANSPOSED"}
+# Operations that read their arguments after they began to write.
+_APART = ("sparsemax_gradient",)
 _POWERS = {
     1: lambda x: x,
     2: lambda x: x * x,
@@ -171,11 +173,13 @@ class _Assembler:
         row = TABLE[v.operation]
         operands = [self._of(a) for a in v.arguments]
         operands += [self._constant(v[name]) for name in row.parameters]
+        to = self._to(v, position) if v.operation in _APART else None
         for a in {id(a): a for a in v.arguments}.values():
             is_scratch = self._is_computed(a) and id(a) not in self.place
             if is_scratch and self.last[id(a)] == position:
                 self.scratch.append(self.at[id(a)])
-        self._instruction(v.operation, self._to(v, position), operands)
+        to = self._to(v, position) if to is None else to
+        self._instruction(v.operation, to, operands)
 
     def _instruction(self, operation, to, operands):
         number = library.operations()[operation]

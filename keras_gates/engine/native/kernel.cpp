@@ -5,6 +5,10 @@
 // that stay in the first level of it. Backward, the gradients of some steps are gathered and turned
 // into those of the weights by one product.
 //
+// Where there are fewer rows than threads, some go through the steps of a share together: each of
+// them computes some columns, with what the others computed of the step before. What a number is
+// made of, and in which order, is the same for any number of them.
+//
 // Rows of a tile are filled up to whole vectors. What stands there is of no meaning, and is never
 // read: products and sums over units are over `units` numbers alone.
 //
@@ -15,7 +19,7 @@
 
 namespace {
 
-// What one share needs for itself, and where its registers lie.
+// What one share needs for itself, and where its registers lie; or the same for a helper in it.
 template <class T> struct Share {
   const Job& job;
   const Layout<T> l;
@@ -23,21 +27,18 @@ template <class T> struct Share {
   Memory memory;
   T **origin, **base, **now;   // of each register: of its memory, at this step, at this strip of it
   long* step;            // from a vector of a register to the next: none for a constant
-  T *state[2], *d_state[2], *masked, *inputs, *product_of;
+  T *state[2], *d_state[2], *masked, *inputs, *product_of, *local;
   T *d_projections = nullptr, *factors = nullptr, *d_products = nullptr, *d_weight = nullptr;
   T *g_kernel, *g_recurrent, *g_bias, *g_recurrent_bias, *g_weights;   // this share's part
   long rows = 0, first = 0;
+  Team* team = nullptr;
+  long member = 0, members = 1, left, right;   // the columns that it computes, from and to
+  bool whole_rows;       // whether the program makes something of all columns
 
   Share(const Job* j, char* common, char* own) : job(*j), l(j), shared(l, common), memory{own} {
-    const long tile = l.tile * l.row, strip = l.strip() * l.row;
-    const long states = j->states;
-    origin = memory.take<T*>(j->registers), base = memory.take<T*>(j->registers);
-    now = memory.take<T*>(j->registers);
-    step = memory.take<long>(j->registers);
+    const long tile = l.tile * l.row, states = j->states;
     for (int i = 0; i < 2; i++) state[i] = memory.take<T>(states * tile);
-    masked = memory.take<T>(tile);
     inputs = memory.take<T>(most(1, j->input_masks) * l.steps * l.tile * l.features);
-    product_of = memory.take<T>(l.steps * l.tile * most(l.row, l.features));
     if (j->backward) {
       for (int i = 0; i < 2; i++) d_state[i] = memory.take<T>(states * tile);
       d_projections = memory.take<T>(2 * l.blocks * l.steps * tile);
@@ -45,20 +46,50 @@ template <class T> struct Share {
       d_products = memory.take<T>(j->products * l.steps * tile);
       d_weight = memory.take<T>(j->weights * tile);
     }
+    local = memory.take<T>(places(LOCAL) * of_local());
+    left = 0, right = l.row;
+    whole_rows = false;
+    for (const Part* p = j->part; p < j->part + j->parts; p++)
+      for (long i = p->a; p->kind == INSTRUCTIONS && i < p->b; i++)
+        whole_rows = whole_rows || is_of_rows(j->code[i].operation);
+    take_own(own);
+  }
+  // A helper's, which has the memory of the leader beside its own.
+  Share(const Share& leader, char* own) : Share(leader) {
+    memory = Memory{own};
+    take_own(own);
+  }
+
+  long places(int32_t place) const {
+    long found = 0;
+    for (long i = 0; i < job.registers; i++) found += job.places[i].place == place;
+    return found;
+  }
+  long of_local() const { return l.tile * l.row * (job.backward ? 1 : l.steps); }
+
+  void take_own(char* own) {
+    const Job* const j = &job;
+    const long tile = l.tile * l.row, strip = l.strip() * l.row;
+    const long of_constant = whole_rows ? l.row : LANES<T>;
+    origin = memory.take<T*>(j->registers), base = memory.take<T*>(j->registers);
+    now = memory.take<T*>(j->registers);
+    step = memory.take<long>(j->registers);
+    masked = memory.take<T>(tile);
+    product_of = memory.take<T>(l.steps * l.tile * most(l.row, l.features));
+    T* of_locals = local;
     for (long i = 0; i < j->registers; i++) {
       const Register& r = j->places[i];
       T* p = nullptr;
-      long size = 0;
-      if (r.place == SCRATCH) p = memory.take<T>(size = strip);
-      if (r.place == LOCAL) p = memory.take<T>(size = tile * (j->backward ? 1 : l.steps));
-      if (r.place == CONSTANT) p = memory.take<T>(size = LANES<T>);
-      if (r.place == WEIGHT) p = memory.take<T>(size = strip);
-      if (r.place == MASK) p = memory.take<T>(size = tile);
+      if (r.place == SCRATCH) p = memory.take<T>(strip);
+      if (r.place == CONSTANT) p = memory.take<T>(of_constant);
+      if (r.place == WEIGHT) p = memory.take<T>(strip);
+      if (r.place == MASK) p = memory.take<T>(tile);
       if (!own) continue;
+      if (r.place == LOCAL) p = of_locals, of_locals += of_local();
       origin[i] = base[i] = p;
       step[i] = r.place == CONSTANT ? 0 : LANES<T>;
       if (r.place == CONSTANT)
-        for (long c = 0; c < LANES<T>; c++) p[c] = (T)j->constants[r.index];
+        for (long c = 0; c < of_constant; c++) p[c] = (T)j->constants[r.index];
       if (r.place == WEIGHT) {
         const Weight& w = j->weight[r.index];
         for (long c = 0; c < strip; c++)
@@ -111,36 +142,81 @@ template <class T> struct Share {
     }
   }
 
-  // The part of a step that the program computes.
+  // ------------------------------------------------------------------ together
+
+  // Does a task with all members of the team that there are, or alone.
+  void together(Task task) {
+    task.first = first, task.rows = rows;
+    do_columns(task, 0, team ? team->give(task) : 1);
+  }
+  void do_columns(const Task& task, long number, long count) {
+    const long panels = (l.row + PANEL<T> - 1) / PANEL<T>;
+    member = number, members = count;
+    left = panels * member / members * PANEL<T>;
+    right = least(l.row, panels * (member + 1) / members * PANEL<T>);
+    first = task.first, rows = task.rows;
+    for (long i = 0; task.what != GATHER && i < task.steps; i++) {
+      if (task.what == STEPS) step_forward(task.t + i);
+      else step_back(task.t - i, task, task.side ^ (i & 1));
+      sync();
+    }
+    if (task.what == GATHER) gather(task), sync();
+  }
+  // Waits until all members are here.
+  void sync() {
+    if (members > 1) team->sync(member, members);
+  }
+
+  // The part of a step that the program computes. Products take what all members computed. If the
+  // program has to have whole rows, the leader runs it, and only products are shared.
   void run_parts() {
+    bool in_sync = false;
     for (const Part* p = job.part; p < job.part + job.parts; p++) {
-      if (p->kind != INSTRUCTIONS) {
-        multiply(p->kind == TRANSPOSED, p->a, base[p->b], base[p->c]);
-        continue;
-      }
-      const long strip = l.strip();
-      for (long b = 0; b < rows; b += strip) {
-        for (long i = 0; i < job.registers; i++) {
-          const int32_t place = job.places[i].place;
-          const bool moves = place != SCRATCH && place != CONSTANT && place != WEIGHT;
-          now[i] = base[i] + (moves ? b * l.row : 0);
-        }
-        interpret(job.code + p->a, job.code + p->b, now, step, least(strip, rows - b) * l.row, l.row,
-                  l.units);
+      const bool of_all = p->kind != INSTRUCTIONS || whole_rows;
+      if (of_all && !in_sync) sync();
+      in_sync = false;
+      if (p->kind != INSTRUCTIONS) multiply(p->kind == TRANSPOSED, p->a, base[p->b], base[p->c]);
+      else if (!whole_rows) run_instructions(*p, left, right);
+      else {
+        if (member == 0) run_instructions(*p, 0, l.row);
+        sync();
+        in_sync = true;
       }
     }
   }
-  void multiply(bool transposed, long k, const T* v, T* to) {
+  void run_instructions(const Part& part, long left, long right) {
+    const bool all = right - left == l.row;
+    const long strip = all ? l.strip() : 1;
+    for (long b = 0; b < rows; b += strip) {
+      for (long i = 0; i < job.registers; i++) {
+        const int32_t place = job.places[i].place;
+        const bool moves = place != SCRATCH && place != CONSTANT && place != WEIGHT;
+        now[i] = base[i] + (moves ? b * l.row + left : place == WEIGHT ? left : 0);
+      }
+      interpret(job.code + part.a, job.code + part.b, now, step,
+                all ? least(strip, rows - b) * l.row : right - left, l.row, l.units);
+    }
+  }
+  // The columns of a (rows, k) b, of which all are packed.
+  void multiply_columns(const T* a, long row, long count, long k, const T* packed, T* c, long c_row,
+                        bool add, const T* bias = nullptr) const {
+    product(a, row, 1, count, k, packed + left * k, right - left, c + left, c_row, add,
+            bias ? bias + left : bias);
+  }
+  void multiply(bool transposed, long k, const T* v, T* result) {
     const T* const u =
         (transposed ? shared.recurrent_back : shared.recurrent) + k * shared.of_block_recurrent;
     if (!transposed) {
       v = with_dropout(v, copy_of(k, job.recurrent_masks), masked);
-      product(v, l.row, 1, rows, l.units, u, l.row, to, l.row, false, shared.recurrent_bias + k * l.row);
+      multiply_columns(v, l.row, rows, l.units, u, result, l.row, false, shared.recurrent_bias + k * l.row);
       return;
     }
-    product(v, l.row, 1, rows, l.units, u, l.row, to, l.row, false);
-    if (job.recurrent_masks)
-      multiply_rows(to, l.of(job.recurrent_mask[copy_of(k, job.recurrent_masks)]), to);
+    multiply_columns(v, l.row, rows, l.units, u, result, l.row, false);
+    if (!job.recurrent_masks) return;
+    const T* const mask = l.of(job.recurrent_mask[copy_of(k, job.recurrent_masks)]);
+    for (long b = 0; b < rows; b++)
+      for (long c = left; c < least(right, l.units); c++)
+        result[b * l.row + c] *= mask[(first + b) * l.units + c];
   }
 
   // ------------------------------------------------------------------ forward
@@ -150,23 +226,29 @@ template <class T> struct Share {
     for (first = l.first_row(share); first < end; first += rows) {
       rows = least(l.tile, end - first);
       for (long s = 0; s < job.states; s++) read_state(s, job.initial[s], state_at(s, 0));
-      for (long t = 0; t < l.time; t++) {
-        place_forward(t);
-        if (t % l.steps == 0) project_inputs(t, least(l.steps, l.time - t));
-        project_state(t);
-        run_parts();
-        for (long b = 0; job.mask && b < rows; b++)
-          for (long s = 0; !is_valid(first + b, t) && s < job.states; s++)
-            copy_row(state_at(s, t), state_at(s, t + 1), b);
-        for (long b = 0; job.sequences && b < rows; b++)
-          __builtin_memcpy((T*)job.sequences + ((first + b) * l.time + t) * l.units,
-                           state_at(0, t + 1) + b * l.row, l.units * sizeof(T));
+      for (long t = 0, steps; t < l.time; t += steps) {
+        steps = least(TOGETHER, l.time - t);
+        together({STEPS, 0, 0, 0, (int32_t)t, (int32_t)steps, 0, 0});
       }
       for (long s = 0; s < job.states; s++) write_state(s, state_at(s, l.time), job.last[s]);
     }
   }
-  void copy_row(const T* from, T* to, long b) const {
-    __builtin_memcpy(to + b * l.row, from + b * l.row, l.row * sizeof(T));
+  void step_forward(long t) {
+    place_forward(t);
+    if (t % l.steps == 0) project_inputs(t, least(l.steps, l.time - t));
+    project_state(t);
+    run_parts();
+    for (long b = 0; job.mask && b < rows; b++)
+      for (long s = 0; !is_valid(first + b, t) && s < job.states; s++)
+        copy_row(state_at(s, t), state_at(s, t + 1), b);
+    for (long b = 0; job.sequences && b < rows; b++)
+      __builtin_memcpy((T*)job.sequences + ((first + b) * l.time + t) * l.units + left,
+                       state_at(0, t + 1) + b * l.row + left, count_of(l.units) * sizeof(T));
+  }
+  // How many of the first `width` columns are to be computed.
+  long count_of(long width) const { return most(0, least(right, width) - left); }
+  void copy_row(const T* of, T* copy, long b) const {
+    __builtin_memcpy(copy + b * l.row + left, of + b * l.row + left, (right - left) * sizeof(T));
   }
   void place_forward(long t) {
     for (long i = 0; i < job.registers; i++) {
@@ -201,9 +283,9 @@ template <class T> struct Share {
       if (job.input_masks) x = input_copy(copy_of(k, job.input_masks)), x_row = steps * F;
       const T* const w = shared.kernel + k * shared.of_block_kernel;
       const T* const bias = shared.bias + k * l.row;
-      if (!by_row) product(x, x_row, 1, rows, F, w, l.row, base[i], l.row, false, bias);
+      if (!by_row) multiply_columns(x, x_row, rows, F, w, base[i], l.row, false, bias);
       for (long b = 0; by_row && b < rows; b++)
-        product(x + b * x_row, F, 1, steps, F, w, l.row, base[i] + b * l.row, rows * l.row, false, bias);
+        multiply_columns(x + b * x_row, F, steps, F, w, base[i] + b * l.row, rows * l.row, false, bias);
     }
   }
   T* input_copy(long copy) const { return inputs + copy * l.steps * l.tile * l.features; }
@@ -217,20 +299,22 @@ template <class T> struct Share {
       const long copy = copy_of(k, job.recurrent_masks);
       const T* v = job.recurrent_masks ? masked : h;
       if (job.recurrent_masks && copy != copied) with_dropout(h, copied = copy, masked);
-      product(v, l.row, 1, rows, l.units, shared.recurrent + k * shared.of_block_recurrent, l.row,
-              base[i], l.row, i == job.input_register[k], shared.recurrent_bias + k * l.row);
+      multiply_columns(v, l.row, rows, l.units, shared.recurrent + k * shared.of_block_recurrent, base[i],
+                       l.row, i == job.input_register[k], shared.recurrent_bias + k * l.row);
     }
   }
 
   // ------------------------------------------------------------------ backward
 
-  void backward() {
+  void take_gradients() {
     T* const mine = shared.d_kernel + share * shared.of_share;
     g_kernel = mine, g_recurrent = mine + (shared.d_recurrent - shared.d_kernel);
     g_bias = mine + (shared.d_bias - shared.d_kernel);
     g_recurrent_bias = mine + (shared.d_recurrent_bias - shared.d_kernel);
     g_weights = mine + (shared.d_weights - shared.d_kernel);
     memset(mine, 0, shared.of_share * sizeof(T));
+  }
+  void backward() {
     const long end = l.first_row(share + 1);
     for (first = l.first_row(share); first < end; first += rows) {
       rows = least(l.tile, end - first);
@@ -238,8 +322,12 @@ template <class T> struct Share {
       for (long s = 0; s < job.states; s++) read_state(s, job.d_last[s], d_state_at(s, side));
       for (long last = l.time; last > 0;) {
         const long start = (last - 1) / l.steps * l.steps;
-        for (long t = last - 1; t >= start; t--, side ^= 1) step_back(t, t - start, side);
-        gather(start, last - start);
+        for (long t = last, steps; t > start; t -= steps, side ^= steps & 1) {
+          steps = least(TOGETHER, t - start);
+          together({STEPS_BACK, side, 0, 0, (int32_t)(t - 1), (int32_t)steps, (int32_t)start, (int32_t)last});
+        }
+        read_inputs(start, last - start);
+        together({GATHER, side, 0, 0, (int32_t)start, (int32_t)(last - start), (int32_t)start, (int32_t)last});
         last = start;
       }
       for (long s = 0; s < job.states; s++) write_state(s, d_state_at(s, side), job.d_initial[s]);
@@ -253,11 +341,13 @@ template <class T> struct Share {
     return all + (i * l.steps * l.tile + slot * rows) * l.row;
   }
 
-  void step_back(long t, long slot, int side) {
+  void step_back(long t, const Task& task, int side) {
+    const long slot = t - task.start;
     T* const d = d_state_at(0, side);
+    if (t + 1 < task.last) pull_state(slot + 1, d);
     for (long b = 0; job.d_sequences && b < rows; b++) {
       const T* const of_row = l.of(job.d_sequences) + ((first + b) * l.time + t) * l.units;
-      for (long c = 0; c < l.units; c++) d[b * l.row + c] += of_row[c];
+      for (long c = left; c < least(right, l.units); c++) d[b * l.row + c] += of_row[c];
     }
     for (long i = 0; i < job.registers; i++) {
       const Register& r = job.places[i];
@@ -290,34 +380,33 @@ template <class T> struct Share {
     }
     for (long i = 0; i < job.weights; i++)
       add_rows(d_weight + i * l.tile * l.row, rows, g_weights + i * l.row);
-    pull_state(slot, d_state_at(0, side ^ 1));
   }
-  void clear_row(T* p, long b) const { memset(p + b * l.row, 0, l.row * sizeof(T)); }
-  void add_rows(const T* p, long count, T* to) const {
+  void clear_row(T* p, long b) const { memset(p + b * l.row + left, 0, (right - left) * sizeof(T)); }
+  void add_rows(const T* p, long count, T* sum) const {
     for (long b = 0; b < count; b++)
-      for (long c = 0; c < l.row; c += LANES<T>) store(to + c, load(to + c) + load(p + b * l.row + c));
+      for (long c = left; c < right; c += LANES<T>)
+        store(sum + c, load(sum + c) + load(p + b * l.row + c));
   }
-  // Adds to dL/dh what comes back through h U.
+  // Adds to dL/dh what comes back through h U at a step, once all columns of that are computed.
   void pull_state(long slot, T* d) {
     for (long k = 0; k < l.projected; k++) {
       if (job.d_projected_of[k] < 0) continue;
       const T* const u = shared.recurrent_back + k * shared.of_block_recurrent;
       const T* const d_k = d_projection(job.d_projected_of[k], slot);
       if (!job.recurrent_masks) {
-        product(d_k, l.row, 1, rows, l.units, u, l.row, d, l.row, true);
+        multiply_columns(d_k, l.row, rows, l.units, u, d, l.row, true);
         continue;
       }
-      product(d_k, l.row, 1, rows, l.units, u, l.row, product_of, l.row, false);
+      multiply_columns(d_k, l.row, rows, l.units, u, product_of, l.row, false);
       const T* const mask = l.of(job.recurrent_mask[copy_of(k, job.recurrent_masks)]);
       for (long b = 0; b < rows; b++)
-        for (long c = 0; c < l.units; c++)
+        for (long c = left; c < least(right, l.units); c++)
           d[b * l.row + c] += product_of[b * l.row + c] * mask[(first + b) * l.units + c];
     }
   }
 
-  // Adds the gradients of the weights from those of the steps that were gathered, and writes dL/dx.
-  void gather(long start, long steps) {
-    const long F = l.features, count = steps * rows;
+  void read_inputs(long start, long steps) {
+    const long F = l.features;
     for (long copy = 0; copy < most(1, job.input_masks); copy++)
       for (long t = 0; t < steps; t++)
         for (long b = 0; b < rows; b++) {
@@ -327,13 +416,18 @@ template <class T> struct Share {
           for (long c = 0; job.input_masks && c < F; c++)
             to[c] = x[c] * l.of(job.input_mask[copy])[(first + b) * F + c];
         }
+  }
+  // Adds the gradients of the weights from those of the steps that were gathered, and writes dL/dx.
+  void gather(const Task& task) {
+    const long F = l.features, start = task.t, steps = task.steps, count = steps * rows;
+    const long begin = steps * member / members, end = steps * (member + 1) / members;   // of dL/dx
+    pull_state(0, d_state_at(0, task.side));
     for (long k = 0; k < l.blocks; k++) {
       if (job.d_input_of[k] < 0) continue;
       const T* const d = d_projection(job.d_input_of[k], 0);
-      outer(input_copy(copy_of(k, job.input_masks)), F, F, count, d, l.row, l.row,
-            g_kernel + k * F * l.row, l.row);
+      outer_columns(input_copy(copy_of(k, job.input_masks)), F, F, count, d, g_kernel + k * F * l.row);
       if (job.d_bias) add_rows(d, count, g_bias + k * l.row);
-      if (job.d_x) pull_input(k, d, start, steps);
+      if (job.d_x) pull_input(k, d, start, steps, begin, end);
     }
     for (long k = 0; k < l.projected; k++)
       if (job.d_projected_of[k] >= 0)
@@ -344,15 +438,19 @@ template <class T> struct Share {
   void gather_product(long k, const T* v, const T* d, long steps) {
     T* const g = g_recurrent + k * l.units * l.row;
     if (!job.recurrent_masks) {
-      outer(v, l.row, l.units, steps * rows, d, l.row, l.row, g, l.row);
+      outer_columns(v, l.row, l.units, steps * rows, d, g);
     } else {
       for (long t = 0; t < steps; t++)
-        outer(with_dropout(v + t * rows * l.row, copy_of(k, job.recurrent_masks), masked), l.row, l.units,
-              rows, d + t * rows * l.row, l.row, l.row, g, l.row);
+        outer_columns(with_dropout(v + t * rows * l.row, copy_of(k, job.recurrent_masks), masked), l.row,
+                      l.units, rows, d + t * rows * l.row, g);
     }
     if (job.d_recurrent_bias) add_rows(d, steps * rows, g_recurrent_bias + k * l.row);
   }
-  void pull_input(long k, const T* d, long start, long steps) {
+  // The columns of g (m, row) += transpose(v (k, m)) d (k, row).
+  void outer_columns(const T* v, long v_row, long m, long k, const T* d, T* g) const {
+    outer(v, v_row, m, k, d + left, l.row, right - left, g + left, l.row);
+  }
+  void pull_input(long k, const T* d, long start, long steps, long begin, long end) {
     const long F = l.features;
     const T* const w = shared.kernel_back + k * shared.of_block_kernel_back;
     T* const d_x = (T*)job.d_x + (first * l.time + start) * F;
@@ -360,20 +458,21 @@ template <class T> struct Share {
     for (long before = 0; before < k; before++) add = add || job.d_input_of[before] >= 0;
     if (!job.input_masks) {
       if (rows >= steps)
-        for (long t = 0; t < steps; t++)
+        for (long t = begin; t < end; t++)
           product(d + t * rows * l.row, l.row, 1, rows, l.units, w, F, d_x + t * F, l.time * F, add);
       else
         for (long b = 0; b < rows; b++)
-          product(d + b * l.row, rows * l.row, 1, steps, l.units, w, F, d_x + b * l.time * F, F, add);
+          product(d + (begin * rows + b) * l.row, rows * l.row, 1, end - begin, l.units, w, F,
+                  d_x + (b * l.time + begin) * F, F, add);
       return;
     }
     const T* const mask = l.of(job.input_mask[copy_of(k, job.input_masks)]);
-    product(d, l.row, 1, steps * rows, l.units, w, F, product_of, F, false);
-    for (long t = 0; t < steps; t++)
+    product(d + begin * rows * l.row, l.row, 1, (end - begin) * rows, l.units, w, F, product_of, F, false);
+    for (long t = begin; t < end; t++)
       for (long b = 0; b < rows; b++)
         for (long c = 0; c < F; c++) {
           T& to = d_x[(b * l.time + t) * F + c];
-          to = (add ? to : T(0)) + product_of[(t * rows + b) * F + c] * mask[(first + b) * F + c];
+          to = (add ? to : T(0)) + product_of[((t - begin) * rows + b) * F + c] * mask[(first + b) * F + c];
         }
   }
 
@@ -384,12 +483,29 @@ template <class T> int64_t size_of_share(const Job* j) {
   Share<T> share(j, nullptr, nullptr);
   return share.memory.used;
 }
-template <class T> void run_share(const Job* j, int index, char* shared, char* own) {
+template <class T> void help(Team& team, char* own) {
+  int number;
+  const auto* const leader = (const Share<T>*)team.join(&number);
+  if (!leader) return;
+  Share<T> share(*leader, own);
+  Task task;
+  while (const int members = team.next(number, &task)) {
+    share.do_columns(task, number, members);
+  }
+}
+template <class T> void run_share(const Job* j, int index, char* shared, char* own, Team* team, bool leads) {
+  if (!leads) return help<T>(*team, own);
   Share<T> share(j, shared, own);
-  share.share = index;
+  share.share = index, share.team = team;
+  if (j->backward) share.take_gradients();
+  const Share<T> shown = share;
+  if (team) team->lead(&shown);
   if (j->backward) share.backward();
   else share.forward();
 }
+
+// `F` of float or double.
+#define OF_TYPE(F) (j->is_double ? F<double> : F<float>)
 
 int64_t kept_size(const Job* j) {
   return j->batch * (j->is_double ? Layout<double>(j).kept_per_row() : Layout<float>(j).kept_per_row());
@@ -398,19 +514,18 @@ int64_t shared_size(const Job* j) {
   if (j->is_double) return Shared<double>(Layout<double>(j), nullptr).size;
   return Shared<float>(Layout<float>(j), nullptr).size;
 }
-int64_t share_size(const Job* j) {
-  return j->is_double ? size_of_share<double>(j) : size_of_share<float>(j);
+int64_t share_size(const Job* j) { return OF_TYPE(size_of_share)(j); }
+int64_t parts(const Job* j) { return BY_BLOCK * j->blocks; }
+void prepare_any(const Job* j, char* s, int part) { OF_TYPE(prepare)(j, s, part); }
+void run_any(const Job* j, int i, char* s, char* own, Team* team, bool leads) {
+  OF_TYPE(run_share)(j, i, s, own, team, leads);
 }
-void prepare_any(const Job* j, char* s) { j->is_double ? prepare<double>(j, s) : prepare<float>(j, s); }
-void run_any(const Job* j, int i, char* s, char* own) {
-  j->is_double ? run_share<double>(j, i, s, own) : run_share<float>(j, i, s, own);
-}
-void finish_any(const Job* j, char* s) {
-  if (j->backward) j->is_double ? add_up<double>(j, s) : add_up<float>(j, s);
+void finish_any(const Job* j, char* s, int part) {
+  if (j->backward) OF_TYPE(add_up)(j, s, part);
 }
 
 }  // namespace
 
 extern const Variant VARIANT;
-const Variant VARIANT = {
-    {LANES<float>, LANES<double>}, kept_size, shared_size, share_size, prepare_any, run_any, finish_any};
+const Variant VARIANT = {{LANES<float>, LANES<double>}, kept_size, shared_size, share_size, parts,
+                         prepare_any, finish_any, run_any};

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "team.h"
+
 struct Instruction { int32_t operation, to, a, b, c; };
 
 // Where a register lies. Scratch and what is fixed are as large as a strip, the others as a tile.
@@ -35,7 +37,9 @@ struct Weight {
 
 struct Job {
   int64_t batch, time, features, units;
-  int32_t backward, is_double, shares, tile;   // tile: rows of a tile at most
+  int32_t backward, is_double;
+  int32_t shares, members;   // of the batch; threads at most that do one of them together
+  int32_t tile;              // rows of a tile at most
   // Of W; of U; and of those how many, from the first on, h itself is multiplied with.
   int32_t blocks, recurrent_blocks, projected;
   int32_t states, sums;                        // the last `sums` states are single columns
@@ -74,8 +78,11 @@ struct Variant {
   int64_t (*kept_size)(const Job*);                           // numbers that are kept
   int64_t (*shared_size)(const Job*);                         // bytes that all shares use together
   int64_t (*share_size)(const Job*);                          // bytes of each
-  void (*prepare)(const Job*, char* shared);
-  void (*run)(const Job*, int share, char* shared, char* own);
-  void (*finish)(const Job*, char* shared);
+  // Before and after all shares, by parts, which do not depend on each other.
+  int64_t (*parts)(const Job*);
+  void (*prepare)(const Job*, char* shared, int part);
+  void (*finish)(const Job*, char* shared, int part);
+  // A share: the whole of it, or as a member of its team.
+  void (*run)(const Job*, int share, char* shared, char* own, Team*, bool leads);
 };
 

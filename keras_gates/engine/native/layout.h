@@ -9,6 +9,8 @@ namespace {
 constexpr long STRIP = 512;
 // (row, step) pairs whose gradients are gathered before they are multiplied.
 constexpr long GATHERED = 128;
+// Steps that a team goes through before others may join it.
+constexpr long TOGETHER = 16;
 // With fewer rows than this, some steps of the inputs are projected at once.
 constexpr long FEW = 8;
 
@@ -97,51 +99,72 @@ void pack_block(const Layout<T>& l, const void* matrix, long blocks, long k, lon
   else pack(from, rows, l.units, columns, 1, to);
 }
 
-template <class T> void prepare(const Job* j, char* memory) {
+// Both of the following are done by parts, side by side: BY_BLOCK of each block.
+constexpr int BY_BLOCK = 4;
+
+template <class T> void prepare(const Job* j, char* memory, int part) {
   const Layout<T> l(j);
   const Shared<T> s(l, memory);
-  for (long k = 0; k < l.blocks; k++) {
-    if (j->input_register[k] >= 0)
-      pack_block(l, j->kernel, l.blocks, k, l.features, false, s.kernel + k * s.of_block_kernel);
-    if (l.multiplies(k))
-      pack_block(l, j->recurrent, j->recurrent_blocks, k, l.units, false, s.recurrent + k * s.of_block_recurrent);
-    if (j->backward && j->d_x)
-      pack_block(l, j->kernel, l.blocks, k, l.features, true, s.kernel_back + k * s.of_block_kernel_back);
-    if (j->backward && k < j->recurrent_blocks)
-      pack_block(l, j->recurrent, j->recurrent_blocks, k, l.units, true, s.recurrent_back + k * s.of_block_recurrent);
-    for (long i = 0; i < l.row; i++) {
-      s.bias[k * l.row + i] = j->bias && i < l.units ? l.of(j->bias)[k * l.units + i] : T(0);
-      s.recurrent_bias[k * l.row + i] =
-          j->recurrent_bias && i < l.units ? l.of(j->recurrent_bias)[k * l.units + i] : T(0);
-    }
+  const long k = part / BY_BLOCK, of_recurrent = k * s.of_block_recurrent;
+  const bool has_recurrent = k < j->recurrent_blocks;
+  switch (part % BY_BLOCK) {
+    case 0:
+      if (j->input_register[k] >= 0)
+        pack_block(l, j->kernel, l.blocks, k, l.features, false, s.kernel + k * s.of_block_kernel);
+      for (long i = 0; i < l.row; i++) {
+        const bool given = i < l.units;
+        s.bias[k * l.row + i] = given && j->bias ? l.of(j->bias)[k * l.units + i] : T(0);
+        s.recurrent_bias[k * l.row + i] =
+            given && j->recurrent_bias ? l.of(j->recurrent_bias)[k * l.units + i] : T(0);
+      }
+      break;
+    case 1:
+      if (l.multiplies(k))
+        pack_block(l, j->recurrent, j->recurrent_blocks, k, l.units, false, s.recurrent + of_recurrent);
+      break;
+    case 2:
+      if (j->backward && j->d_x)
+        pack_block(l, j->kernel, l.blocks, k, l.features, true, s.kernel_back + k * s.of_block_kernel_back);
+      break;
+    default:
+      if (j->backward && has_recurrent)
+        pack_block(l, j->recurrent, j->recurrent_blocks, k, l.units, true, s.recurrent_back + of_recurrent);
   }
 }
 
 // The gradients of the weights, of all shares, in their order.
-template <class T> void add_up(const Job* j, char* memory) {
+template <class T> void add_up(const Job* j, char* memory, int part) {
   const Layout<T> l(j);
   const Shared<T> s(l, memory);
-  auto sum = [&](const T* of_first, long rows, long from_block, long to_row, void* to, long k,
-                 bool single) {
-    if (!to) return;
-    for (long r = 0; r < rows; r++)
-      for (long c = 0; c < (single ? 1 : l.units); c++) {
-        T total = 0;
-        for (long share = 0; share < j->shares; share++)
-          total += of_first[share * s.of_share + k * from_block + r * l.row + c];
-        ((T*)to)[r * to_row + (single ? 0 : k * l.units) + c] = total;
-      }
+  // Rows of `width` numbers.
+  const auto sum = [&](const T* from, long rows, long width, void* result, long to_row, long column) {
+    for (long r = 0; result && r < rows; r++, from += l.row) {
+      T* const to = (T*)result + r * to_row + column;
+      __builtin_memcpy(to, from, width * sizeof(T));
+      for (long share = 1; share < j->shares; share++)
+        for (long c = 0; c < width; c++) to[c] += from[share * s.of_share + c];
+    }
   };
-  const long columns = l.blocks * l.units;
-  for (long k = 0; k < l.blocks; k++) {
-    sum(s.d_kernel, l.features, l.features * l.row, columns, j->d_kernel, k, false);
-    if (k < j->recurrent_blocks)
-      sum(s.d_recurrent, l.units, l.units * l.row, j->recurrent_blocks * l.units, j->d_recurrent, k, false);
-    sum(s.d_bias, 1, l.row, columns, j->d_bias, k, false);
-    sum(s.d_recurrent_bias, 1, l.row, columns, j->d_recurrent_bias, k, false);
+  const long k = part / BY_BLOCK, columns = l.blocks * l.units, column = k * l.units;
+  switch (part % BY_BLOCK) {
+    case 0:
+      sum(s.d_kernel + k * l.features * l.row, l.features, l.units, j->d_kernel, columns, column);
+      break;
+    case 1:
+      if (k < j->recurrent_blocks)
+        sum(s.d_recurrent + k * l.units * l.row, l.units, l.units, j->d_recurrent,
+            j->recurrent_blocks * l.units, column);
+      break;
+    case 2:
+      sum(s.d_bias + k * l.row, 1, l.units, j->d_bias, columns, column);
+      sum(s.d_recurrent_bias + k * l.row, 1, l.units, j->d_recurrent_bias, columns, column);
+      break;
+    default:
+      for (long i = 0; k == 0 && i < j->weights; i++) {
+        const Weight& w = j->weight[i];
+        sum(s.d_weights + i * l.row, 1, w.gradient_size == 1 ? 1 : l.units, w.gradient, 0, 0);
+      }
   }
-  for (long i = 0; i < j->weights; i++)
-    sum(s.d_weights + i * l.row, 1, 0, 0, j->weight[i].gradient, 0, j->weight[i].gradient_size == 1);
 }
 
 }  // namespace

@@ -174,6 +174,23 @@ API int size_of_call() { return sizeof(Call); }
 
 int64_t kept_by(const Job& job) { return variant().kept_size(&job); }
 
+// Weights that are worth being packed, and their gradients being added up, by several threads.
+constexpr int64_t MANY = 1 << 17;
+
+// Parts of something, each done by the first thread that comes to it.
+class Parts {
+ public:
+  explicit Parts(int count) : count_(count) {}
+  template <class F> void all(F of_part) {
+    for (int part; done_ < count_ && (part = next_++) < count_; done_++) of_part(part);
+    while (done_ < count_) std::this_thread::yield();
+  }
+
+ private:
+  const int count_;
+  std::atomic<int> next_{0}, done_{0};
+};
+
 // 0, or 1 if there is not enough memory.
 int do_job(const Job& of, int threads) {
   const Job* const job = &of;
@@ -181,21 +198,36 @@ int do_job(const Job& of, int threads) {
     const Variant& v = variant();
     char* const shared = together().of(v.shared_size(job));
     const size_t size = v.share_size(job);
+    const bool in_teams = job->members > 1 && Team::pays();
+    std::vector<Team> teams(in_teams ? job->shares : 0);
+    const int all = in_teams ? job->shares * job->members : job->shares;
     std::atomic<bool> failed{false};
-    {
-      FlushToZero flush;
-      v.prepare(job, shared);
-    }
-    pool(threads).run(job->shares, [&](int share) {
-      FlushToZero flush;
+    const auto each = [&](bool by_the_pool, int count, const auto& of_index) {
+      const auto of = [&](int index) {
+        FlushToZero flush;
+        of_index(index);
+      };
+      if (by_the_pool) return pool(threads).run(count, of);
+      for (int i = 0; i < count; i++) of(i);
+    };
+    const int64_t weights = job->blocks * job->units * (job->features + job->units);
+    const bool many = all > 1 && weights >= MANY;
+    Parts prepared(v.parts(job));
+    const auto prepare = [&](int part) { v.prepare(job, shared, part); };
+    if (!many) prepared.all(prepare);
+    each(all > 1, all, [&](int index) {
+      prepared.all(prepare);
+      const int share = index % job->shares;   // the first so many lead
+      const bool leads = index < job->shares;
+      Team* const team = in_teams ? &teams[share] : nullptr;
       try {
-        v.run(job, share, shared, own().of(size));
+        v.run(job, share, shared, own().of(size), team, leads);
       } catch (const std::bad_alloc&) {
-        failed = true;
+        failed = failed || leads;   // a helper need not come
       }
+      if (team && leads) team->end();
     });
-    FlushToZero flush;
-    v.finish(job, shared);
+    each(many, v.parts(job), [&](int part) { v.finish(job, shared, part); });
     return failed;
   } catch (const std::bad_alloc&) {
     return 1;

@@ -31,7 +31,7 @@ int source gradient_of
 """
 _JOB = """
 long batch time features units
-int backward is_double shares tile blocks recurrent_blocks projected
+int backward is_double shares members tile blocks recurrent_blocks projected
 int states sums
 int kept_states kept registers parts products weights
 at places code part constants input_register projected_register
@@ -58,7 +58,7 @@ choices choice
 limits limit
 entries entries
 int choices threads
-long of_step of_thread
+long of_step of_thread of_member
 int biases weights has_mask sequences gradients d_x inputs results
 at input like
 """

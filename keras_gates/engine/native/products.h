@@ -28,9 +28,10 @@ template <class T> void pack(const T* b, long k, long n, long row, long column, 
       for (long p = 0; p < k; p++, out += N) __builtin_memcpy(out, b + p * row + j, N * sizeof(T));
       continue;
     }
-    for (long c = 0; c < N; c++)
-      for (long p = 0; p < k; p++)
-        out[p * N + c] = c < width ? b[p * row + (j + c) * column] : T(0);
+    for (long start = 0; start < k; start += N)   // some rows at a time, which stay in cache
+      for (long c = 0; c < N; c++)
+        for (long p = start; p < least(k, start + N); p++)
+          out[p * N + c] = c < width ? b[p * row + (j + c) * column] : T(0);
     out += k * N;
   }
 }
@@ -93,10 +94,18 @@ void product(const T* a, long row, long column, long rows, long k, const T* pack
   constexpr long N = PANEL<T>, L = LANES<T>;
   long j = 0;
   if (rows < 4) {  // several panels at once: a sum on its own waits for itself
-    for (; j + 4 * N <= n; j += 4 * N)
-      for (long i = 0; i < rows; i++)
-        block<T, 1, 8>(a + i * row, row, column, packed + j * k, N, k * N, k, c + i * c_row + j,
-                       c_row, 4 * N, add, bias ? bias + j : bias);
+    const auto of_bias = [&] { return bias ? bias + j : bias; };
+    for (; rows == 1 && j + 4 * N <= n; j += 4 * N)
+      block<T, 1, 8>(a, row, column, packed + j * k, N, k * N, k, c + j, c_row, 4 * N, add, of_bias());
+    for (; j + 2 * N <= n; j += 2 * N) {
+      const T* const of_b = packed + j * k;
+      T* const to = c + j;
+      const long last = rows - 1;
+      if (rows > 1) block<T, 2, 4>(a, row, column, of_b, N, k * N, k, to, c_row, 2 * N, add, of_bias());
+      if (rows != 2)
+        block<T, 1, 4>(a + last * row, row, column, of_b, N, k * N, k, to + last * c_row, c_row, 2 * N,
+                       add, of_bias());
+    }
   }
   for (; j < n; j += N) {
     const T* const of_bias = bias ? bias + j : bias;
