@@ -161,7 +161,7 @@ def test_an_export():
         ],
     )
     page = harmless(report._repr_html_())
-    for expected in ("123 kB", "GRU 2", "1.5e-06", "2.5e-07", "5 samples", "1.23", "9.88", EVIL):
+    for expected in ("123 kB", "GRU 2", "1.5e-06", "2.5e-07", "5 batches", "1.23", "9.88", EVIL):
         assert expected in page.text, expected
     read = dataclasses.replace(report, difference=None, samples=[], latency=[], notes=[])
     assert "largest difference" not in harmless(read._repr_html_()).text

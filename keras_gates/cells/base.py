@@ -632,6 +632,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         shared = self.gate_activations and not isinstance(self.gate_activation, dict)
         return {
             **super().get_config(),
+            "units": self.units,  # first, as `inspect` shows them in this order
             "gate_activation": (next(iter(per_gate.values())) if shared else per_gate) or None,
             "candidate_activation": activations.serialize(
                 self.candidate_activation, "candidate_activation"
