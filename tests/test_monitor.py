@@ -12,6 +12,7 @@ import pytest
 from keras import ops
 
 import keras_gates as kg
+from keras_gates import verdicts
 from keras_gates.diagnostics import GateMonitor, diagnose
 
 pytestmark = pytest.mark.skipif(helpers.BACKEND != "tensorflow", reason="trains on TensorFlow")
@@ -137,6 +138,17 @@ def test_training_is_the_same_with_it(rng):
         assert np.array_equal(given, wanted)
     assert history == expected
     assert monitor.history["step"] == list(range(2 * SAMPLES // 8 + 1))
+
+
+def test_activations_are_judged_once_however_often_it_looks(rng, monkeypatch):
+    judge, asked = verdicts.judge, []
+    model = small_model()
+    monkeypatch.setattr(verdicts, "judge", lambda cell: asked.append(cell) or judge(cell))
+    x, y = data(rng)
+    monitor = GateMonitor(x, y, every=1, unit="step")
+    fit(model, x, y, monitor)
+    assert len(monitor.history["step"]) > 2
+    assert len(asked) == len(set(map(id, asked))) == len(monitor.diagnosis.layers)
 
 
 @pytest.mark.parametrize(

@@ -255,12 +255,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         self.seed = seed_or_none("seed", seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-        self.initialization = starting.checked(initialization)
-        if self.initialization is not None and not self.gate_names():
-            raise ValueError(
-                "`initialization` spreads the gates that carry the state on, and "
-                f"{type(self).__name__} has no gates. Received: initialization={initialization!r}"
-            )
+        self.initialization = starting.checked(self, initialization)
         self.layer_norm = true_or_false("layer_norm", layer_norm)
         self.norm_weights: dict = {}
         self.grad_clip_value, self.grad_clip_norm, self.grad_clip_at = clipping.checked(

@@ -30,8 +30,18 @@ _SHIFT = 1e-4
 _OF_KERNELS = ("orthogonal", "identity", "glorot_uniform", "he_normal", "he_uniform", "zeros")
 
 
-def checked(given):
+def checked(cell, given):
     """An `initialization` as a cell keeps it: None for Keras' own."""
+    found = _named(given)
+    if found is not None and not cell.gate_names():
+        raise ValueError(
+            "`initialization` spreads the gates that carry the state on, and "
+            f"{type(cell).__name__} has no gates. Received: initialization={given!r}"
+        )
+    return found
+
+
+def _named(given):
     found = given
     if isinstance(given, dict):
         with contextlib.suppress(TypeError, ValueError):

@@ -105,7 +105,7 @@ def converted(original, changes=()):
     conversion = _Conversion(dict(changes), names)
     copy = conversion.layer(original)
     if not conversion.recurrent:
-        gated = [part.name for part in original._flatten_layers() if isinstance(part, GatedRNN)]
+        gated = [part.name for part in parts if isinstance(part, GatedRNN)]
         already = (
             f", which has GatedRNN layers already ({', '.join(gated)}). To change their arguments, "
             "make the model anew and hand the weights on, new.set_weights(model.get_weights()); "

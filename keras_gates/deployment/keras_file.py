@@ -14,6 +14,7 @@ import keras
 
 from keras_gates._keras.layers import to_snake_case
 from keras_gates.deployment.report import size_as_text
+from keras_gates.initializers import Chrono
 
 # What says nothing about a layer that its place, its name and its class do not.
 _LEFT_OUT = {
@@ -230,7 +231,7 @@ def _text(value):
     if value.get("module") in ("keras.regularizers", "keras.constraints"):
         return f"{name}({', '.join(f'{n}={v:g}' for n, v in given.items())})"
     if value.get("registered_name") == "keras_gates>Chrono":
-        return f"Chrono({config['longest']})"
+        return str(Chrono(**config))
     return name
 
 

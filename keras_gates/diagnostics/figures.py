@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from keras_gates import activations, verdicts
+from keras_gates import activations
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.diagnostics import lyapunov
 
@@ -169,8 +169,8 @@ class LayerDiagnosis:
         return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def of_trace(trace, margin):
-    """The `LayerDiagnosis` of a `Trace`."""
+def of_trace(trace, margin, unstable):
+    """The `LayerDiagnosis` of a `Trace`, and of what `why_unstable` says of its cell."""
     cell, valid = trace.cell, trace.valid
     with np.errstate(all="ignore"):  # what is not finite is counted
         everything = [*trace.activated.values(), *trace.states.values()]
@@ -199,12 +199,11 @@ def of_trace(trace, margin):
             },
             gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
             lyapunov=(None if trace.growth is None else lyapunov.exponent(trace.growth, valid)),
-            options=_options(cell),
+            options={**_options(cell), "unstable": unstable},
         )
 
 
 def _options(cell):
-    unstable = [r for r in verdicts.judge(cell).reasons if r.level == verdicts.LEVELS[-1]]
     names = ("grad_clip_norm", "grad_clip_value", "activation_l1", "candidate_l1", "initialization")
     return {
         **{name: getattr(cell, name) for name in names},
@@ -213,7 +212,6 @@ def _options(cell):
         else type(cell.recurrent_initializer).__name__.lower(),
         "candidate_activation": activations.name_of(cell.candidate_activation),
         "candidate_bounded": bool(np.isfinite(_bounds(cell.candidate_activation)).all()),
-        "unstable": [unstable[0].what, unstable[0].advice] if unstable else None,
     }
 
 

@@ -300,14 +300,15 @@ def _with_estimates(verdict, cell, steps):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
-            found["memory"] = probe.memory(new(), steps)
+            begun = new()
+            found["memory"] = probe.memory(begun, steps)
         except NotTraceableError:
             return verdict
         if np.isfinite(found["memory"]) and cell.initialization is None:
             with contextlib.suppress(ValueError):  # there are no such gates
                 uniform = new(initialization="uniform_gates")
                 found["memory_with_uniform_gates"] = probe.memory(uniform, steps)
-        found["contraction"] = probe.contraction(new())
+        found["contraction"] = probe.contraction(begun)
         found["divergence"] = probe.divergence(
             built_copy(cell, units=_FEW, features=2, initialization=None), steps, verdict.growth
         )
