@@ -30,6 +30,7 @@ os.environ.setdefault("KERAS_GATES_THREADS", "1")
 import keras
 import numpy as np
 from gallery import BATCH, EPOCHS, RATE, UNITS, train_all
+from published import copying
 from verdicts import adding, digits
 
 import keras_gates as kg
@@ -47,15 +48,11 @@ def adding_of(count, length):
     return adding(rng, count, length), adding(rng, 500, length)
 
 
-def copying(symbols=8, copied=5, pause=50):
-    """Five symbols, a pause, and a sign to repeat them: in the last five steps."""
-    rng = np.random.default_rng(0)
-    told = rng.integers(symbols, size=(4500, copied))
-    seen = np.full((len(told), copied + pause + copied), symbols)
-    seen[:, :copied] = told
-    seen[:, copied + pause - 1] = symbols + 1
-    x = np.eye(symbols + 2, dtype="float32")[seen]
-    return (x[:4000], told[:4000]), (x[4000:], told[4000:])
+def five_copied():
+    """Five of eight symbols, a pause of 50 steps and a sign to give them back in the last five."""
+    x, y = copying(np.random.default_rng(0), 4500, 50, 5)
+    x, y = x[:, :, [*range(1, 9), 0, 9]], y[:, -5:] - 1  # symbols from 0 on
+    return (x[:4000], y[:4000]), (x[4000:], y[4000:])
 
 
 def text(symbols=64, length=100):
@@ -100,7 +97,7 @@ TASKS = {
     "digits": Task(digits, 64, 10, "accuracy", PAIRS),
     "adding": Task(lambda: adding_of(2000, 150), 150, 1, "error", PAIRS),
     "adding 400": Task(lambda: adding_of(4000, 400), 400, 1, "error"),
-    "copy": Task(copying, 60, 8, "accuracy", answered=5),
+    "copy": Task(five_copied, 60, 8, "accuracy", answered=5),
     "text": Task(text, 100, 64, "nats", answered=None),
     "eeg": Task(eeg, 64, 4, "error", epochs=30),
 }
