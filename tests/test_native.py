@@ -16,9 +16,10 @@ from helpers import BACKEND, MGUCell, drawn_cell, leave_out_for_time, run_python
 import keras_gates as kg
 from keras_gates import activations
 from keras_gates.cells.program import trace
+from keras_gates.engine.machine import lowered
 from keras_gates.engine.native import call, cut, library
 from keras_gates.engine.native.call import Call, Form
-from keras_gates.engine.native.instructions import assemble, native
+from keras_gates.engine.native.instructions import assemble
 from keras_gates.engine.native.plan import LEAN, LEAST, QUICK, Passes, Plan, plan_of
 from keras_gates.engine.recurrence import NotFusableError
 from keras_gates.equations import TABLE, apply, evaluate, leaf
@@ -38,7 +39,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, np.inf, -np.inf, np.nan, 1e4, -1e4, 
 def computed(values, given):
     """Values by the kernel, of arrays (rows, units) by name."""
     places = {leaf("state", name): ("STATE", i) for i, name in enumerate(given)}
-    targets = [(native(value), ("NEW", i)) for i, value in enumerate(values)]
+    targets = [(lowered(value, library.operations()), ("NEW", i)) for i, value in enumerate(values)]
     code = assemble(targets, places, ("candidate",), UNITS)
     none, one = np.zeros(0, "int32"), np.array([-1], "int32")
     code.input_register, code.projected_register = one, none
@@ -128,7 +129,7 @@ def test_sparsemax_of_numbers_that_are_close_or_equal(dtype, rng):
 def test_a_value_is_computed_once_and_its_register_used_again(rng):
     a, b = leaf("state", "a"), leaf("state", "b")
     product = a * b
-    value = native((product + a) * (product - b) + product)
+    value = lowered((product + a) * (product - b) + product, library.operations())
     code = assemble([(value, ("NEW", 0))], {a: ("STATE", 0), b: ("STATE", 1)}, (), UNITS)
     assert len(code.code) == 4  # the last sum and the product before it are one
     scratch = (code.places[:, 0] == library.PLACES.index("SCRATCH")).sum()
@@ -193,7 +194,7 @@ def test_all_activations_of_keras_and_the_package_run_in_the_kernel():
 def test_operations_that_the_kernel_has_not_are_named():
     value = apply("opaque", leaf("state", "a"), function=np.arctan)
     with pytest.raises(NotFusableError, match="the kernel has no operation 'opaque'"):
-        native(value)
+        lowered(value, library.operations())
 
 
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="float64 and tapes")

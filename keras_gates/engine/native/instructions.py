@@ -6,25 +6,14 @@ import dataclasses
 import numpy as np
 
 from keras_gates.engine.native import library
-from keras_gates.engine.recurrence import NotFusableError
-from keras_gates.equations import TABLE, apply
+from keras_gates.equations import TABLE
 from keras_gates.equations.operations import UNITS
-from keras_gates.equations.program import expanded
 from keras_gates.equations.values import number_of, ordered
 from keras_gates.equations.values import value as interned
 
-# Rows whose value is that of their argument.
-_SAME = ("broadcast", "stop_gradient", "cast")
 _PRODUCTS = {"recurrent": "PRODUCT", "recurrent_transposed": "TRANSPOSED"}
 # Operations that read their arguments after they began to write.
 _APART = ("sparsemax_gradient",)
-_POWERS = {
-    1: lambda x: x,
-    2: lambda x: x * x,
-    3: lambda x: x * x * x,
-    0.5: lambda x: apply("sqrt", x),
-    -1: lambda x: apply("reciprocal", x),
-}
 
 
 @dataclasses.dataclass
@@ -40,31 +29,6 @@ class Code:
     # Of each block, where `x W_k + b_k` and `h U_k + c_k` go to, or -1.
     input_register: list = dataclasses.field(default_factory=list)
     projected_register: list = dataclasses.field(default_factory=list)
-
-
-def native(value):
-    """`value` in operations of the kernel."""
-    names = library.operations()
-    value = expanded(value, lambda row: row.name in names or row.expand is None)
-    done = {}
-    for v in ordered([value]):
-        arguments = [done[id(a)] for a in v.arguments]
-        if v.operation == "cast" and v["dtype"] == "bool":
-            new = apply("logical_not", apply("equal", arguments[0], 0))
-        elif v.operation in _SAME:
-            new = arguments[0]
-        elif v.operation in ("zeros_like", "ones_like"):
-            new = apply("add", float(v.operation == "ones_like"), 0)
-        elif v.operation == "power" and number_of(arguments[1]) in _POWERS:
-            new = _POWERS[number_of(arguments[1])](arguments[0])
-        elif arguments:
-            new = apply(v.operation, *arguments, **dict(v.parameters))
-            if v.operation not in names and v.operation not in _PRODUCTS:
-                raise NotFusableError(f"the kernel has no operation {v.operation!r}")
-        else:
-            new = v
-        done[id(v)] = new
-    return done[id(value)]
 
 
 def _fused(targets, stops):

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_gates.cells.step import projected_blocks
-from keras_gates.engine.native import cut
-from keras_gates.engine.native.instructions import Code, assemble, native
-from keras_gates.equations import apply, constant, leaf, pulled
-from keras_gates.equations.operations import clip_norm, total
+from keras_gates.engine.machine import Step, equations_of
+from keras_gates.engine.native import cut, library
+from keras_gates.engine.native.instructions import Code, assemble
+from keras_gates.equations import constant, leaf
 from keras_gates.equations.values import ordered
 
 
@@ -79,31 +78,14 @@ def plan_of(cell, program):
     Raises:
         NotFusableError: with the reason.
     """
-    bounds = None
-    if cell.clips and cell.grad_clip_at == "preactivation":
-        bounds = cell.grad_clip_value, cell.grad_clip_norm
-    blocks, projected = tuple(cell.blocks), projected_blocks(cell)
-    return _plan(program, blocks, projected, tuple(cell.penalties), bounds, cell.units)
+    return _plan(equations_of(cell, program), cell.units)
 
 
 @functools.lru_cache(256)
-def _plan(program, blocks, projected, penalties, bounds, units):
-    x = [leaf("x", block) for block in blocks]
-    u = [leaf("u", block) for block in projected]
-    states = [leaf("state", name) for name, _ in program.outputs]
-    sums = [leaf("state", name, wide=False) for name in penalties]
-    weights = [value for (kind, _), value in program.leaves.items() if kind == "weight"]
-    outputs = [value for _, value in program.outputs]
-    penalized = {"activation_l1": outputs[0], "candidate_l1": dict(program.named).get("candidate")}
-    outputs += [
-        s + total(apply("abs", penalized[name])) for s, name in zip(sums, penalties, strict=True)
-    ]
-    d_after = [leaf("gradient", f"d_{s['name']}", wide=s.wide) for s in [*states, *sums]]
-    found, products = pulled(outputs, d_after, [*x, *u, *states, *sums, *weights])
-    found = [None if d is None else native(d) for d in found]
-    d_x, d_u, d_before, d_weights = _split(found, len(x), len(u), len(d_after), len(weights))
-    d_x, d_u = _clipped(d_x, bounds), _clipped(d_u, bounds)
-    outputs = [native(value) for value in outputs]
+def _plan(equations, units):
+    step = Step(equations, library.operations())
+    blocks, x, u, d_x, d_u = equations.blocks, step.x, step.u, step.d_x, step.d_u
+    states, sums, outputs, d_after = step.states, step.sums, step.outputs, step.d_after
 
     # The gradients that the backward pass is to give. Equal ones of several blocks are one.
     gradients: dict = {}
@@ -112,15 +94,19 @@ def _plan(program, blocks, projected, penalties, bounds, units):
             gradients.setdefault(d, i)
     places = [("D_INPUT", k) for k in range(len(x))] + [("D_PROJECTED", k) for k in range(len(u))]
     targets = [(d, places[i]) for d, i in gradients.items()]
-    targets += [(constant(0) if d is None else d, ("D_NEW", s)) for s, d in enumerate(d_before)]
-    for i, (_, value, d) in enumerate(products):
-        targets += [(native(value), ("FACTOR", i)), (native(d), ("D_PRODUCT", i))]
-    learned = [(w["name"], d) for w, d in zip(weights, d_weights, strict=True) if d is not None]
+    targets += [
+        (constant(0) if d is None else d, ("D_NEW", s)) for s, d in enumerate(step.d_before)
+    ]
+    for i, (_, value, d) in enumerate(step.products):
+        targets += [(value, ("FACTOR", i)), (d, ("D_PRODUCT", i))]
+    of_weights = zip(step.weights, step.d_weights, strict=True)
+    learned = [(w["name"], d) for w, d in of_weights if d is not None]
     targets += [(d, ("D_WEIGHT", i)) for i, (_, d) in enumerate(learned)]
 
     given = _places_of_inputs(outputs, [d for d, _ in targets], x, u)
     before = {value: ("STATE", i) for i, value in enumerate([*states, *sums])}
-    kept_states = [name for name, _ in program.outputs if ("kept", name) in program.leaves]
+    leaves = equations.program.leaves
+    kept_states = [name for name, _ in equations.program.outputs if ("kept", name) in leaves]
     masks = {leaf("kept", name): ("MASK", i) for i, name in enumerate(kept_states)}
     after = {value: ("NEW", i) for i, value in enumerate(outputs[: len(states)])}
     d_places = {d: ("D_STATE", i) for i, d in enumerate(d_after)}
@@ -157,7 +143,7 @@ def _plan(program, blocks, projected, penalties, bounds, units):
         sums=len(sums),
         infer=forward({}),
         passes=passes,
-        product_block=_numbers(blocks.index(block) for block, _, _ in products),
+        product_block=_numbers(blocks.index(block) for block, _, _ in step.products),
         d_input_of=_numbers(-1 if d is None else gradients[d] for d in d_x),
         d_projected_of=_numbers(-1 if d is None else gradients[d] for d in d_u),
         weights=tuple(name for name, _ in learned),
@@ -166,25 +152,6 @@ def _plan(program, blocks, projected, penalties, bounds, units):
 
 def _numbers(values):
     return np.array(list(values), "int32")
-
-
-def _split(values, *sizes):
-    values = iter(values)
-    return [[next(values) for _ in range(size)] for size in sizes]
-
-
-def _clipped(gradients, bounds):
-    """The gradients at stacked projections, clipped together."""
-    present = [d for d in gradients if d is not None]
-    if not bounds or not present:
-        return gradients
-    value, norm = bounds
-    if norm is None:
-        clipped = [apply("clip_value", d, bound=value) for d in present]
-    else:
-        clipped = clip_norm(present, norm)
-    found = iter([native(d) for d in clipped])
-    return [None if d is None else next(found) for d in gradients]
 
 
 def _places_of_inputs(outputs, gradients, x, u):
