@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_gates.engine import jax as scans
+from keras_gates.engine.differentiable import differentiable
 from keras_gates.engine.native import library
 from keras_gates.engine.native.engine import NativeEngine
 from keras_gates.engine.recurrence import Dropout
@@ -61,40 +62,15 @@ class FusedEngine(NativeEngine):
             hidden, last = self._scans.over(x, before, mask, dropout, return_sequences, values)
             return [*([hidden] if return_sequences else []), last]
 
-        @jax.custom_vjp
-        def run(given, masks):
+        def infer(given, masks):
             return ordered(done("infer", [*given, *masks]))
 
-        @jax.custom_vjp
-        def run_and_keep(given, masks):
+        def forward(given, masks):
             *results, memory = done("forward", [*given, *masks])
             return ordered(results), memory
 
-        def forward(given, masks):
-            results, memory = run_and_keep(given, masks)
-            return results, (given, masks, memory)
-
-        def forward_and_keep(given, masks):
-            results, memory = run_and_keep(given, masks)
-            return (results, memory), (given, masks, memory)
-
-        @jax.custom_vjp
-        def pull(given, masks, memory, d_results):
+        def backward(given, masks, memory, d_results):
             *d_hidden, d_last = d_results
             return done("backward", [*given, *masks, memory, *d_hidden, *d_last])
 
-        def pull_backward(residuals, v):
-            given, masks, memory, d_results = residuals
-
-            def again(given, d_results):
-                _, pulled = jax.vjp(lambda given: step_by_step(given, masks), given)
-                return pulled(d_results)[0]
-
-            d_given, d_d = jax.vjp(again, given, d_results)[1](v)
-            return d_given, None, jnp.zeros_like(memory), d_d
-
-        # Each is made of functions with derivatives, so that derivatives have some as well.
-        pull.defvjp(lambda *residuals: (pull(*residuals), residuals), pull_backward)
-        run_and_keep.defvjp(forward_and_keep, lambda residuals, d: (pull(*residuals, d[0]), None))
-        run.defvjp(forward, lambda residuals, d: (pull(*residuals, d), None))
-        return run
+        return differentiable(infer, forward, backward, step_by_step)
