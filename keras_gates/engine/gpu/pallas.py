@@ -3,6 +3,8 @@
 Source: Diamos et al., "Persistent RNNs: Stashing recurrent weights on-chip", 2016.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -82,6 +84,7 @@ def _call(kernel, plan, interpret, given, results):
     call = pl.pallas_call(
         lambda given, results: kernel(_Tile(plan, interpret, given, results, **sizes)),
         out_shape=(results,),
+        name=f"gated_rnn{kernel.__name__}",
         grid=(pl.cdiv(batch, ROWS),),
         interpret=interpret,
         compiler_params=gpu.CompilerParams(num_warps=4 if padded(units) <= 64 else 8, num_stages=1),
@@ -304,6 +307,8 @@ class _Tile:
             found = self.pull(scratch, self.plan.columns[value["block"]])
             self.wait()
             return found
+        if operation == "erf":
+            return _erf(*arguments)
         if operation in ("sum", "max"):
             rows = jnp.broadcast_to(arguments[0], (ROWS, self.wide))
             nothing = 0.0 if operation == "sum" else -jnp.inf
@@ -312,3 +317,12 @@ class _Tile:
         return getattr(ops, operation)(
             *arguments, *[value[name] for name in TABLE[operation].parameters]
         )
+
+
+def _erf(x):
+    """To 1.5e-7: Abramowitz, Stegun, "Handbook of mathematical functions", 7.1.26. Pallas has none
+    on GPUs."""
+    t = 1 / (1 + 0.3275911 * jnp.abs(x))
+    factors = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    series = functools.reduce(lambda total, factor: (total + factor) * t, factors, 0.0)
+    return jnp.sign(x) * (1 - series * jnp.exp(-x * x))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_gates.engine import jax as scans
-from keras_gates.engine.differentiable import differentiable
+from keras_gates.engine.differentiable.jax import differentiable
 from keras_gates.engine.native import library
 from keras_gates.engine.native.engine import NativeEngine
 from keras_gates.engine.recurrence import Dropout

@@ -1,4 +1,4 @@
-"""Functions of JAX whose derivative is a call of a kernel, and can be differentiated itself."""
+"""On JAX."""
 
 import jax
 import jax.numpy as jnp
