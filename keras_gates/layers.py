@@ -47,8 +47,8 @@ class GatedRNN(keras.layers.RNN):
         initial_state: "zeros", or "learned": weights of (units,) per state that the sequences
             start with where a call gives no initial state.
         backprop: how gradients are computed. "fused": the whole sequence at once, by a compiled
-            kernel that runs the cell's equations and their derivative (on JAX by scans, which it
-            compiles). "autodiff": by the backend, step by step. "auto": fused wherever it is
+            kernel that runs the cell's equations and their derivative (on GPUs by one that is
+            generated for JAX or PyTorch; on JAX else by scans, which it compiles). "autodiff": by the backend, step by step. "auto": fused wherever it is
             possible and pays; `explain` says which and why. The results are the same, gradients of
             gradients too (with clipping, each of the paths that these take back is clipped on its
             own). "fused" raises where the cell makes it impossible.
@@ -403,7 +403,7 @@ class GatedRNN(keras.layers.RNN):
         if not obstacle:
             try:
                 if self._engine is None:
-                    self._engine = engine.make_engine(self.cell)
+                    self._engine = engine.make_engine(self.cell, self.backprop == "fused")
                 return self._engine.run(self, sequences, states, mask, training)
             except (engine.NotFusableError, NotTraceableError) as reason:
                 self._not_fusable = str(reason)

@@ -7,6 +7,8 @@ import os
 import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Kernels for GPUs are interpreted; read when PyTorch imports Triton.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import keras
 import numpy as np

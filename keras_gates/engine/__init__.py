@@ -7,7 +7,7 @@ engines for a while.
 """
 
 import contextlib
-import importlib
+import importlib.util
 
 import keras
 
@@ -54,7 +54,7 @@ def why_not_fused_here(layer, sequences):
     if keras.backend.backend() == "jax":
         return _why_not_on_jax(automatic, sequences)
     if keras.backend.backend() == "torch":
-        return library.why_not() or _why_not_on_torch(sequences)
+        return _why_not_on_torch(automatic, sequences)
     return library.why_not() or _why_not_on_tensorflow(automatic)
 
 
@@ -81,14 +81,19 @@ def _is_accelerated():
     return jax.default_backend() != "cpu"
 
 
-def _why_not_on_torch(sequences):
+def _why_not_on_torch(automatic, sequences):
     import torch
 
-    if sequences.device.type != "cpu":
-        return f"the kernel is made for CPUs, and the sequences are on {sequences.device}"
+    device = sequences.device.type
+    if device == "cuda" and automatic:
+        return "on GPUs backprop='fused' alone runs a kernel"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "on GPUs its kernel needs Triton: pip install triton"
+    if device not in ("cpu", "cuda"):
+        return f"no kernel is made for {device}, where the sequences are"
     if torch.compiler.is_compiling():
         return "PyTorch compiles this function, and the kernel is none of its operations"
-    return None
+    return library.why_not() if device == "cpu" else None
 
 
 def _why_not_on_tensorflow(automatic):
@@ -104,19 +109,34 @@ def _why_not_on_tensorflow(automatic):
     return None
 
 
-def make_engine(cell):
-    """The `Engine` of the present backend, for one built cell."""
+def make_engine(cell, forced=False):
+    """The `Engine` of the present backend, for one built cell.
+
+    Args:
+        cell: a GatedCell.
+        forced: whether it was asked for. On GPUs the kernels made from a cell's program run only
+            then.
+    """
     backend = keras.backend.backend()
+    if backend == "torch" and cell.kernel.value.device.type == "cuda":
+        return _engine_of("gpu.torch", cell)
     if backend != "jax":
         return _engine_of(f"native.{backend}", cell)
-    # On JAX there are scans for what the kernel cannot do.
-    if _kernel_serves_jax():
+    # On JAX there are scans for what the kernels cannot do.
+    for module in _of_jax(forced):
         with contextlib.suppress(NotFusableError, NotTraceableError):
-            return _engine_of("native.jax", cell)
-    if _is_accelerated():
-        with contextlib.suppress(NotFusableError, NotTraceableError):
-            return _engine_of("parallel", cell)
+            return _engine_of(module, cell)
     return _engine_of("jax", cell)
+
+
+def _of_jax(forced):
+    import jax
+
+    if _kernel_serves_jax():
+        return ["native.jax"]
+    if forced and jax.default_backend() == "gpu":
+        return ["gpu.jax", "parallel"]
+    return ["parallel"] if _is_accelerated() else []
 
 
 def _engine_of(module, cell):

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from typing import Any
 
 from keras import ops
 
@@ -15,20 +16,22 @@ from keras_gates.engine.recurrence import Dropout, Recurrence
 class GPUEngine(Engine):
     """Runs one cell.
 
-    A subclass has `kernels`, a module with `forward` and `backward`, and what is below.
-
     Args:
         cell: a built GatedCell.
-        interpret: whether Python runs the kernels, on any processor, and slowly.
+
+    Attributes:
+        kernels: of the backend, with `forward(plan, keep, sequences, given)` and
+            `backward(plan, given)`; see `pallas.Kernels`.
 
     Raises:
         NotTraceableError, NotFusableError: the kernels cannot run it, with the reason.
     """
 
+    kernels: Any
     how = "fused, all time steps in one kernel of the GPU"
 
-    def __init__(self, cell, interpret=False):
-        self.cell, self.interpret, self.recurrence = cell, interpret, Recurrence(cell)
+    def __init__(self, cell):
+        self.cell, self.recurrence = cell, Recurrence(cell)
         self._plans = [Plan(cell, trace(cell))] * 2
         if shares(cell):
             self._plans[1] = Plan(cell, trace(cell, training=True))
@@ -93,8 +96,7 @@ class Run:
 
     def _forward(self, given, keep):
         arrays, _ = self._arrays(given)
-        kernels, interpret = self.engine.kernels, self.engine.interpret
-        return kernels.forward(self.plan, interpret, keep, self.return_sequences, arrays)
+        return self.engine.kernels.forward(self.plan, keep, self.return_sequences, arrays)
 
     def backward(self, given, steps, d_results):
         """The gradients at `given`, from what `forward` gave."""
@@ -117,7 +119,7 @@ class Run:
             "d_steps": [_swapped(d) for d in d_hidden],
             "d_last": list(d_last),
         }
-        found = self.engine.kernels.backward(plan, self.engine.interpret, arrays)
+        found = self.engine.kernels.backward(plan, arrays)
 
         def at(blocks, indices):
             return [

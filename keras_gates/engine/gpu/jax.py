@@ -9,13 +9,18 @@ from keras_gates.engine.gpu.engine import GPUEngine
 
 
 class FusedEngine(GPUEngine):
-    """Runs one cell; see `GPUEngine`."""
+    """Runs one cell; see `GPUEngine`.
 
-    kernels = pallas
+    Args:
+        cell: a built GatedCell.
+        interpret: whether JAX interprets the kernels, on any processor, and slowly.
+    """
+
     vjp = staticmethod(jax.vjp)
 
     def __init__(self, cell, interpret=False):
-        super().__init__(cell, interpret)
+        super().__init__(cell)
+        self.kernels = pallas.Kernels(interpret)
         self._scans = scans.FusedEngine(cell)
 
     def results(self, run_of, given, masks, gradients):

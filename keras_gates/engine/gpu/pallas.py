@@ -19,59 +19,68 @@ from keras_gates.equations.values import number_of, ordered
 _EXACT = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
 
-def forward(plan, interpret, keep, sequences, given):
-    """All time steps.
+class Kernels:
+    """Calls of the kernels.
 
     Args:
-        plan: a `Plan`.
-        interpret: whether Python runs the kernel, anywhere, and no GPU.
-        keep: whether all states of all steps are wanted.
-        sequences: whether the hidden state of every step is.
-        given: a dict of lists of arrays. "x": per block (time, batch, units); "states": before the
-            first step, (batch, units), and sums, (batch, 1); "recurrent_kernel": U, if there is
-            one; "biases": c, likewise; "vectors": (units,) or (1,); "valid": (time, batch), or
-            none; "kept": (time, batch, units); "masks": of dropout of the states, none, one, or one
-            per block with columns of U, (batch, units).
-
-    Returns:
-        A dict of lists: "steps", the states after every step, as many as wanted, and "last".
+        interpret: whether JAX interprets them, on any processor, and slowly.
     """
-    time, batch, units = given["x"][0].shape
-    count = len(plan.step.states) if keep else int(sequences)
-    results = {
-        "steps": [_like((time, batch, units))] * count,
-        "last": [_like(state.shape) for state in given["states"]],
-        "scratch": [_like((batch, units))] * len(given["recurrent_kernel"]),
-    }
-    return _call(_forward, plan, interpret, given, results)
 
+    def __init__(self, interpret=False):
+        self.interpret = interpret
 
-def backward(plan, interpret, given):
-    """The gradients, from the last step to the first.
+    def forward(self, plan, keep, sequences, given):
+        """All time steps.
 
-    Args:
-        plan, interpret: see `forward`.
-        given: as there, and: "u": per projected block (time, batch, units); "before": the states
-            before every step, likewise; "transposed": U transposed, if there is U; "d_steps": the
-            gradient at the hidden states, if there is one; "d_last": those at the last states.
+        Args:
+            plan: a `Plan`.
+            keep: whether all states of all steps are wanted.
+            sequences: whether the hidden state of every step is.
+            given: a dict of lists of arrays. "x": per block (time, batch, units). "states": before
+                the first step, (batch, units), and sums, (batch, 1). "recurrent_kernel": U, if
+                there is one; "biases": c, likewise. "vectors": (units,) or (1,). "valid":
+                (time, batch), or none. "kept": (time, batch, units). "masks": of dropout of the
+                states, none, one, or one per block with columns of U, (batch, units).
 
-    Returns:
-        A dict of lists: "gradients", of every step, as `Plan` has them; "d_states", before the
-        first step; "d_weights", of the learned weights, for each sample; "factors" and
-        "d_products" of products in the equations.
-    """
-    time, batch, units = given["x"][0].shape
-    of_step = _like((time, batch, units))
-    products = [of_step] * len(plan.step.products)
-    results = {
-        "gradients": [of_step] * len(plan.gradients),
-        "d_states": [_like(state.shape) for state in given["states"]],
-        "d_weights": [_like((batch, units if d.wide else 1)) for _, d in plan.learned],
-        "factors": products,
-        "d_products": products,
-        "scratch": [_like((batch, units))] * bool(products),
-    }
-    return _call(_backward, plan, interpret, given, results)
+        Returns:
+            A dict of lists: "steps", the states after every step, as many as wanted, and "last".
+        """
+        time, batch, units = given["x"][0].shape
+        count = len(plan.step.states) if keep else int(sequences)
+        results = {
+            "steps": [_like((time, batch, units))] * count,
+            "last": [_like(state.shape) for state in given["states"]],
+            "scratch": [_like((batch, units))] * len(given["recurrent_kernel"]),
+        }
+        return _call(_forward, plan, self.interpret, given, results)
+
+    def backward(self, plan, given):
+        """The gradients, from the last step to the first.
+
+        Args:
+            plan: a `Plan`.
+            given: as there, and "u": per projected block (time, batch, units); "before": the
+                states before every step, likewise; "transposed": U transposed, if there is U;
+                "d_steps": the gradient at the hidden states, if there is one; "d_last": those at
+                the last states.
+
+        Returns:
+            A dict of lists: "gradients", of every step, as `Plan` has them; "d_states", before the
+            first step; "d_weights", of the learned weights, for each sample; "factors" and
+            "d_products" of products in the equations.
+        """
+        time, batch, units = given["x"][0].shape
+        of_step = _like((time, batch, units))
+        products = [of_step] * len(plan.step.products)
+        results = {
+            "gradients": [of_step] * len(plan.gradients),
+            "d_states": [_like(state.shape) for state in given["states"]],
+            "d_weights": [_like((batch, units if d.wide else 1)) for _, d in plan.learned],
+            "factors": products,
+            "d_products": products,
+            "scratch": [_like((batch, units))] * bool(products),
+        }
+        return _call(_backward, plan, self.interpret, given, results)
 
 
 def _like(shape):

@@ -22,7 +22,7 @@ def forward(plan, arrays, kept):
 
     Args:
         plan: a `Plan`.
-        arrays: from names to how many arrays of it the kernel is given: see `pallas.forward`.
+        arrays: from names to how many arrays of it the kernel is given: see `pallas.Kernels`.
         kept: of how many states all steps are written.
 
     Returns:
@@ -61,7 +61,7 @@ def backward(plan, arrays):
 
     Args:
         plan: a `Plan`.
-        arrays: from names to how many arrays of it the kernel is given: see `pallas.backward`.
+        arrays: from names to how many arrays of it the kernel is given: see `pallas.Kernels`.
 
     Returns:
         The source of a function `kernel(time, batch, *arrays)`, the arrays in the order given, then

@@ -9,7 +9,10 @@ from keras_gates.engine.gpu.engine import GPUEngine
 
 
 class FusedEngine(GPUEngine):
-    """Runs one cell; see `GPUEngine`."""
+    """Runs one cell; see `GPUEngine`.
+
+    Where TRITON_INTERPRET=1 is set, Triton interprets the kernels, on any processor, and slowly.
+    """
 
     kernels = triton
 

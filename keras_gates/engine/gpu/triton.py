@@ -211,8 +211,8 @@ def leaky_relu(x, slope):
 # ---------------------------------------------------------------------- calls
 
 
-def forward(plan, interpret, keep, sequences, given):
-    """See `pallas.forward`."""
+def forward(plan, keep, sequences, given):
+    """See `pallas.Kernels`."""
     kept = len(plan.step.states) if keep else int(sequences)
     arrays, counts = _laid_out(given)
     x = given["x"][0]
@@ -225,8 +225,8 @@ def forward(plan, interpret, keep, sequences, given):
     return _launched(made, x, arrays, sizes)
 
 
-def backward(plan, interpret, given):
-    """See `pallas.backward`."""
+def backward(plan, given):
+    """See `pallas.Kernels`."""
     arrays, counts = _laid_out(given)
     x, products = given["x"][0], len(plan.step.products)
     made = kernel(source.backward(plan, counts), padded(plan.units))
