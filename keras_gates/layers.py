@@ -48,10 +48,11 @@ class GatedRNN(keras.layers.RNN):
             start with where a call gives no initial state.
         backprop: how gradients are computed. "fused": the whole sequence at once, by a compiled
             kernel that runs the cell's equations and their derivative (on GPUs by one that is
-            generated for JAX or PyTorch; on JAX else by scans, which it compiles). "autodiff": by the backend, step by step. "auto": fused wherever it is
-            possible and pays; `explain` says which and why. The results are the same, gradients of
-            gradients too (with clipping, each of the paths that these take back is clipped on its
-            own). "fused" raises where the cell makes it impossible.
+            generated for JAX or PyTorch; on JAX else by scans, which it compiles). "autodiff": by
+            the backend, step by step. "auto": fused wherever it is possible and pays; `explain`
+            says which and why. The results are the same, gradients of gradients too (with
+            clipping, each of the paths that these take back is clipped on its own). "fused" raises
+            where the cell makes it impossible.
         gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
         candidate_activation: φ. Default: "tanh".
         grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation

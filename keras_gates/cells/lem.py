@@ -24,8 +24,7 @@ class LEMCell(GatedCell):
 
     Args:
         units: positive integer.
-        dt: Δt, the largest time step.
-        Further arguments: see `GatedCell`.
+        dt: Δt, the largest time step. Further ones: see `GatedCell`.
 
     Example:
 
@@ -33,21 +32,19 @@ class LEMCell(GatedCell):
     >>> layer(numpy.zeros((2, 5, 3))).shape
     TensorShape([2, 8])
 
-    Source: Rusch, Mishra, Erichson, Mahoney, "Long expressive memory for sequence modeling", 2022;
-    the paper's y and z are h and m here.
+    Source: Rusch et al., "Long expressive memory for sequence modeling", 2022; its y, z are h, m.
     """
 
     blocks = ("memory_step", "update", "memory", "candidate")
     projected_blocks = ("memory_step", "update", "memory")
-    gates = ("memory_step", "update")
-    state_names = ("hidden", "memory")
+    gates, state_names = ("memory_step", "update"), ("hidden", "memory")
     symbols: typing.ClassVar[dict[str, str]] = {"memory": "m", "memory_step": "a"}
 
     def __init__(self, units: int, *, dt: float = 1.0, **kwargs: Unpack[CellArguments]) -> None:
         bound = positive_integer("units", units) ** -0.5
-        for name in ("kernel_initializer", "recurrent_initializer", "bias_initializer"):
+        for of in ("kernel", "recurrent", "bias"):
             uniform = keras.initializers.RandomUniform(-bound, bound)
-            kwargs.setdefault(name, uniform)  # type: ignore[misc]
+            kwargs.setdefault(f"{of}_initializer", uniform)  # type: ignore[misc]
         super().__init__(units, **kwargs)
         self.dt = nonnegative_number("dt", dt)
 

@@ -8,9 +8,6 @@ import keras
 from keras_gates.cells.base import GatedCell
 from keras_gates.types import CellArguments
 
-BOUND = 1.5**0.5  # of a uniform distribution with variance 1 / 2
-SCALE = 3.0**0.5  # at the start the highway has the variance of what goes in, at r = 1 / 2
-
 
 @keras.saving.register_keras_serializable(package="keras_gates")
 class SRUCell(GatedCell):
@@ -22,18 +19,13 @@ class SRUCell(GatedCell):
         c' = f * c + (1 - f) * n
         h' = r * c' + (1 - r) * sqrt(3) * (x W_s + b_s)
 
-    φ is the identity by default. The last term is a highway past the recurrence. Stack layers for
-    units to see each other.
+    φ is the identity by default. The last term is a highway past the recurrence, with the scale of
+    what goes in. Stack layers for units to see each other.
 
-    Weights: kernel W (features, 4 units) and bias b (4 units,), with columns f, r, n, s, then the
-    recurrent vectors v_f and v_r, each (units,), which start as `recurrent_initializer` says;
-    `recurrent_regularizer` and `recurrent_constraint` are for them. W starts with variance
-    1 / features, v with 1 / 2. The paper has x itself in the place of x W_s + b_s where features
-    and units are as many, and neither b_n nor b_s, which start at 0.
-
-    Args:
-        units: positive integer.
-        Further arguments: see `GatedCell`, except `recurrent_dropout`.
+    Weights: kernel W (features, 4 units) of variance 1 / features and bias b (4 units,), with
+    columns f, r, n, s, then the recurrent vectors v_f and v_r (units,) of variance 1 / 2, which
+    `recurrent_initializer`, `_regularizer` and `_constraint` are for. The paper has x itself for
+    x W_s + b_s where features and units are as many, and neither b_n nor b_s, which start at 0.
 
     Example:
 
@@ -41,25 +33,18 @@ class SRUCell(GatedCell):
     >>> layer(numpy.zeros((2, 5, 3))).shape
     TensorShape([2, 5, 8])
 
-    Source: Lei, Zhang, Wang, Dai, Artzi, "Simple recurrent units for highly parallelizable
-    recurrence", 2018.
+    Source: Lei et al., "Simple recurrent units for highly parallelizable recurrence", 2018.
     """
 
-    blocks = ("forget", "reset", "candidate", "skip")
-    recurrent_blocks = ()
-    gates = ("forget", "reset")
-    state_names = ("hidden", "cell")
+    blocks, recurrent_blocks = ("forget", "reset", "candidate", "skip"), ()
+    gates, state_names = ("forget", "reset"), ("hidden", "cell")
     default_candidate_activation = "linear"
-    symbols: typing.ClassVar[dict[str, str]] = {
-        "skip": "s",
-        "forget_vector": "v_f",
-        "reset_vector": "v_r",
-    }
+    symbols: typing.ClassVar = {"skip": "s", "forget_vector": "v_f", "reset_vector": "v_r"}
 
     def __init__(self, units: int, **kwargs: Unpack[CellArguments]) -> None:
-        scaled = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
-        kwargs.setdefault("kernel_initializer", scaled)
-        kwargs.setdefault("recurrent_initializer", keras.initializers.RandomUniform(-BOUND, BOUND))
+        scaled, uniform = keras.initializers.VarianceScaling, keras.initializers.RandomUniform
+        kwargs.setdefault("kernel_initializer", scaled(1.0, "fan_in", "uniform"))
+        kwargs.setdefault("recurrent_initializer", uniform(-(1.5**0.5), 1.5**0.5))
         super().__init__(units, **kwargs)
 
     def build(self, input_shape):
@@ -72,4 +57,4 @@ class SRUCell(GatedCell):
         f = self.gate("forget", x.forget + self.forget_vector * c)
         r = self.gate("reset", x.reset + self.reset_vector * c)
         c = self.clip_state(f * c + (1 - f) * self.candidate(x.candidate))
-        return r * c + (1 - r) * SCALE * x.skip, c
+        return r * c + (1 - r) * 3**0.5 * x.skip, c
