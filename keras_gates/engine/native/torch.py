@@ -46,28 +46,6 @@ class _Call:
         found = call([*_arrays(values), *self.more, self.memory, *_arrays(d_results)])
         return [*[None] * (not wants_d_x), *map(torch.from_numpy, found)]
 
-    def again(self, values, d_results):
-        """The same as `backward`, step by step, so that it can be differentiated."""
-        recurrence = self.engine.recurrence
-        count = len(values) - len(recurrence.variables)
-        x, *states = values[:count]
-        hidden = []
-        for t in range(x.shape[1]):
-            dropout = self.dropout._replace(kept=[m[:, t] for m in self.dropout.kept])
-            states = recurrence.advance(
-                values[count:],
-                recurrence.project_input(values[count:], x[:, t], self.dropout),
-                recurrence.project_state(values[count:], states[0], self.dropout),
-                states,
-                None if self.mask is None else self.mask[:, t, None].to(torch.bool),
-                dropout,
-            )
-            hidden.append(states[0])
-        results = [*([torch.stack(hidden, 1)] if self.return_sequences else []), *states]
-        return torch.autograd.grad(
-            results, values, d_results, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-
 
 class _Forward(torch.autograd.Function):
     @staticmethod
@@ -94,7 +72,11 @@ class _Backward(torch.autograd.Function):
     def backward(ctx, *v):
         with torch.enable_grad():
             given = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-            found = ctx.call.again(given[ctx.count :], given[: ctx.count])
+            call = ctx.call
+            found = pulled_again(
+                call.engine.recurrence, call.mask, call.dropout, call.return_sequences,
+                given[ctx.count :], given[: ctx.count],
+            )  # fmt: skip
             pairs = [(f, u) for f, u in zip(found, v, strict=True) if u is not None]
             second = torch.autograd.grad(
                 [f for f, _ in pairs],
@@ -104,6 +86,37 @@ class _Backward(torch.autograd.Function):
                 materialize_grads=True,
             )
         return None, None, None, *second
+
+
+def pulled_again(recurrence, mask, dropout, return_sequences, values, d_results):
+    """The gradients at `values` from those at the results, step by step, so that they can be
+    differentiated.
+
+    Args:
+        recurrence: a `Recurrence`.
+        mask: (batch, time) or None.
+        dropout: a `Dropout` of masks.
+        return_sequences: whether the hidden states of all steps are among the results.
+        values: what the recurrence is a function of: the sequences, the states, the weights.
+        d_results: gradients at the results.
+    """
+    count = len(values) - len(recurrence.variables)
+    x, *states = values[:count]
+    hidden = []
+    for t in range(x.shape[1]):
+        states = recurrence.advance(
+            values[count:],
+            recurrence.project_input(values[count:], x[:, t], dropout),
+            recurrence.project_state(values[count:], states[0], dropout),
+            states,
+            None if mask is None else mask[:, t, None].to(torch.bool),
+            dropout._replace(kept=[m[:, t] for m in dropout.kept]),
+        )
+        hidden.append(states[0])
+    results = [*([torch.stack(hidden, 1)] if return_sequences else []), *states]
+    return torch.autograd.grad(
+        results, values, d_results, create_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def _arrays(tensors):
