@@ -445,7 +445,7 @@ class GatedRNN(keras.layers.RNN):
                     self._cudnn = engine.make_cudnn(self.cell)
                 found = self._cudnn.run(self, sequences, states, mask, training)
             except NotImplementedError:
-                reason = f"Keras {keras.__version__} cannot call it for this here"
+                reason = f"Keras {keras.__version__} could not call it here"
             else:
                 self._obstacles[what] = self._without_cudnn[what] = None
                 return found

@@ -408,7 +408,8 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @of_kinds
 def test_it_equals_keras(kind, options, mask, rng, calls):
-    leave_out_for_time((OPTIONS.index(options) + list(MASKS).index(mask)) % 4)
+    which = OPTIONS.index(options) + 3 * list(MASKS).index(mask) + KINDS.index(kind)
+    leave_out_for_time(which % 6)
     mask = MASKS[mask]
     ours, theirs = pair(kind, rng, **options)
     values = given(kind, rng)
@@ -504,6 +505,7 @@ def test_a_model_learns_the_same(kind, rng, calls):
 @of_kinds
 def test_gradients_of_gradients(kind, rng, calls):
     """cuDNN has none: they come from the loop."""
+    leave_out_for_time(kind != KINDS[0])
     x = given(kind, rng)[0][:, :4]
     mask = MASK[:, 2:6] if BACKEND == "tensorflow" else None
     layers = []
@@ -513,7 +515,7 @@ def test_gradients_of_gradients(kind, rng, calls):
         layer.build(x.shape)
         layer.set_weights(layers[0].get_weights())
     calls.clear()
-    ways = ["eagerly", "compiled"] if ALL else ["eagerly" if kind == "lstm" else "compiled"]
+    ways = ["eagerly", "compiled"] if ALL else ["eagerly"]
     found = [[g for way in ways for g in _second(layer, x, mask, way)] for layer in layers]
     assert set(calls) == {kind}
     for one, other in zip(*found, strict=True):
@@ -602,6 +604,12 @@ def test_a_graph_has_each_of_its_operations_once(kind, rng, calls, monkeypatch):
         names = "rnn_fwd", "rnn_bwd"
         compiled = str(jax.make_jaxpr(jax.jit(jax.grad(loss)))(weights)).split()
         assert [sum(w.startswith(name) for w in compiled) for name in names] == [1, 1]
+
+        def loss_of_one(weights, x):
+            return ops.sum(layer.stateless_call(weights, others, x[None])[0] ** 2)
+
+        each = jax.vmap(jax.grad(loss_of_one), (None, 0))  # which cuDNN has no rule for
+        assert "rnn_fwd" not in str(jax.make_jaxpr(each)(weights, x))
     assert [found.count(name) for name in names] == [1, 1]
 
 
@@ -642,7 +650,7 @@ def test_what_keras_cannot_call_runs_as_before(kind, rng, calls, monkeypatch):
     ours, theirs = pair(kind, rng, return_sequences=True)
     x = given(kind, rng)[0]
     assert_close(ours(x), theirs(x), 1e-5)
-    reason = f"not cuDNN, because Keras {keras.__version__} cannot call it for this here"
+    reason = f"not cuDNN, because Keras {keras.__version__} could not call it here"
     assert reason in ours.explain()
 
 
@@ -654,7 +662,7 @@ def test_an_lstm_without_gradients_is_not_taken(rng, calls, monkeypatch):
     layer = kg.GatedRNN(UNITS, cell="lstm")
     layer(given("lstm", rng)[0])
     assert not calls
-    assert "cannot call it" in layer.explain()
+    assert "could not call it" in layer.explain()
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs of TensorFlow")
@@ -685,6 +693,7 @@ def test_xla_and_exports_leave_cudnn(rng, calls, tmp_path):
 def test_dynamic_shapes_and_gradients_of_a_graph_traced_before(kind, rng, calls):
     import tensorflow as tf
 
+    leave_out_for_time(kind == "gru")
     ours, theirs = pair(kind, rng, return_sequences=True)
     x = given(kind, rng)[0]
     found = []
