@@ -24,7 +24,7 @@ test-all: $(INSTALLED)
 # KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
 test-backend: $(INSTALLED)-$(KERAS_BACKEND)
 	ALL_TESTS=1 KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_contracts.py tests/test_gradients.py \
-		tests/test_gallery.py tests/test_zoneout.py tests/test_parallel.py tests/test_gpu.py \
+		tests/test_gallery.py tests/test_zoneout.py tests/test_parallel.py tests/test_gpu.py tests/test_cudnn.py \
 		tests/test_without_tensorflow.py
 
 # The contracts on the oldest packages that setup.cfg allows, in an environment of their own.
@@ -34,7 +34,7 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip install --quiet --editable . pytest pytest-xdist $(OLDEST)
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist worksteal tests/test_private.py \
 		tests/test_equations.py tests/test_contracts.py tests/test_layer.py tests/test_engine.py \
-		tests/test_native.py tests/test_saving.py tests/test_threads.py
+		tests/test_native.py tests/test_cudnn.py tests/test_saving.py tests/test_threads.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ are measured in new processes, and so are JAX and PyTorch as Keras' backends, wh
 
     python examples/benchmark.py            # all rows, about 25 minutes on two cores
     python examples/benchmark.py --quick    # the two small shapes, three rounds
+    python examples/benchmark.py --device gpu   # another script: see benchmark_gpu.py
 """
 
 import argparse
@@ -22,6 +23,13 @@ import re
 import subprocess
 import sys
 import time
+
+if __name__ == "__main__" and re.search(r"--device[ =]gpu", " ".join(sys.argv)):
+    # Before TensorFlow is imported, which there need not be.
+    import benchmark_gpu
+
+    benchmark_gpu.main()
+    sys.exit()
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -454,6 +462,7 @@ def main(argv=None):
         "--quick", action="store_true", help="two shapes, three rounds, no memory or first call"
     )
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), metavar="L")
+    parser.add_argument("--device", choices=["cpu"], default="cpu", help="or gpu, in the shell")
     parser.add_argument("--rounds", type=int, default=None, help="default: 7")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)

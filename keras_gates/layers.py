@@ -1,5 +1,6 @@
 """GatedRNN: a cell over the whole sequence."""
 
+import functools
 import inspect
 import typing
 import warnings
@@ -14,6 +15,7 @@ from keras_gates._keras.calls import outer_steps, stacklevel
 from keras_gates.cells import CELLS, GatedCell, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
+from keras_gates.engine import cudnn
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, InitialState, LayerArguments
 from keras_gates.validation import close_matches, invalid, known_features, one_of, true_or_false
@@ -49,10 +51,10 @@ class GatedRNN(keras.layers.RNN):
         backprop: how gradients are computed. "fused": the whole sequence at once, by a compiled
             kernel that runs the cell's equations and their derivative (on GPUs by one that is
             generated for JAX or PyTorch; on JAX else by scans, which it compiles). "autodiff": by
-            the backend, step by step. "auto": fused wherever it is possible and pays; `explain`
-            says which and why. The results are the same, gradients of gradients too (with
-            clipping, each of the paths that these take back is clipped on its own). "fused" raises
-            where the cell makes it impossible.
+            the backend, step by step. "auto": on a GPU by cuDNN where `keras.layers` would, else
+            fused wherever it is possible and pays; `explain` says which and why. The results are
+            the same, gradients of gradients too (with clipping, each of the paths that these take
+            back is clipped on its own). "fused" raises where the cell makes it impossible.
         gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
         candidate_activation: φ. Default: "tanh".
         grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation
@@ -162,8 +164,14 @@ class GatedRNN(keras.layers.RNN):
         self._not_fusable = None  # what the engine said when it could not run the cell
         # Of the fused path, when last traced for "training" and for "inference".
         self._obstacles: dict[str, str | None] = {}
+        self._cudnn: Any = None
+        # Of cuDNN, likewise, where there is a GPU.
+        self._without_cudnn: dict[str, str | None] = {}
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        if on_tensorflow and cudnn.is_near() and not engine.why_not_cudnn(self):
+            self.supports_jit = False  # as in Keras' own layers: XLA knows no operation of cuDNN
         verdicts.warn_if_unstable(self.cell)
 
     def __getattr__(self, name):
@@ -369,9 +377,16 @@ class GatedRNN(keras.layers.RNN):
             )
         lines = [f"{self.name}: can run fused on {keras.backend.backend()}", *self._equations()]
         for what, reason in self._obstacles.items():
-            path = f"Keras' own loop, because {reason}" if reason else self._engine.how
-            lines.append(f"  {what}, when last traced: {path}")
+            lines.append(f"  {what}, when last traced: {self._path_of(what, reason)}")
         return "\n".join(lines)
+
+    def _path_of(self, what, obstacle):
+        if what in self._without_cudnn and not self._without_cudnn[what]:
+            return self._cudnn.how
+        path = f"Keras' own loop, because {obstacle}" if obstacle else self._engine.how
+        if what in self._without_cudnn:
+            path += f"; not cuDNN, because {self._without_cudnn[what]}"
+        return path
 
     def _equations(self):
         try:
@@ -392,6 +407,10 @@ class GatedRNN(keras.layers.RNN):
         ]
 
     def _loop(self, sequences, states, mask, training):
+        if cudnn.is_near(sequences):
+            found = self._by_cudnn(sequences, states, mask, training)
+            if found is not None:
+                return found
         obstacle = self._general_obstacle()
         if obstacle and self.backprop == "fused":
             raise ValueError(
@@ -415,6 +434,28 @@ class GatedRNN(keras.layers.RNN):
         if self.return_gates:
             return gates.loop(self, sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)
+
+    def _by_cudnn(self, sequences, states, mask, training):
+        """What `inner_loop` returns, as cuDNN computes it; None where it does not."""
+        what = "training" if training else "inference"
+        reason = self._why_not_cudnn or engine.why_not_cudnn_here(sequences, mask)
+        if not reason:
+            try:
+                if self._cudnn is None:
+                    self._cudnn = engine.make_cudnn(self.cell)
+                found = self._cudnn.run(self, sequences, states, mask, training)
+            except NotImplementedError:
+                reason = f"Keras {keras.__version__} could not call it here"
+            else:
+                self._obstacles[what] = self._without_cudnn[what] = None
+                return found
+        self._without_cudnn[what] = reason
+        return None
+
+    @functools.cached_property
+    def _why_not_cudnn(self):
+        """Of the built layer."""
+        return engine.why_not_cudnn(self)
 
     def _general_obstacle(self):
         if self.backprop == "autodiff":

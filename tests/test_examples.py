@@ -1,6 +1,7 @@
 """The examples run, from the command line's entry point to the files that they write."""
 
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -265,6 +266,66 @@ def test_benchmark_compares_both_sides_and_writes_its_files(tmp_path):
         assert all(ratio > 0 for ratio in row["ratio"].values())
     assert (tmp_path / "benchmark.json").exists()
     assert (tmp_path / "benchmark.png").exists()
+
+
+def test_the_benchmark_for_gpus_wants_one(monkeypatch):
+    benchmark = load("benchmark_gpu")
+    monkeypatch.setattr(benchmark, "gpu_name", lambda: None)
+    with pytest.raises(SystemExit, match="The tensorflow backend sees no GPU here"):
+        benchmark.main([])
+
+
+def test_the_benchmark_for_gpus_notes_what_fails_and_goes_on():
+    benchmark = load("benchmark_gpu")
+    called, failed = [], {}
+
+    def fails():
+        called.append(1)
+        if len(called) > 4:
+            raise MemoryError("of the GPU\nand more")
+
+    found = benchmark.alternate({"bad": fails, "good": lambda: sum(range(99))}, 0.0, failed)
+    assert failed.pop("bad") == "MemoryError: of the GPU"
+    assert len(called) == 5
+    assert [*found] == ["good"]
+    assert found["good"]["turns"] == 3
+    assert 0 < found["good"]["least"] <= found["good"]["median"] <= found["good"]["most"]
+    assert benchmark.deviation(np.array([1.0, -4.1]), np.array([1.0, -4.0])) == pytest.approx(0.025)
+
+
+def test_the_benchmark_for_gpus_writes_its_rows(tmp_path, monkeypatch):
+    """As on a GPU, of one tiny row; the next has no time."""
+    benchmark = load("benchmark_gpu")
+    monkeypatch.setattr(benchmark, "gpu_name", lambda: "a GPU of tests")
+    monkeypatch.setattr(benchmark.OnTensorFlow, "compiled", staticmethod(lambda layer: False))
+    monkeypatch.setattr(benchmark, "in_own_process", lambda rehearse: None)
+    monkeypatch.setattr(benchmark, "SHAPES", benchmark.REHEARSED)
+    monkeypatch.setattr(benchmark, "CELLS", ("lstm",))
+    monkeypatch.setattr(benchmark, "ACTIVATIONS", ("relu", "tanh"))
+    monkeypatch.setattr(benchmark, "SECONDS", 0.1)
+    result = benchmark.main(["--device", "gpu", "--out", str(tmp_path)])
+    written = json.loads((tmp_path / "benchmark_gpu_tensorflow.json").read_text())
+    assert written["machine"]["gpu"] == "a GPU of tests"
+    assert result["left_out"] == [["lstm", "tanh", *benchmark.REHEARSED[0]]]
+    (row,) = written["rows"]
+    assert row["failed"] == {}
+    for mode in benchmark.MODES:
+        assert {*row[mode]} == {benchmark.THEIRS, benchmark.AUTO, benchmark.FUSED}
+    for side in (benchmark.AUTO, benchmark.FUSED):
+        assert max(row["deviation"][side].values()) < 1e-5
+        assert row["path"][side][0] == "training, when last traced: fused"
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_can_be_rehearsed(tmp_path):
+    command = [sys.executable, EXAMPLES / "benchmark.py", "--device", "gpu", "--rehearse"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.count("train ") == done.stdout.count("inference ") == 6
+    assert "failed" not in done.stdout
+    assert done.stdout.rstrip().endswith("a rehearsal: nothing is written")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_benchmark_measures_growth_with_time(monkeypatch):

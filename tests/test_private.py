@@ -1,6 +1,7 @@
 """Each private part of Keras that is used, by name: a release without it fails here first."""
 
 import gc
+import inspect
 import pathlib
 import re
 import weakref
@@ -11,7 +12,7 @@ import pytest
 from helpers import BACKEND
 
 import keras_gates
-from keras_gates._keras import calls, graph, layers, tuner
+from keras_gates._keras import calls, cudnn, graph, layers, tuner
 
 
 def test_the_origin_of_a_keras_tensor():
@@ -115,6 +116,35 @@ def test_parts_of_layers():
     cell = keras.layers.GRUCell(2, dropout=0.5)
     assert isinstance(cell, layers.DropoutRNNCell)
     assert cell.get_dropout_mask(np.ones((1, 3))) is not None
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("gru", 3), ("lstm", 4)])
+def test_how_keras_calls_cudnn(kind, blocks, monkeypatch):
+    """What it is given and gives; tests/test_cudnn.py has it compute."""
+    from keras.src import backend
+
+    heard = []
+
+    def hear(*args, **kwargs):
+        heard.append((args, kwargs))
+        states = args[1:-1]
+        last = list(states) if kind == "lstm" else states[0]  # as before Keras 3.14
+        return "last", "hidden", last
+
+    names = inspect.signature(getattr(backend, kind)).parameters
+    if BACKEND == "tensorflow":  # the others come with later versions of Keras
+        wanted = "kernel recurrent_kernel bias activation recurrent_activation return_sequences"
+        assert {*wanted.split()} <= {*names}
+    monkeypatch.setattr(backend, kind, hear)
+    if BACKEND == "torch":
+        monkeypatch.setattr(backend, "bidirectional_lstm", 0, raising=False)  # as from 3.15 on
+    states = ["h", "c"][: blocks - 2]
+    hidden, last = cudnn.run(kind, "x", states, "mask", ["W", "U", "b"], False)
+    assert (hidden, last) == (None, states)
+    assert cudnn.run(kind, "x", states, "mask", ["W", "U", "b"], True) == ("hidden", states)
+    args, kwargs = heard[-1]
+    assert args == ("x", *states, "mask")
+    assert (kwargs["kernel"], kwargs["recurrent_kernel"], kwargs["bias"]) == ("W", "U", "b")
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it is TensorFlow that is asked")

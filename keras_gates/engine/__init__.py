@@ -2,8 +2,9 @@
 
 `why_not_fusable` and `why_not_fused_here` say why a layer's sequences do not go through the fused
 engine of the backend, which `make_engine` makes. Everything else goes through the loop of
-`keras.layers.RNN` and the backend's own automatic differentiation. `use` has layers run on other
-engines for a while.
+`keras.layers.RNN` and the backend's own automatic differentiation. On a GPU cuDNN comes before
+both: `why_not_cudnn` and `why_not_cudnn_here` say why it does not, `make_cudnn` makes its engine.
+`use` has layers run on other engines for a while.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import keras
 
 from keras_gates._keras.calls import is_compiling, is_exporting
 from keras_gates.cells import GatedCell
+from keras_gates.engine import cudnn
 from keras_gates.engine.base import Engine, in_use, use, used
 from keras_gates.engine.native import library
 from keras_gates.engine.recurrence import NotFusableError
@@ -22,9 +24,12 @@ __all__ = [
     "BACKPROP",
     "Engine",
     "NotFusableError",
+    "make_cudnn",
     "make_engine",
     "use",
     "used",
+    "why_not_cudnn",
+    "why_not_cudnn_here",
     "why_not_fusable",
     "why_not_fused_here",
 ]
@@ -44,6 +49,22 @@ def why_not_fusable(layer):
         if getattr(type(layer.cell), name) is not getattr(GatedCell, name):
             return f"{type(layer.cell).__name__} defines its own `{name}`"
     return None
+
+
+def why_not_cudnn(layer):
+    """Why cuDNN cannot run the layer at all, or None. It is for GPUs: see `cudnn.is_near`."""
+    if layer.backprop != "auto":
+        return f"backprop={layer.backprop!r} was given"
+    if layer.return_gates:
+        return "return_gates=True was given"
+    return why_not_fusable(layer) or cudnn.why_not(layer.cell, keras.backend.backend())
+
+
+def why_not_cudnn_here(sequences, mask):
+    """Why cuDNN cannot run what is being computed now, or None."""
+    if in_use():
+        return "an exported model consists of plain operations"
+    return cudnn.why_not_here(sequences, mask)
 
 
 def why_not_fused_here(layer, sequences):
@@ -137,6 +158,11 @@ def _of_jax(forced):
     if forced and jax.default_backend() == "gpu":
         return ["gpu.jax", "parallel"]
     return ["parallel"] if _is_accelerated() else []
+
+
+def make_cudnn(cell):
+    """The `Engine` of cuDNN on the present backend, for one built cell."""
+    return _engine_of(f"cudnn.{keras.backend.backend()}", cell)
 
 
 def _engine_of(module, cell):

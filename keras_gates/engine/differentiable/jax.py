@@ -1,7 +1,6 @@
 """On JAX."""
 
 import jax
-import jax.numpy as jnp
 
 
 def differentiable(infer, forward, backward, step_by_step):
@@ -36,14 +35,14 @@ def differentiable(infer, forward, backward, step_by_step):
         return backward(given, masks, memory, d_results)
 
     def pull_backward(residuals, v):
-        given, masks, memory, d_results = residuals
+        given, masks, _, d_results = residuals
 
         def again(given, d_results):
             _, pulled = jax.vjp(lambda given: step_by_step(given, masks), given)
             return pulled(d_results)[0]
 
         d_given, d_d = jax.vjp(again, given, d_results)[1](v)
-        return d_given, None, jax.tree.map(jnp.zeros_like, memory), d_d
+        return d_given, None, None, d_d
 
     # Each is made of functions with derivatives, so that derivatives have some as well.
     pull.defvjp(lambda *residuals: (pull(*residuals), residuals), pull_backward)

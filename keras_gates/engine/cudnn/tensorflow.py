@@ -1,0 +1,71 @@
+"""cuDNN on TensorFlow, with every mask."""
+
+import tensorflow as tf
+
+from keras_gates.engine.cudnn.engine import CudnnEngine
+from keras_gates.engine.native.again import pulled_again
+
+
+class FusedEngine(CudnnEngine):
+    """Runs one cell; see `CudnnEngine`."""
+
+    def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
+        """See `Engine`."""
+        given = [sequences, *states, *self.recurrence.values()]
+
+        @tf.custom_gradient
+        def run(*given):
+            stopped = [tf.stop_gradient(value) for value in given]
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(stopped)
+                results = self.computed(stopped, mask, dropout, return_sequences)
+
+            def grad(*d):
+                @tf.custom_gradient
+                def pull(*d_and_given):
+                    d, given = d_and_given[: len(results)], d_and_given[len(results) :]
+
+                    def again(*v):
+                        return pulled_again(
+                            self.recurrence, mask, dropout, return_sequences, given, d, v
+                        )
+
+                    found = tape.gradient(
+                        results,
+                        stopped,
+                        output_gradients=[tf.stop_gradient(value) for value in d],
+                        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                    )
+                    return found, again
+
+                return pull(*d, *given)
+
+            return results, grad
+
+        if gradients:
+            return self.apart(run(*given), return_sequences)
+        return self.apart(self.computed(given, mask, dropout, return_sequences), return_sequences)
+
+    def masked(self, x, states, mask, weights, return_sequences):
+        """A masked step carries the states, so that the valid steps run as a sequence of their own:
+        they are moved to the front, where cuDNN wants them, and their hidden states back."""
+        if mask is None:
+            return super().masked(x, states, mask, weights, return_sequences)
+        counts = tf.cumsum(tf.cast(mask, "int32"), axis=1)
+        time = tf.shape(counts)[1]
+        steps = tf.tile(tf.range(time)[None], [tf.shape(counts)[0], 1])
+        # The step with the t-th valid one; any, after the last of these.
+        order = tf.minimum(tf.searchsorted(counts, steps + 1), time - 1)
+        # cuDNN takes no empty sequences.
+        front = steps < tf.maximum(counts[:, -1:], 1)
+        hidden, last = super().masked(
+            tf.gather(x, order, batch_dims=1), states, front, weights, return_sequences
+        )
+        last = [
+            tf.where(counts[:, -1:] > 0, after, before)
+            for after, before in zip(last, states, strict=True)
+        ]
+        if return_sequences:
+            hidden = tf.gather(hidden, tf.maximum(counts - 1, 0), batch_dims=1)
+            hidden = tf.where(counts[:, :, None] > 0, hidden, states[0][:, None])
+        return hidden, last
