@@ -12,6 +12,7 @@ import pytest
 from helpers import MGUCell, run_python
 
 import keras_gates as kg
+from keras_gates.cells import CELLS
 from keras_gates.tuning import hypermodel as hypermodels
 from keras_gates.tuning import space
 from keras_gates.tuning.hypermodel import GatedRNNHyperModel
@@ -696,3 +697,26 @@ def test_on_jax_tensorflow_is_not_imported(monkeypatch):
         """
     )
     assert printed.split("\n")[-2] == "(None, 1) False"
+
+
+def test_every_cell_begins_as_it_is_by_default():
+    """Its own activations are among what is offered, and come first where they are sound."""
+    chosen = {}
+    for name, cell in CELLS.items():
+        hp = keras_tuner.HyperParameters()
+        chosen[name] = activation_space(hp, name)
+        built = cell(4, **{n: v for n, v in chosen[name].items() if n != "cell"})
+        usual = cell(4)
+        assert built.gate_activations == usual.gate_activations, name
+        if kg.check_activations(name).level == "sound":
+            assert built.candidate_activation is usual.candidate_activation, name
+        (offered,) = [h.values for h in hp.space if h.name == "candidate_activation"]
+        assert cell.default_candidate_activation in offered, name
+    assert chosen["n_brc"]["gate_activation"] == {"update": "sigmoid"}
+
+
+def test_activations_that_are_named_are_all_there_is():
+    hp = keras_tuner.HyperParameters()
+    activation_space(hp, "min_gru", candidates=["tanh", "softsign"])
+    (offered,) = [h.values for h in hp.space if h.name == "candidate_activation"]
+    assert offered == ["tanh", "softsign"]

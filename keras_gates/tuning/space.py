@@ -69,7 +69,8 @@ def activation_space(
     Pairs of a gate and a candidate that `check_activations` calls unstable in the cell are not
     drawn. The sound ones come first, and the very first pair is the default. The hyperparameters:
 
-    - `cell`, `candidate_activation`, and in cells with gates `gate_activation`, for all gates.
+    - `cell`, `candidate_activation`, and in cells with gates `gate_activation`, for all gates (in
+      `n_brc` for the one that is a share of the state).
     - `clipping`: "none", "state" or "preactivation", and unless it is "none" `grad_clip_norm`, from
       0.03 to 1. For unbounded candidates; for all candidates in a cell without gates, where nothing
       else holds gradients together; for those in unstable pairs. Not under float16.
@@ -89,9 +90,9 @@ def activation_space(
         hp: KerasTuner's `HyperParameters`.
         cell: the name of a cell ("gru", "lstm", ...), a subclass of `GatedCell`, or a list of these
             to choose from.
-        gates, candidates: names of activations to choose from, or one name. A function of your own
-            goes by the name it is registered under, "my_package>my_gate", and is shown as
-            "my_package.my_gate".
+        gates, candidates: names of activations to choose from, or one name. Default: some that do
+            well, and the cell's own first. A function of your own goes by the name it is registered
+            under, "my_package>my_gate", and is shown as "my_package.my_gate".
         unstable: whether to draw unstable pairs as well.
         units: a number of units to pass on. Default: none is.
         double_one_sided: whether to pass on twice as many where the candidate has values on one
@@ -136,7 +137,8 @@ def activation_space(
     neural networks", 2013 (clipping).
     """
     hyper_parameters("hp", hp)
-    gates, candidates = _names("gates", gates), _names("candidates", candidates)
+    given = gates is not GATES, candidates is not CANDIDATES
+    names = _names("gates", gates), _names("candidates", candidates)
     unstable = true_or_false("unstable", unstable)
     double_one_sided = true_or_false("double_one_sided", double_one_sided)
     units = None if units is None else positive_integer("units", units)
@@ -149,9 +151,14 @@ def activation_space(
     options = cell_options(cells, options)
     plans = {
         name: _plan_for(
-            name, _class(given), gates, candidates, unstable, _starts(options[name]), options[name]
+            name,
+            kind,
+            [n if g else own + n for n, g, own in zip(names, given, _own(kind), strict=True)],
+            unstable,
+            _starts(options[name]),
+            options[name],
         )
-        for name, given in cells.items()
+        for name, kind in zip(cells, map(_class, cells.values()), strict=True)
     }
     name = choice(hp, "cell", tuple(cells))
     drawn = {}
@@ -165,7 +172,25 @@ def activation_space(
         its = activations.profile(drawn["candidate_activation"])
         one_sided = its.lower >= 0 or its.upper <= 0
         drawn["units"] = 2 * units if double_one_sided and one_sided else units
+    if "gate_activation" in drawn:
+        drawn["gate_activation"] = of_gates(_class(cells[name]), drawn["gate_activation"])
     return {"cell": cells[name], **drawn, **options[name]}
+
+
+def of_gates(cell, gate):
+    """What `gate_activation` is to be for a choice of gates: of a cell with other gates as well,
+    such as one from -1 to 1, these stay as they are."""
+    defaults = cell.default_gates()
+    if len(set(defaults.values())) == 1:
+        return gate
+    shares = {name: activations.profile(default).lower >= 0 for name, default in defaults.items()}
+    return {name: gate for name, is_share in shares.items() if is_share} or gate
+
+
+def _own(cell):
+    """The gates and the candidates that a cell has by default."""
+    gates = dict.fromkeys(cell.default_gates().values())
+    return tuple(d for d in gates if of_gates(cell, d) == d), (cell.default_candidate_activation,)
 
 
 class _Plan(NamedTuple):
@@ -199,13 +224,14 @@ def _starts(options):
     return found
 
 
-def _plan_for(name, cell, gates, candidates, unstable, starts, options):
-    """The `_Plan` for a cell of this name, with these starts of gates and further arguments.
+def _plan_for(name, cell, names, unstable, starts, options):
+    """The `_Plan` for a cell of this name, with these gates and candidates, starts of gates and
+    further arguments.
 
     Raises:
         ValueError: no pair may be drawn.
     """
-    gated = bool(cell.gate_names())
+    (gates, candidates), gated = map(dict.fromkeys, names), bool(cell.gate_names())
     pairs = itertools.product(candidates, gates if gated else (None,))
     found = {(candidate, gate): judged(cell, gate, candidate, options) for candidate, gate in pairs}
     levels = {pair: verdict.level for pair, (verdict, _) in found.items()}
@@ -220,7 +246,7 @@ def _plan_for(name, cell, gates, candidates, unstable, starts, options):
         raise ValueError(
             f"All that `gates` and `candidates` allow is unstable in the cell {name!r}: {pair}, "
             f"because {verdict.reasons[0].what}. Give others, or unstable=True to search among "
-            f"them all the same. Received: gates={gates!r}, candidates={candidates!r}"
+            f"them all the same. Received: gates={(*gates,)}, candidates={(*candidates,)}"
         )
     alike = {}
     for candidate, its in gates_of.items():
@@ -261,7 +287,7 @@ def judged(cell, gate, candidate, options):
 def _judged(cell, gate, candidate, options):
     given = {"name": "judged", "candidate_activation": candidate, **dict(options)}
     if gate is not None:
-        given["gate_activation"] = gate
+        given["gate_activation"] = of_gates(cell, gate)
     # Keras draws the seeds of what it makes from here: those of the model to be built must not
     # depend on what has been judged before.
     state = random.getstate()
