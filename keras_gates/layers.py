@@ -400,8 +400,8 @@ class GatedRNN(keras.layers.RNN):
         return [
             f"  with x_k = x W_k + b_k and u_k = h U_k{bias}{kernel}:"
             if not self.cell.layer_norm
-            else f"  with x_k = x W_k and u_k = h U_k{kernel}, and L(v) = v, normalized over "
-            "units, times a gain, plus a bias:",
+            else f"  with x_k = x W_k and u_k = h U_k{kernel}, and L(v) = v, normalized (x_k "
+            "and u_k each over the units of all their blocks), times a gain, plus a bias:",
             *[f"  {symbol} = {text}" for symbol, text in lines],
             *([f"  its gates start as initialization={start!r} says"] if start else []),
         ]

@@ -1,5 +1,6 @@
 """The cells of the literature, against float64 NumPy as their papers write them."""
 
+import pathlib
 import warnings
 
 import keras
@@ -398,7 +399,7 @@ def test_a_feedback_below_zero_is_no_finding(rng):
 
 def test_equations_in_the_symbols_of_the_papers():
     text = kg.GatedRNN(3, cell="layer_norm_lstm").explain()
-    assert "L(v) = v, normalized over units, times a gain, plus a bias" in text
+    assert "L(v) = v, normalized (x_k and u_k each over the units of all their blocks)" in text
     assert "f = sigmoid(L(x_f) + L(u_f))" in text
     assert "h' = o * tanh(L(c'))" in text
     text = kg.GatedRNN(3, cell="n_brc").explain()
@@ -428,7 +429,10 @@ def test_every_cell_can_be_normalized(name, rng):
 def test_messages():
     with pytest.raises(ValueError, match=r"`layer_norm` must be True or False. Received: layer_n"):
         kg.GatedRNN(3, layer_norm="yes")
-    with pytest.raises(ValueError, match=r"MinGRUCell has no recurrent kernel, whose inputs"):
+    with pytest.raises(
+        ValueError,
+        match=r"MinGRUCell has no recurrent kernel, so `recurrent_dropout` has nothing to drop",
+    ):
         kg.GatedRNN(3, cell="min_gru", recurrent_dropout=0.1)
     with pytest.raises(ValueError, match=r"`beta` must be a finite number. Received: beta='1'"):
         kg.GatedRNN(3, cell="janet", beta="1")
@@ -522,3 +526,19 @@ def test_a_structure_in_the_operator_of_onnx(tmp_path, quick):
     layer = kg.GatedRNN(UNITS, cell=Structured)
     model = keras.Sequential([keras.Input((None, FEATURES), name="x"), layer])
     kg.export(model, tmp_path / "model.onnx", format="onnx")
+
+
+def test_the_page_of_cells_has_the_number_of_weights_of_each():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "cells.md").read_text()
+    found = {}
+    for line in page.splitlines():
+        if line.startswith('| `"'):
+            names, numbers = line.split("|")[1:3]
+            names = [name.strip(' `"') for name in names.split(",")]
+            numbers = [int(number.replace(",", "")) for number in numbers.strip().split(", ")]
+            found.update(zip(names, numbers, strict=True))
+    assert set(found) == set(CELLS) - {"gru", "lstm", "simple"}
+    for name, number in found.items():
+        layer = kg.GatedRNN(32, cell=name)
+        layer.build((None, None, 8))
+        assert layer.count_params() == number, name

@@ -126,8 +126,9 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             "uniform_gates": so that the gates' values are spread over (0, 1), and the recurrent
             weights of the candidate a little larger. Which gates these are is derived from the
             cell's equations.
-        layer_norm: whether `x W` and `h U` are normalized over units before the biases are added,
-            each with a gain per unit (in an LSTM the cell state as well, before its activation).
+        layer_norm: whether `x W` and `h U` are normalized, each over the units of all its blocks
+            together, before the biases are added, with a gain per unit (in an LSTM the cell state
+            as well, before its activation).
         activation_l1: strength of an L1 penalty on the hidden state, added to the loss by
             `GatedRNN`: strength * mean over valid steps of sum over units of |h|.
         candidate_l1: the same on the candidate's activation.
@@ -248,8 +249,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             self.dropout_mask_count = len(self.blocks)
             if not recurrent_blocks(self):
                 raise ValueError(
-                    f"{type(self).__name__} has no recurrent kernel, whose inputs "
-                    f"`recurrent_dropout` drops. Received: recurrent_dropout={recurrent_dropout!r}"
+                    f"{type(self).__name__} has no recurrent kernel, so `recurrent_dropout` has "
+                    f"nothing to drop. Received: recurrent_dropout={recurrent_dropout!r}"
                 )
         self.zoneout = zoning.checked(self, zoneout)
         self.seed = seed_or_none("seed", seed)

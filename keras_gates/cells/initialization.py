@@ -97,7 +97,7 @@ def of_cell(cell):
         shown = ", ".join(f"{gate} ({activation})" for gate, activation in gates.items())
         raise ValueError(
             "`initialization` spreads the gates that carry the state on, and that takes a gate "
-            "with a bias of its own whose activation rises from 0 to 1, such as sigmoid. "
+            "with a part of `bias` to itself whose activation rises from 0 to 1, such as sigmoid. "
             f"{name} has {shown}. {given}"
         )
     return found

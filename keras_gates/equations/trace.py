@@ -107,7 +107,9 @@ def _read_operation(tensor, leaves):
     if kind.__name__ in _OF_OUTPUTS:
         row = TABLE[_OF_OUTPUTS[kind.__name__][index]]
     if row is None or not kind.__module__.startswith("keras."):
-        raise NotTraceableError(f"no program knows the operation {kind.__name__}")
+        product = ": name a matrix in `blocks` and call self.recurrent(name, value)"
+        hint = product if kind.__name__ in ("Matmul", "Dot", "Einsum") else ""
+        raise NotTraceableError(f"no program knows the operation {kind.__name__}{hint}")
     _check_axis(operation, row)
     parameters = {}
     for name, attribute in zip(row.parameters, row.keras.get(kind.__name__, ()), strict=True):

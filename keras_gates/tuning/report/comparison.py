@@ -180,7 +180,10 @@ def _one_pair(search, finished):
 
 def _no_default(search):
     if not any(any(pairs.activations_of(trial.values)[1:]) for trial in search.trials):
-        return f"The activations are no choice of this search: no trial has {GATE} or {CANDIDATE}."
+        return (
+            "The activations are no choice of this search that can be told from others: no "
+            f"hyperparameter is named {GATE} or {CANDIDATE}."
+        )
     tried = [trial for trial in search.trials if pairs.is_default(trial.values)]
     if not tried:
         what = (
