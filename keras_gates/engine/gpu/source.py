@@ -10,11 +10,12 @@ from keras_gates.engine.gpu.plan import CHUNK, ROWS, padded
 from keras_gates.equations import TABLE
 from keras_gates.equations.values import number_of, ordered
 
-# From an operation to text; all others are functions of the same name in `triton.py`.
+# From an operation to text. Others are Triton's own, or functions of the same name in `triton.py`.
 _INFIX = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "greater": ">", "less": "<",
     "greater_equal": ">=", "less_equal": "<=", "equal": "==", "logical_and": "&", "logical_or": "|",
 }  # fmt: skip
+_TRITONS = ("where", "abs", "floor", "sqrt", "rsqrt", "exp", "log", "sin", "cos", "erf")
 
 
 def forward(plan, arrays, kept):
@@ -277,7 +278,8 @@ class _Text:
         if operation == "negative":
             return f"-{arguments[0]}"
         parameters = [_number(value[name]) for name in TABLE[operation].parameters]
-        return f"{operation}({', '.join([*arguments, *parameters])})"
+        function = f"tl.{operation}" if operation in _TRITONS else operation
+        return f"{function}({', '.join([*arguments, *parameters])})"
 
 
 def _number(number):

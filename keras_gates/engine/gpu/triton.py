@@ -54,11 +54,6 @@ def max_over(x, inside):
 
 
 @triton.jit
-def where(condition, then, otherwise):
-    return tl.where(condition, then, otherwise)
-
-
-@triton.jit
 def logical_not(x):
     return x == 0
 
@@ -74,28 +69,8 @@ def minimum(a, b):
 
 
 @triton.jit
-def abs(x):
-    return tl.abs(x)
-
-
-@triton.jit
 def sign(x):
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
-
-
-@triton.jit
-def floor(x):
-    return tl.floor(x)
-
-
-@triton.jit
-def sqrt(x):
-    return tl.sqrt(x)
-
-
-@triton.jit
-def rsqrt(x):
-    return 1.0 / tl.sqrt(x)
 
 
 @triton.jit
@@ -104,20 +79,10 @@ def reciprocal(x):
 
 
 @triton.jit
-def exp(x):
-    return tl.exp(x)
-
-
-@triton.jit
 def expm1(x):
     # The first terms of the series, where the difference would lose digits.
     series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
     return tl.where(tl.abs(x) < 0.3, series, tl.exp(x) - 1)
-
-
-@triton.jit
-def log(x):
-    return tl.log(x)
 
 
 @triton.jit
@@ -137,16 +102,6 @@ def power(base, exponent):
 
 
 @triton.jit
-def sin(x):
-    return tl.sin(x)
-
-
-@triton.jit
-def cos(x):
-    return tl.cos(x)
-
-
-@triton.jit
 def sinh(x):
     return (expm1(x) - expm1(-x)) / 2
 
@@ -154,11 +109,6 @@ def sinh(x):
 @triton.jit
 def cosh(x):
     return (tl.exp(x) + tl.exp(-x)) / 2
-
-
-@triton.jit
-def erf(x):
-    return tl.erf(x)
 
 
 @triton.jit
