@@ -441,6 +441,9 @@ def main(argv=None):
     parser.add_argument(
         "--rehearse", action="store_true", help="tiny shapes, on a CPU if need be; writes nothing"
     )
+    parser.add_argument(
+        "--turn", type=int, help="on JAX: time steps of one turn of a loop, in the place of 8"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     parser.add_argument("--others", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -456,7 +459,9 @@ def main(argv=None):
             f"The {backend()} backend sees no GPU here. Install it with CUDA, choose another one "
             "with KERAS_BACKEND=jax or torch, or try the script out on this CPU: --rehearse"
         )
-    result = {"machine": machine(), "rows": [], "left_out": []}
+    if arguments.turn:
+        importlib.import_module("keras_gates.engine.jax").STEPS_OF_A_TURN = arguments.turn
+    result = {"machine": machine(), "turn": arguments.turn, "rows": [], "left_out": []}
     print("  ".join(f"{name} {value}" for name, value in result["machine"].items()))
     result["others"] = in_own_process(arguments.rehearse)
     path = arguments.out / f"benchmark_gpu_{backend()}.json"
