@@ -464,6 +464,27 @@ def test_pallas_translates_them_for_gpus(cell, options):
     assert lowered.count("gated_rnn_forward") == lowered.count("gated_rnn_backward") > 0
 
 
+@pytest.mark.skipif(not INTERPRETED or BACKEND != "torch", reason="an operation of PyTorch")
+def test_the_launch_is_a_well_made_operation_of_pytorch(rng):
+    import torch
+
+    from keras_gates.engine.gpu import triton as kernels
+
+    plan = plan_of(built(rng, cell="simple", dtype="float32"))
+    given = {"x": 1, "states": 1, "recurrent_kernel": 1, "biases": 0, "vectors": 0, "valid": 0}
+    text = source.forward(plan, {**given, "kept": 0, "masks": 0}, 1)
+    made = kernels.kernel(text, padded(UNITS))
+    arrays = [torch.randn(TIME, BATCH, UNITS), torch.randn(BATCH, UNITS), torch.randn(UNITS, UNITS)]
+    results = [torch.zeros(TIME, BATCH, UNITS), *torch.zeros(2, BATCH, UNITS).unbind()]
+    operation = torch.ops.keras_gates.launch.default
+    torch.library.opcheck(operation, (made.number, TIME, BATCH, arrays, results))
+    operation(made.number, TIME, BATCH, arrays, results)
+    x, h, u = (array.double() for array in arrays)
+    for t in range(TIME):
+        h = torch.tanh(x[t] + h @ u)
+        torch.testing.assert_close(results[0][t].double(), h, rtol=0, atol=1e-5)
+
+
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
