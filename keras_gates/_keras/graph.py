@@ -86,10 +86,17 @@ def copied(operation):
 
 def attributes(layer):
     """The attributes of a layer of one's own that may hold other layers, by name."""
-    return {name: value for name, value in vars(layer).items() if name not in _TRACKED}
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in _TRACKED and not name.startswith("_self_")  # of TensorFlow
+    }
 
 
-_TRACKED = ("_layers", "_functional", "_tracker", "_inbound_nodes", "_outbound_nodes", "_metrics")
+_TRACKED = (
+    "_layers", "_functional", "_tracker", "_inbound_nodes", "_outbound_nodes", "_metrics",
+    "_compiled_trainable_state",
+)  # fmt: skip
 
 
 def forget(layer, part):

@@ -9,8 +9,10 @@ import numpy as np
 from keras import tree
 
 from keras_gates._keras import graph
+from keras_gates._keras.compiled import not_compiled
 from keras_gates.cells import CELLS, of_keras
 from keras_gates.cells.arguments import sign
+from keras_gates.convert.compiled import compile_as
 from keras_gates.layers import GatedRNN
 from keras_gates.types import LayerArguments
 
@@ -50,8 +52,9 @@ def from_keras(
 
     Returns:
         The copy, with all that the original has learned, was adapted to, or keeps as states. A
-        model that is compiled comes compiled in the same way, with a new optimizer. Both are run on
-        random data, unless a change makes them differ, and must agree.
+        model that is compiled comes compiled in the same way, with the same losses and functions
+        and a new optimizer and metrics. Both are run on random data, unless a change makes them
+        differ, and must agree.
 
         Files of weights alone (.weights.h5) name layers by their class, so that a file of one does
         not load into the other. Load it into the model that it is of, and hand the weights on:
@@ -118,6 +121,8 @@ def converted(original, changes=()):
     if original.built and not copy.built:
         copy.build_from_config(original.get_build_config())
     conversion.copy_state()
+    for model, made in conversion.compiled:
+        compile_as(model, made)
     return copy
 
 
@@ -148,6 +153,7 @@ class _Conversion:
         self.recurrent = []  # (Keras' cell, the cell of its copy)
         self.stateful = []  # (a layer with states, its copy)
         self.others = []  # (layer, its copy)
+        self.compiled = []  # (a model that is compiled, its copy)
 
     def layer(self, layer):
         """The copy of a layer, or of an operation in the graph of a model."""
@@ -155,6 +161,8 @@ class _Conversion:
             self.copies[id(layer)] = copy = self._copy(layer)
             if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
                 self.stateful.append((layer, copy))
+            if isinstance(layer, keras.Model) and layer.compiled:
+                self.compiled.append((layer, copy))
         return self.copies[id(layer)]
 
     def _copy(self, layer):
@@ -163,7 +171,8 @@ class _Conversion:
         if isinstance(layer, keras.Sequential) and not layer.layers:
             return keras.Sequential(name=layer.name)  # which Keras cannot clone
         if isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph"):
-            return keras.models.clone_model(layer, clone_function=self.layer)
+            with not_compiled(layer):
+                return keras.models.clone_model(layer, clone_function=self.layer)
         if type(layer) in _LAYERS:
             copy = GatedRNN(cell=_LAYERS[type(layer)], **self._layer_arguments(layer))
             self.recurrent.append((layer.cell, copy.cell))
