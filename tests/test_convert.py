@@ -201,6 +201,63 @@ def test_changes_apply_to_every_layer(rng):
     assert len(copy.losses) == 3
 
 
+@keras.saving.register_keras_serializable("test_convert")
+class OwnCell(kg.GRUCell):
+    pass
+
+
+def changed():
+    """Every place that a GatedRNN or a cell of one can be in."""
+    clipped = {"return_sequences": True, "grad_clip_norm": 1.0}
+    inputs = keras.Input(batch_shape=(2, 5, 3))
+    prelu = keras.layers.PReLU()
+    h = keras.layers.Bidirectional(
+        kg.GatedRNN(4, "lstm", candidate_activation=prelu, output_activation="tanh", **clipped)
+    )(inputs)
+    learned = kg.GatedRNN(3, "peephole_lstm", initial_state="learned", **clipped)
+    h = keras.Sequential([keras.Input((5, 8)), learned])(h)
+    h = kg.GatedRNN(cell=OwnCell(3, grad_clip_norm=1.0), return_sequences=True)(h)
+    cells = [kg.GRUCell(3, grad_clip_norm=1.0), keras.layers.GRUCell(2)]
+    h = keras.layers.RNN(cells, return_sequences=True)(h)
+    h = keras.layers.RNN(kg.MGUCell(3, grad_clip_norm=1.0), return_sequences=True)(h)
+    h = keras.layers.Bidirectional(kg.GatedRNN(3, layer_norm=True, stateful=True, **clipped))(h)
+    h = keras.layers.TimeDistributed(kg.GatedRNN(2, "simple", grad_clip_norm=1.0))(
+        keras.layers.Reshape((5, 2, 3))(h)
+    )
+    return keras.Model(inputs, h)
+
+
+def test_layers_that_are_gated_already_change_too(rng):
+    model = changed()
+    model.set_weights([0.5 * rng.normal(size=w.shape) for w in model.get_weights()])
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    model(x)  # moves the states
+    copy = kg.from_keras(model, grad_clip_norm=None)
+    cells = [part for part in copy._flatten_layers() if isinstance(part, kg.GatedCell)]
+    assert len(cells) == 10
+    assert {cell.grad_clip_norm for cell in cells} == {None}
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)  # of states that have moved
+    assert [layer.name for layer in copy.layers[1:]] == [layer.name for layer in model.layers[1:]]
+    again = kg.from_keras(model, candidate_activation="softsign", dropout=0.3)
+    softsign = keras.activations.softsign
+    cells = [part for part in again._flatten_layers() if isinstance(part, kg.GatedCell)]
+    assert {(cell.candidate_activation, cell.dropout) for cell in cells} == {(softsign, 0.3)}
+    learned = kg.from_keras(kg.GatedRNN(3, initial_state="learned"), return_sequences=True)
+    assert (learned.initial_state, learned.return_sequences) == ("learned", True)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_weights_of_an_activation_come_along(kind, rng):
+    layer = getattr(keras.layers, kind)(4, activation=keras.layers.PReLU())
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.Bidirectional(layer)])
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    model(x)  # which builds the activation
+    model.set_weights([0.5 * rng.normal(size=w.shape) for w in model.get_weights()])
+    copy = kg.from_keras(model, grad_clip_norm=1.0)
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
+
+
 def test_a_change_that_only_some_cells_take_is_for_them():
     model = keras.Sequential(
         [
