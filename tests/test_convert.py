@@ -1,5 +1,7 @@
 """from_keras: the same function of the input, in one line, for every way of nesting."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -143,6 +145,7 @@ def recurrent(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:the `__init__` of:UserWarning")
 def test_the_copy_computes_the_same(name, rng):
     model = MODELS[name]()
     model.set_weights([rng.uniform(0.1, 1.0, size=w.shape) for w in model.get_weights()])
@@ -388,6 +391,54 @@ def test_a_layer_that_cannot_be_made_anew_is_named():
     model = keras.Sequential([keras.Input((None, 3)), Unsaid(keras.layers.GRU(2))])
     with pytest.raises(ValueError, match="makes 'unsaid' of type Unsaid anew.*TypeError"):
         kg.from_keras(model)
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Around(keras.layers.Layer):
+    """A layer of one's own that is given its recurrent layer."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.inner)
+        return {**super().get_config(), "inner": inner}
+
+    @classmethod
+    def from_config(cls, config):
+        inner = keras.saving.deserialize_keras_object(config.pop("inner"))
+        return cls(inner, **config)
+
+
+def test_a_class_that_makes_its_layers_itself_is_warned_of(tmp_path, rng):
+    with pytest.warns(UserWarning, match="of Block and Own makes.*keras_gates.export") as caught:
+        copy = kg.from_keras(subclassed())
+    (ours,) = [w for w in caught if "__init__` of" in str(w.message)]
+    assert ours.filename == __file__
+    copy.save_weights(tmp_path / "own.weights.h5")
+    with pytest.warns(UserWarning, match="__init__` of"):
+        again = kg.from_keras(subclassed())  # what the warning says to do
+    again.load_weights(tmp_path / "own.weights.h5")
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    np.testing.assert_array_equal(again(x), copy(x))
+
+
+def test_a_class_that_is_given_its_layers_comes_back_from_a_file(tmp_path, rng):
+    model = keras.Sequential([keras.Input((5, 3)), Around(keras.layers.GRU(4))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        copy = kg.from_keras(model, candidate_activation="softsign")
+    copy.save(tmp_path / "around.keras")
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    again = keras.models.load_model(tmp_path / "around.keras")
+    np.testing.assert_array_equal(again(x), copy(x))
 
 
 @pytest.mark.parametrize("how", ["layer", "model"])

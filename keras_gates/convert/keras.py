@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from typing import Unpack
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates._keras import graph
+from keras_gates._keras.calls import stacklevel
 from keras_gates._keras.compiled import not_compiled
 from keras_gates.cells import CELLS, GatedCell, of_keras
 from keras_gates.cells.arguments import KERAS_NAMES, LAYER_ARGUMENTS, sign
@@ -74,6 +76,10 @@ def from_keras(
             model of your own that cannot be made from its config, or a copy that computes
             something else.
 
+    Warns:
+        UserWarning: a .keras file of the copy would not bring it back, because a class of your own
+            makes Keras' layers in its `__init__`; or the copy could not be compiled.
+
     Example:
 
     >>> model = keras.Sequential([keras.Input((None, 8)), keras.layers.GRU(16)])
@@ -129,6 +135,15 @@ def converted(original, changes=()):
     conversion.copy_state()
     for model, made in conversion.compiled:
         compile_as(model, made)
+    if conversion.made_within:
+        kinds = dict.fromkeys(type(part).__name__ for part in conversion.made_within)
+        warnings.warn(
+            f"the `__init__` of {' and '.join(kinds)} makes Keras' recurrent layers, so that a "
+            f".keras file of {copy.name!r} brings those back when loaded. Keep the copy by "
+            "save_weights, and load them into from_keras of a new model; or by keras_gates.export; "
+            "or make GatedRNN layers in the `__init__`.",
+            stacklevel=stacklevel(),
+        )
     return copy
 
 
@@ -166,6 +181,7 @@ class _Conversion:
         self.recurrent = []  # (a cell, the cell of its copy), and so GatedRNN layers themselves
         self.stateful = []  # (a layer with states, its copy)
         self.others = []  # (layer, its copy)
+        self.made_within = []  # copies of layers of the user's own that make their recurrent layers
         self.compiled = []  # (a model that is compiled, its copy)
 
     def layer(self, layer):
@@ -235,6 +251,8 @@ class _Conversion:
                 lambda p: self.layer(p) if isinstance(p, keras.layers.Layer) else p, value
             )
             setattr(copy, name, made)
+        if not _comes_back(copy):
+            self.made_within.append(copy)
 
     def copy_state(self):
         """Gives every copy what its original has. What has no weights yet stays without."""
@@ -334,6 +352,20 @@ class _Conversion:
         config = {**layer.cell.get_config(), **layer.get_config()}
         changes = self._changes_of(layer.cell)
         return of_keras.renamed({**config, **of_keras.activations(layer.cell), **changes})
+
+
+def _comes_back(copy):
+    """Whether a layer of the user's own has the same recurrent layers when made from its config."""
+    try:
+        with graph.names_kept():
+            again = type(copy).from_config(copy.get_config())
+    except Exception:  # of any kind
+        return False
+    kinds = [
+        [type(part) for part in one._flatten_layers() if isinstance(part, keras.layers.RNN)]
+        for one in (copy, again)
+    ]
+    return kinds[0] == kinds[1]
 
 
 def _cells(layer):
