@@ -261,6 +261,43 @@ def test_weights_of_an_activation_come_along(kind, rng):
     np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"return_gates": True}, "what comes after them counts on it.*return_gates=True"),
+        ({"return_state": True}, r"with GatedRNN\(return_state=...\) where you want it"),
+        ({"return_sequences": False}, "return_sequences=False"),
+        ({"go_backwards": True}, "cannot be changed in all"),
+        ({"name": "ear"}, "each keeps its own.*name='ear'"),
+        ({"stateful": True}, r"takes any. Make it in code with keras.Input\(batch_shape"),
+    ],
+)
+def test_what_layers_give_and_are_called_is_changed_one_by_one(change, message):
+    for name in ("functional", "bidirectional", "block"):
+        with pytest.raises(ValueError, match=message):
+            kg.from_keras(MODELS[name](), **change)
+
+
+def test_states_are_kept_where_the_batch_is_known():
+    model = keras.Sequential([keras.Input(batch_shape=(2, 5, 3)), keras.layers.GRU(4)])
+    copy = kg.from_keras(model, stateful=True)
+    assert copy.layers[0].states[0].shape == (2, 4)
+
+
+def test_activations_by_the_names_of_keras():
+    lstm = keras.layers.LSTM(3)
+    copy = kg.from_keras(lstm, activation="softsign", recurrent_activation=None)
+    softsign, linear = keras.activations.softsign, keras.activations.linear
+    assert (copy.candidate_activation, copy.output_activation) == (softsign, softsign)
+    assert set(copy.cell.gate_activations.values()) == {linear}
+    assert kg.from_keras(lstm, activation=None).candidate_activation is linear
+    tanh = keras.activations.tanh
+    assert kg.from_keras(lstm, candidate_activation=None).candidate_activation is tanh
+    message = "Keras' name for `candidate_activation`: give one.*activation='relu', candidate_act"
+    with pytest.raises(ValueError, match=message):
+        kg.from_keras(lstm, activation="relu", candidate_activation="softsign")
+
+
 def test_a_change_that_only_some_cells_take_is_for_them():
     model = keras.Sequential(
         [

@@ -30,6 +30,8 @@ _OF_LAYER = {
     "return_sequences", "return_state", "go_backwards", "stateful", "unroll",
     "zero_output_for_mask", "return_gates", "initial_state", "backprop", "name",
 }  # fmt: skip
+# What layers around a recurrent one count on.
+_OF_ONE_LAYER = ("return_sequences", "return_state", "return_gates", "go_backwards", "name")
 # From what a cell of Keras or of this package calls an activation to its name here.
 _ACTIVATIONS = {
     **KERAS_NAMES,
@@ -58,7 +60,11 @@ def from_keras(
         **changes: arguments of GatedRNN that differ in the copy, such as `grad_clip_norm=1.0` or
             `candidate_activation="relu"`. They apply to every recurrent layer, also to those that
             are GatedRNN already: `grad_clip_norm=None` takes the bound away. One that only some of
-            the cells take, such as `output_activation` of LSTMs, is for those.
+            the cells take, such as `output_activation` of LSTMs, is for those. Keras' names
+            `activation` and `recurrent_activation` are taken too, for the candidate's and the
+            gates' activation, and None there means the identity, as in Keras. Given a recurrent
+            layer alone, also what it gives and is called: `return_sequences`, `return_state`,
+            `return_gates`, `go_backwards`, `name`.
 
     Returns:
         The copy, with all that the original has learned, was adapted to, or keeps as states. A
@@ -72,9 +78,9 @@ def from_keras(
 
     Raises:
         TypeError: no layer, or a change that is no argument.
-        ValueError: nothing in it to convert, a change that its weights do not fit, a layer or
-            model of your own that cannot be made from its config, or a copy that computes
-            something else.
+        ValueError: nothing in it to convert, a change that its weights or the layers around it do
+            not fit, a layer or model of your own that cannot be made from its config, or a copy
+            that computes something else.
 
     Warns:
         UserWarning: a .keras file of the copy would not bring it back, because a class of your own
@@ -96,6 +102,8 @@ def from_keras(
             "from_keras copies weights, so that `initialization` would do nothing: make a new "
             f"GatedRNN with it. Received: initialization={changes['initialization']!r}"
         )
+    _refuse_of_one_layer(model_or_layer, changes)
+    changes = _named_as_here(changes)
     copy = converted(model_or_layer, changes)
     if not set(changes) - set(_OF_TRAINING):
         _verify(model_or_layer, copy)
@@ -113,6 +121,45 @@ def refuse_kept(owner, changes):
                 f"{owner} keeps the weights, and `{name}` changes their shape or meaning. "
                 f"Received: {name}={changes[name]!r}"
             )
+
+
+def _refuse_of_one_layer(original, changes):
+    """A ValueError for a change that layers around the recurrent ones do not allow."""
+    if isinstance(original, keras.layers.RNN):
+        return
+    for name in _OF_ONE_LAYER:
+        if name in changes:
+            why = "each keeps its own" if name == "name" else "what comes after them counts on it"
+            raise ValueError(
+                f"from_keras changes all recurrent layers of {original.name!r}, and `{name}` "
+                f"cannot be changed in all: {why}. Make the model in code, with "
+                f"GatedRNN({name}=...) where you want it, and hand the weights on: "
+                "new.set_weights(from_keras(model).get_weights()). "
+                f"Received: {name}={changes[name]!r}"
+            )
+    tensors = tree.flatten(graph.inputs(original))
+    if changes.get("stateful") and any(t is None or t.shape[0] is None for t in tensors):
+        raise ValueError(
+            f"`stateful=True` needs a known batch size, and {original.name!r} takes any. Make it "
+            "in code with keras.Input(batch_shape=(batch, time, features)), hand its weights on, "
+            f"and convert that. Received: stateful={changes['stateful']!r}"
+        )
+
+
+def _named_as_here(changes):
+    """The changes, with Keras' names of activations, where None is the identity, as ours."""
+    changes = dict(changes)
+    for theirs, ours in KERAS_NAMES.items():
+        if theirs not in changes:
+            continue
+        if ours in changes:
+            raise ValueError(
+                f"`{theirs}` is Keras' name for `{ours}`: give one of them. Received: "
+                f"{theirs}={changes[theirs]!r}, {ours}={changes[ours]!r}"
+            )
+        value = changes.pop(theirs)
+        changes[ours] = "linear" if value is None else value
+    return changes
 
 
 def converted(original, changes=()):
