@@ -84,6 +84,20 @@ def copied(operation):
     return copy
 
 
+def lambda_copied(layer):
+    """A `keras.layers.Lambda` once more. Keras makes none of a config that holds a lambda unless
+    it is told that this is safe; here the function itself is there."""
+    return keras.layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        name=layer.name,
+        dtype=layer.dtype_policy,
+        trainable=layer.trainable,
+    )
+
+
 def attributes(layer):
     """The attributes of a layer of one's own that may hold other layers, by name."""
     return {

@@ -249,6 +249,8 @@ class _Conversion:
         if isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph"):
             with not_compiled(layer):
                 return keras.models.clone_model(layer, clone_function=self.layer)
+        if type(layer) is keras.layers.Lambda:
+            return graph.lambda_copied(layer)
         if type(layer) in _LAYERS:
             copy = GatedRNN(cell=_LAYERS[type(layer)], **self._layer_arguments(layer))
             self.recurrent.append((layer.cell, copy.cell))
@@ -271,7 +273,7 @@ class _Conversion:
         except Exception as error:  # of a class of the user's own, of any kind
             raise ValueError(
                 f"from_keras makes {layer.name!r} of type {type(layer).__name__} anew from its "
-                f"config, and that raised {type(error).__name__}: {str(error).splitlines()[0]} "
+                f"config, and that raised {type(error).__name__}: {_quoted(error)}. "
                 "Give the class a `get_config`, or convert its layers one by one."
             ) from error
         parts = layer._flatten_layers(include_self=False)
@@ -399,6 +401,11 @@ class _Conversion:
         config = {**layer.cell.get_config(), **layer.get_config()}
         changes = self._changes_of(layer.cell)
         return of_keras.renamed({**config, **of_keras.activations(layer.cell), **changes})
+
+
+def _quoted(error):
+    """The first line of what an error says, in quotation marks."""
+    return '"' + (str(error).splitlines() or [""])[0] + '"'
 
 
 def _comes_back(copy):
