@@ -345,6 +345,13 @@ def test_a_model_has_several_layers_to_judge():
 def test_from_keras_errors():
     with pytest.raises(TypeError, match="takes a Keras model or layer. Received: 3"):
         kg.from_keras(3)
+    for kind in ("GRU", "LSTM", "SimpleRNN"):
+        theirs = getattr(keras.layers, f"{kind}Cell")
+        for cell in (theirs, theirs(3)):
+            with pytest.raises(ValueError, match=f"The cell here is keras_gates.{kind}Cell$"):
+                kg.GatedRNN(3, cell=cell)
+        with pytest.raises(ValueError, match=f"no cell alone.*here is keras_gates.{kind}Cell"):
+            kg.from_keras(theirs(3))
     with pytest.raises(ValueError, match="found no keras.layers.GRU, LSTM or SimpleRNN"):
         kg.from_keras(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
     low = kg.GatedRNN(2, name="low", return_sequences=True)

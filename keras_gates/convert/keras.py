@@ -96,6 +96,13 @@ def from_keras(
             "from_keras takes a Keras model or layer. Received: "
             f"{model_or_layer!r} of type {type(model_or_layer).__name__}"
         )
+    if of_keras.counterpart(model_or_layer):
+        raise ValueError(
+            "from_keras takes a Keras model or layer, no cell alone. Received: "
+            f"{model_or_layer!r}. The cell here is "
+            f"keras_gates.{of_keras.counterpart(model_or_layer)}, whose weights are the same; or "
+            "convert keras.layers.RNN(cell)"
+        )
     refuse_kept("from_keras", changes)
     if changes.get("initialization") is not None:
         raise ValueError(
