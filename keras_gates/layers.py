@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gates import activations, engine, gates, inputs, regularizers, verdicts
 from keras_gates._keras.calls import outer_steps, stacklevel
-from keras_gates.cells import CELLS, GatedCell, zoneout
+from keras_gates.cells import CELLS, GatedCell, of_keras, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.engine import cudnn
@@ -523,6 +523,8 @@ def _cell(units, cell, arguments, layer_arguments):
         hint = ""
         if isinstance(cell, (list, tuple)):
             hint = ". For a stack, use several GatedRNN layers, or keras.layers.RNN([cells])"
+        elif of_keras.counterpart(cell):
+            hint = f". The cell here is keras_gates.{of_keras.counterpart(cell)}"
         raise ValueError(
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
             f"instance of one. Received: cell={cell!r}{hint}"

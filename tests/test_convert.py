@@ -1,5 +1,7 @@
 """from_keras: the same function of the input, in one line, for every way of nesting."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -143,6 +145,7 @@ def recurrent(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:the `__init__` of:UserWarning")
 def test_the_copy_computes_the_same(name, rng):
     model = MODELS[name]()
     model.set_weights([rng.uniform(0.1, 1.0, size=w.shape) for w in model.get_weights()])
@@ -199,6 +202,100 @@ def test_changes_apply_to_every_layer(rng):
     copy.compile("adam", "mse")
     copy.fit(rng.normal(size=(4, 5, 3)), np.zeros((4, 2)), verbose=0)
     assert len(copy.losses) == 3
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class OwnCell(kg.GRUCell):
+    pass
+
+
+def changed():
+    """Every place that a GatedRNN or a cell of one can be in."""
+    clipped = {"return_sequences": True, "grad_clip_norm": 1.0}
+    inputs = keras.Input(batch_shape=(2, 5, 3))
+    prelu = keras.layers.PReLU()
+    h = keras.layers.Bidirectional(
+        kg.GatedRNN(4, "lstm", candidate_activation=prelu, output_activation="tanh", **clipped)
+    )(inputs)
+    learned = kg.GatedRNN(3, "peephole_lstm", initial_state="learned", **clipped)
+    h = keras.Sequential([keras.Input((5, 8)), learned])(h)
+    h = kg.GatedRNN(cell=OwnCell(3, grad_clip_norm=1.0), return_sequences=True)(h)
+    cells = [kg.GRUCell(3, grad_clip_norm=1.0), keras.layers.GRUCell(2)]
+    h = keras.layers.RNN(cells, return_sequences=True)(h)
+    h = keras.layers.RNN(kg.MGUCell(3, grad_clip_norm=1.0), return_sequences=True)(h)
+    h = keras.layers.Bidirectional(kg.GatedRNN(3, layer_norm=True, stateful=True, **clipped))(h)
+    h = keras.layers.TimeDistributed(kg.GatedRNN(2, "simple", grad_clip_norm=1.0))(
+        keras.layers.Reshape((5, 2, 3))(h)
+    )
+    return keras.Model(inputs, h)
+
+
+def test_layers_that_are_gated_already_change_too(rng):
+    model = changed()
+    model.set_weights([0.5 * rng.normal(size=w.shape) for w in model.get_weights()])
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    model(x)  # moves the states
+    copy = kg.from_keras(model, grad_clip_norm=None)
+    cells = [part for part in copy._flatten_layers() if isinstance(part, kg.GatedCell)]
+    assert len(cells) == 10
+    assert {cell.grad_clip_norm for cell in cells} == {None}
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)  # of states that have moved
+    assert [layer.name for layer in copy.layers[1:]] == [layer.name for layer in model.layers[1:]]
+    again = kg.from_keras(model, candidate_activation="softsign", dropout=0.3)
+    softsign = keras.activations.softsign
+    cells = [part for part in again._flatten_layers() if isinstance(part, kg.GatedCell)]
+    assert {(cell.candidate_activation, cell.dropout) for cell in cells} == {(softsign, 0.3)}
+    learned = kg.from_keras(kg.GatedRNN(3, initial_state="learned"), return_sequences=True)
+    assert (learned.initial_state, learned.return_sequences) == ("learned", True)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_weights_of_an_activation_come_along(kind, rng):
+    layer = getattr(keras.layers, kind)(4, activation=keras.layers.PReLU())
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.Bidirectional(layer)])
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    model(x)  # which builds the activation
+    model.set_weights([0.5 * rng.normal(size=w.shape) for w in model.get_weights()])
+    copy = kg.from_keras(model, grad_clip_norm=1.0)
+    np.testing.assert_allclose(copy(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"return_gates": True}, "what comes after them counts on it.*return_gates=True"),
+        ({"return_state": True}, r"with GatedRNN\(return_state=...\) where you want it"),
+        ({"return_sequences": False}, "return_sequences=False"),
+        ({"go_backwards": True}, "cannot be changed in all"),
+        ({"name": "ear"}, "each keeps its own.*name='ear'"),
+        ({"stateful": True}, r"takes any. Make it in code with keras.Input\(batch_shape"),
+    ],
+)
+def test_what_layers_give_and_are_called_is_changed_one_by_one(change, message):
+    for name in ("functional", "bidirectional", "block"):
+        with pytest.raises(ValueError, match=message):
+            kg.from_keras(MODELS[name](), **change)
+
+
+def test_states_are_kept_where_the_batch_is_known():
+    model = keras.Sequential([keras.Input(batch_shape=(2, 5, 3)), keras.layers.GRU(4)])
+    copy = kg.from_keras(model, stateful=True)
+    assert copy.layers[0].states[0].shape == (2, 4)
+
+
+def test_activations_by_the_names_of_keras():
+    lstm = keras.layers.LSTM(3)
+    copy = kg.from_keras(lstm, activation="softsign", recurrent_activation=None)
+    softsign, linear = keras.activations.softsign, keras.activations.linear
+    assert (copy.candidate_activation, copy.output_activation) == (softsign, softsign)
+    assert set(copy.cell.gate_activations.values()) == {linear}
+    assert kg.from_keras(lstm, activation=None).candidate_activation is linear
+    tanh = keras.activations.tanh
+    assert kg.from_keras(lstm, candidate_activation=None).candidate_activation is tanh
+    message = "Keras' name for `candidate_activation`: give one.*activation='relu', candidate_act"
+    with pytest.raises(ValueError, match=message):
+        kg.from_keras(lstm, activation="relu", candidate_activation="softsign")
 
 
 def test_a_change_that_only_some_cells_take_is_for_them():
@@ -310,6 +407,27 @@ class Forgetful(keras.layers.Layer):
         return {"name": self.name}
 
 
+def test_a_lambda_layer_is_copied_with_its_function(rng):
+    factor = 3.0
+
+    def of_training(x, training=None):
+        return x if training else factor * x
+
+    inputs = keras.Input((None, 3))
+    h = keras.layers.GRU(4, return_sequences=True)(keras.layers.Masking()(inputs))
+    h = keras.layers.Lambda(of_training, mask=lambda x, mask: None, name="mine")(h)
+    h = keras.layers.Lambda(
+        lambda x, power: x[:, -1] ** power, output_shape=(4,), arguments={"power": 2}
+    )(h)
+    model = keras.Model(inputs, h)
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    copy = kg.from_keras(model)
+    for training in (True, False):
+        found, expected = copy(x, training=training), model(x, training=training)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert copy.get_layer("mine") is not model.get_layer("mine")
+
+
 def test_a_copy_that_computes_something_else_is_an_error():
     layers = [keras.Input((None, 3)), Forgetful(2.0), keras.layers.GRU(4)]
     with pytest.raises(ValueError, match="the copy of .* computes something else, by"):
@@ -329,8 +447,58 @@ def test_a_layer_that_cannot_be_made_anew_is_named():
             return {"unknown": 1}
 
     model = keras.Sequential([keras.Input((None, 3)), Unsaid(keras.layers.GRU(2))])
-    with pytest.raises(ValueError, match="makes 'unsaid' of type Unsaid anew.*TypeError"):
+    with pytest.raises(
+        ValueError, match=r"makes 'unsaid' of type Unsaid anew.*TypeError: \".*\"\. Give"
+    ):
         kg.from_keras(model)
+
+
+@keras.saving.register_keras_serializable("test_convert")
+class Around(keras.layers.Layer):
+    """A layer of one's own that is given its recurrent layer."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.inner)
+        return {**super().get_config(), "inner": inner}
+
+    @classmethod
+    def from_config(cls, config):
+        inner = keras.saving.deserialize_keras_object(config.pop("inner"))
+        return cls(inner, **config)
+
+
+def test_a_class_that_makes_its_layers_itself_is_warned_of(tmp_path, rng):
+    with pytest.warns(UserWarning, match="of Block and Own makes.*keras_gates.export") as caught:
+        copy = kg.from_keras(subclassed())
+    (ours,) = [w for w in caught if "__init__` of" in str(w.message)]
+    assert ours.filename == __file__
+    copy.save_weights(tmp_path / "own.weights.h5")
+    with pytest.warns(UserWarning, match="__init__` of"):
+        again = kg.from_keras(subclassed())  # what the warning says to do
+    again.load_weights(tmp_path / "own.weights.h5")
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    np.testing.assert_array_equal(again(x), copy(x))
+
+
+def test_a_class_that_is_given_its_layers_comes_back_from_a_file(tmp_path, rng):
+    model = keras.Sequential([keras.Input((5, 3)), Around(keras.layers.GRU(4))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        copy = kg.from_keras(model, candidate_activation="softsign")
+    copy.save(tmp_path / "around.keras")
+    x = rng.normal(size=(2, 5, 3)).astype("float32")
+    again = keras.models.load_model(tmp_path / "around.keras")
+    np.testing.assert_array_equal(again(x), copy(x))
 
 
 @pytest.mark.parametrize("how", ["layer", "model"])

@@ -229,8 +229,8 @@ def test_errors(rng, tmp_path):
         kg.load_keras2(refused(tmp_path, rnn, version="1.2.2"))
     with pytest.raises(ValueError, match="one of 3.1. It is loaded by keras.models.load_model"):
         kg.load_keras2(refused(tmp_path, rnn, version="3.1"))
-    with pytest.raises(ValueError, match="holds weights alone.*model.load_weights"):
-        kg.load_keras2(written(tmp_path / "weights.h5", None, {}))
+    with pytest.raises(ValueError, match="`path` must be a .h5 or .keras file.*path=None"):
+        kg.load_keras2(None)
     with pytest.raises(FileNotFoundError, match="There is none at '.*nowhere.h5'"):
         kg.load_keras2(tmp_path / "nowhere.h5")
     with pytest.raises(ValueError, match="must be a .h5 or .keras file of Keras 2. Received: '"):
@@ -283,6 +283,32 @@ def test_weights_of_one_kind_of_model_are_those_of_the_other(rng, tmp_path):
     again.set_weights([0 * w for w in again.get_weights()])
     again.set_weights(ours.get_weights())
     np.testing.assert_allclose(again(x), theirs(x), atol=1e-5)
+
+
+def test_what_is_said_of_weights_alone_is_true(rng, tmp_path):
+    theirs, x = model_of(plain), rng.normal(size=(2, 5, 3))
+    theirs.set_weights([rng.normal(size=w.shape) for w in theirs.get_weights()])
+    theirs.save_weights(tmp_path / "new.weights.h5")  # as Keras 2.12 and later wrote it
+    advice = r"holds weights alone.*with keras.layers, call.*it: from_keras\(model\)"
+    with pytest.raises(ValueError, match=advice):
+        kg.load_keras2(tmp_path / "new.weights.h5")
+    again = model_of(plain)
+    again.load_weights(tmp_path / "new.weights.h5")
+    np.testing.assert_allclose(kg.from_keras(again)(x), theirs(x), atol=1e-5)
+
+    theirs.save(tmp_path / "whole.h5")
+    with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(tmp_path / "old.h5", "w") as alone:
+        alone.attrs.update(whole["model_weights"].attrs)
+        for name in whole["model_weights"]:
+            whole.copy(f"model_weights/{name}", alone)
+    with pytest.raises(ValueError, match=r"with GatedRNN or Keras' layers, and call.*path\)`$"):
+        kg.load_keras2(tmp_path / "old.h5")
+    ours = model_of(gated)
+    ours.load_weights(tmp_path / "old.h5")
+    np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)
+    (tmp_path / "old.h5").rename(tmp_path / "old.weights.h5")
+    with pytest.raises(ValueError, match=r"a name that ends in .h5, not in .weights.h5"):
+        kg.load_keras2(tmp_path / "old.weights.h5")
 
 
 def test_weights_within_a_wrapper_interchange_as_files(rng, tmp_path):

@@ -172,6 +172,33 @@ def test_within_the_state_dict_of_a_model(rng, tmp_path):
     np.testing.assert_allclose(inner(x), expected, atol=1e-5)
 
 
+def test_several_layers_take_no_initial_state_but_each_does(rng, tmp_path):
+    state, x = state_dict(rng, "GRU", 2), sequences(rng)
+    made = kg.from_torch(state, dtype=DTYPE)
+    h = [rng.normal(size=(BATCH, UNITS)) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"takes no `initial_state`.*in model.layers\[1:\]"):
+        made(x, initial_state=h)
+    with pytest.raises(ValueError, match="takes no `initial_state`"):
+        made(x, h)
+    made.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), made(x))
+    with pytest.raises(ValueError, match="takes no `initial_state`"):
+        keras.models.clone_model(loaded)(x, initial_state=h)
+    np.testing.assert_array_equal(loaded(x, initial_state=None), made(x))
+    # What the error says to do.
+    expected, found = x, x
+    for number, layer in enumerate(made.layers[1:]):
+        w = {k.split("_l")[0]: v for k, v in state.items() if k.endswith(f"_l{number}")}
+        states, steps = [h[number]], []
+        for t in range(TIME):
+            states = step("GRU", w, expected[:, t], states)
+            steps.append(states[0])
+        expected = np.stack(steps, axis=1)
+        found = layer(found, initial_state=keras.ops.convert_to_tensor(h[number], DTYPE))
+    assert_close(found, expected)
+
+
 def test_errors(rng):
     state = state_dict(rng, "LSTM")
     for wrong, message in (
@@ -196,6 +223,10 @@ def test_errors(rng):
         kg.from_torch(state, go_backwards=True)
     with pytest.raises(TypeError, match="takes no argument `grad_clip`"):
         kg.from_torch(state, grad_clip=1.0)
+    with pytest.raises(TypeError, match="no argument `batch_first`: the module says it.*=True"):
+        kg.from_torch(state, batch_first=True)
+    with pytest.raises(TypeError, match="Received: the class GRU. Make one of it"):
+        kg.from_torch(type("GRU", (), {"named_modules": lambda self: [], "__module__": "torch"}))
     with pytest.raises(TypeError, match="`module` must be a torch.nn.GRU.* of type int"):
         kg.from_torch(3)
     gru = module("GRU", state_dict(rng, "GRU"))

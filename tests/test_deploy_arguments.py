@@ -33,6 +33,7 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
     before = contents(tmp_path)
     cases = [
         (TypeError, "`model` must be a Keras model", {"model": "model"}),
+        (TypeError, r"Make one of it: keras.Seq.*, layer\]\)$", {"model": kg.GatedRNN(3)}),
         (TypeError, "`path` must be a path. Received: path=None", {"path": None}),
         (ValueError, "`path` must end with the name of a file. Received: path=''", {"path": ""}),
         (
@@ -67,6 +68,13 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
         with pytest.raises(error, match=message):
             deployment.export(**arguments)
     assert contents(tmp_path) == before
+
+
+def test_an_input_that_is_called_as_a_word_of_python(tmp_path):
+    inputs = keras.Input((None, 3), name="in"), keras.Input((None, 3), name="Lambda")
+    model = keras.Model(inputs, kg.GatedRNN(4)(keras.layers.add(inputs)))
+    written = deployment.export(model, tmp_path / "model")
+    assert [*written.signatures["serving_default"]["inputs"]] == ["in_", "lambda_"]
 
 
 @pytest.mark.parametrize("format", ["saved_model", "onnx", "litert", "openvino"])

@@ -56,7 +56,7 @@ def found_where_it_began(names):
 def converted_what_computes_the_same(names):
     given, expected = (names[name](names["x_train"]) for name in ("clipped", "trained"))
     np.testing.assert_allclose(np.array(given), np.array(expected), atol=1e-6)
-    again = names["again"]
+    again = names["unclipped"]
     assert names["clipped"].layers[0].grad_clip_norm == 1.0
     assert again.layers[0].grad_clip_norm is None
     np.testing.assert_allclose(np.array(again(names["x_train"])), np.array(expected), atol=1e-6)

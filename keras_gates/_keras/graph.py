@@ -84,12 +84,33 @@ def copied(operation):
     return copy
 
 
+def lambda_copied(layer):
+    """A `keras.layers.Lambda` once more. Keras makes none of a config that holds a lambda unless
+    it is told that this is safe; here the function itself is there."""
+    return keras.layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        name=layer.name,
+        dtype=layer.dtype_policy,
+        trainable=layer.trainable,
+    )
+
+
 def attributes(layer):
     """The attributes of a layer of one's own that may hold other layers, by name."""
-    return {name: value for name, value in vars(layer).items() if name not in _TRACKED}
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in _TRACKED and not name.startswith("_self_")  # of TensorFlow
+    }
 
 
-_TRACKED = ("_layers", "_functional", "_tracker", "_inbound_nodes", "_outbound_nodes", "_metrics")
+_TRACKED = (
+    "_layers", "_functional", "_tracker", "_inbound_nodes", "_outbound_nodes", "_metrics",
+    "_compiled_trainable_state",
+)  # fmt: skip
 
 
 def forget(layer, part):

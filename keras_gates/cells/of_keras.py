@@ -12,6 +12,12 @@ NAMES = {
 }
 
 
+def counterpart(cell):
+    """The name of the class that stands here for that of a cell of Keras; None if there is none."""
+    name = NAMES.get(cell if isinstance(cell, type) else type(cell))
+    return name and CELLS[name].__name__
+
+
 def unbuilt(cell, **changes):
     """One of these with the arguments of a cell of Keras, but for the changes."""
     arguments = {**cell.get_config(), **activations(cell), **changes}

@@ -20,6 +20,7 @@ from keras_gates._keras import graph
 from keras_gates._keras.calls import stacklevel
 from keras_gates._keras.layers import get_keras_mask, to_snake_case
 from keras_gates.convert.keras2_config import layers_of, translated
+from keras_gates.validation import invalid
 
 
 def load_keras2(
@@ -52,6 +53,8 @@ def load_keras2(
     >>> model = keras_gates.load_keras2("trained_in_2019.h5")  # doctest: +SKIP
     >>> gated = keras_gates.from_keras(model, grad_clip_norm=1.0)  # doctest: +SKIP
     """
+    if not isinstance(path, str | os.PathLike):
+        raise invalid("path", "a .h5 or .keras file of Keras 2", path)
     path = pathlib.Path(path)
     objects = dict(custom_objects or {})
     if zipfile.is_zipfile(path):
@@ -67,10 +70,7 @@ def load_keras2(
     else:
         raise _unreadable(path)
     if entry is None:
-        raise ValueError(
-            f"`path` must be a whole model, and {str(path)!r} holds weights alone. Make the model "
-            "in code, with GatedRNN or Keras' layers, and call `model.load_weights(path)`"
-        )
+        raise _weights_alone(path)
     if not version.startswith("2"):
         hint = " It is loaded by keras.models.load_model" if version >= "3" else ""
         raise ValueError(f"`path` must be a file of Keras 2. Received: one of {version}.{hint}")
@@ -118,6 +118,19 @@ def _unreadable(path):
         )
     return ValueError(
         f"`path` must be a .h5 or .keras file of Keras 2. Received: {str(path)!r}{hint}"
+    )
+
+
+def _weights_alone(path):
+    how = "with keras.layers, call `model.load_weights(path)`, and convert it: from_keras(model)"
+    with h5py.File(path) as file:
+        if _names(file, "layer_names"):  # the older of two formats, a list per layer
+            how = "with GatedRNN or Keras' layers, and call `model.load_weights(path)`"
+            if path.name.endswith(".weights.h5"):
+                how += ", after the file has got a name that ends in .h5, not in .weights.h5"
+    return ValueError(
+        f"`path` must be a whole model, and {str(path)!r} holds weights alone. Make the model in "
+        f"code, {how}"
     )
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_gates.cells import CELLS
-from keras_gates.cells.arguments import sign
+from keras_gates.cells.arguments import refuse_given, sign
 from keras_gates.convert.keras import refuse_kept
 from keras_gates.layers import GatedRNN
 from keras_gates.types import LayerArguments
@@ -18,6 +18,10 @@ _KINDS = ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell")
 # From how many blocks there are to the cell, and to where each of Keras' blocks is in PyTorch:
 # its GRU has r, z, n, and its LSTM i, f, g, o as Keras has.
 _CELLS = {1: ("simple", (0,)), 3: ("gru", (1, 0, 2)), 4: ("lstm", (0, 1, 2, 3))}
+_OF_MODULE = (
+    "batch_first", "num_layers", "bidirectional", "input_size", "hidden_size", "bias",
+    "nonlinearity", "proj_size",
+)  # fmt: skip
 _WEIGHT = re.compile(r"(.*?)(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(_l(\d+)(_reverse)?)?")
 
 
@@ -42,7 +46,7 @@ def from_torch(module: Any, **changes: Unpack[LayerArguments]) -> keras.layers.L
         layer, forward before backward, h before c: those that PyTorch stacks in h_n and c_n.
         Without `return_sequences` the output is the last layer's last h: in two directions the
         one after the last step beside the one after the first. The model of several layers begins
-        with states of zeros; the others take an `initial_state`.
+        with states of zeros and refuses an `initial_state`; the others take one.
 
     Raises:
         TypeError: something else than a recurrent module of PyTorch or its state dict.
@@ -57,6 +61,7 @@ def from_torch(module: Any, **changes: Unpack[LayerArguments]) -> keras.layers.L
     >>> layer.cell.units, layer(numpy.zeros((2, 5, 3))).shape
     (8, TensorShape([2, 5, 8]))
     """
+    refuse_given("from_torch", changes, _OF_MODULE, "the module says it")
     refuse_kept("from_torch", changes)
     if "go_backwards" in changes:
         raise ValueError(
@@ -78,6 +83,11 @@ sign(from_torch, GatedRNN.__init__)
 def _state_dict(module):
     if isinstance(module, Mapping):
         return module
+    if isinstance(module, type):
+        raise TypeError(
+            "`module` must be a module of PyTorch, which has weights. Received: the class "
+            f"{module.__name__}. Make one of it, or load its state dict"
+        )
     classes = [c.__name__ for c in type(module).__mro__ if c.__module__ == _MODULE]
     kind = type(module).__name__
     if type(module).__module__ == _MODULE and kind in _KINDS:
@@ -213,7 +223,21 @@ def _layers(weights, arguments, dropout):
         if options.get("return_state"):
             x, *own = x
             states += own
-    return keras.Model(inputs, [x, *states] if states else x, name=name)
+    return RNNLayers(inputs, [x, *states] if states else x, name=name)
+
+
+@keras.saving.register_keras_serializable(package="keras_gates")
+class RNNLayers(keras.Model):
+    """Several recurrent layers. Keras' models ignore arguments that they do not know."""
+
+    def __call__(self, *args, **kwargs):
+        if kwargs.get("initial_state", args[1] if len(args) > 1 else None) is not None:
+            raise ValueError(
+                f"{self.name!r} begins with states of zeros and takes no `initial_state`, since it "
+                "has several layers. Call those one after the other: for layer in "
+                "model.layers[1:]: x = layer(x, initial_state=...)"
+            )
+        return super().__call__(*args, **kwargs)
 
 
 def _layer(directions, options, name=None):

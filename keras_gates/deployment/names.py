@@ -2,9 +2,11 @@
 
 A name that Keras made up ends in a counter of the whole process, so that the same model gets
 another one every time. Such names are replaced, and those that a user gave are kept, in the
-characters that TensorFlow allows for an argument: small letters, digits and underscores.
+characters that TensorFlow allows for an argument: small letters, digits and underscores. An input
+that is called as a word of Python, which no argument may be, gets an underscore: "in_".
 """
 
+import keyword
 import re
 
 import keras
@@ -30,7 +32,10 @@ def input_names(tensors):
     """
     names = [tensor.name for tensor in tensors]
     return unique(
-        "inputs" if name is None or _AUTOMATIC_INPUT.fullmatch(name) else name for name in names
+        "inputs"
+        if name is None or _AUTOMATIC_INPUT.fullmatch(name)
+        else name + "_" * keyword.iskeyword(name.lower())
+        for name in names
     )
 
 

@@ -74,9 +74,12 @@ def taken(dataset, y, announced=None):
 def check_model(model):
     """A TypeError or ValueError unless `model` is a built Keras model."""
     if not isinstance(model, keras.Model):
+        hint = ""
+        if isinstance(model, keras.layers.Layer):
+            hint = ". Make one of it: keras.Sequential([keras.Input((None, features)), layer])"
         raise TypeError(
             "`model` must be a Keras model. Received: "
-            f"model={model!r} of type {type(model).__name__}"
+            f"model={model!r} of type {type(model).__name__}{hint}"
         )
     if not model.built:
         raise ValueError(
