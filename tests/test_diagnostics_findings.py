@@ -130,6 +130,42 @@ def test_vanishing_and_exploding_gradients_are_found(rng, eigenvalue, said):
 
 
 @needs_gradients
+@pytest.mark.parametrize(
+    ("options", "forget", "vanishes"),
+    [
+        ({"cell": "sru", "zoneout": {"hidden": 0.1}}, 6.0, False),
+        ({"cell": "sru", "zoneout": {"hidden": 0.1}}, -2.0, True),
+        ({"cell": "sru"}, 6.0, False),
+        ({"cell": "lstm"}, 6.0, False),
+        ({"cell": "lstm"}, -1.0, True),
+    ],
+)
+def test_a_gradient_vanishes_where_no_state_carries_it(rng, options, forget, vanishes):
+    """What tells is whether outputs depend on the first inputs as much as on those before the last,
+    which goes past the states of an SRU."""
+    layer = helpers.built(rng, dtype="float32", scale=0.3, name="r", **options)
+    index = layer.cell.blocks.index("forget") * UNITS
+    bias = np.array(layer.cell.bias)
+    bias[..., index : index + UNITS] = forget
+    layer.cell.bias.assign(bias)
+    model = model_of(layer)
+    x, y = sequences(rng, time=20), rng.normal(size=(BATCH, UNITS))
+    result = diagnose(model, x, y)
+    moved, changes = [np.copy(x), np.copy(x)], []
+    for one, step in zip(moved, (0, -2), strict=True):
+        one[:, step] += 1e-2
+        changes.append(np.abs(model.predict(one, verbose=0) - model.predict(x, verbose=0)).max())
+    assert (changes[0] < 1e-3 * changes[1]) == vanishes
+    said = [f.what for f in result.findings if "gradient of all states vanishes" in f.what]
+    assert bool(said) == vanishes, result
+    lines = str(result).splitlines()
+    assert [line.split()[0] for line in lines if " x 0." in line or " x -" in line][-2:] == [
+        "cell",
+        "all",
+    ]
+
+
+@needs_gradients
 def test_a_gradient_that_is_uneven_from_above_is_no_finding(rng):
     """The layer behind forgets, so that the first steps of the backward direction get little."""
     inner = kg.GatedRNN(UNITS, cell="simple", return_sequences=True, go_backwards=True, name="back")

@@ -77,10 +77,10 @@ def nonfinite(layer):
             f"{layer.nonfinite} values are NaN or infinite",
             "keras_gates.diagnostics.locate_nonfinite(model, x, y) finds the first of them.",
         )
-    if layer.gradient and not np.isfinite(layer.gradient.largest):
+    if layer.gradient and not np.isfinite(layer.whole_gradient.largest):
         yield (
             "error",
-            "the gradient dL/dh is not finite",
+            f"the gradient {_of_what(layer)} is not finite",
             "keras_gates.diagnostics.locate_nonfinite(model, x, y) finds where it begins.",
         )
 
@@ -187,7 +187,7 @@ def states(layer):
 
 
 def gradients(layer):
-    figures = layer.gradient
+    figures = layer.whole_gradient
     if figures is None:
         return
     if figures.log_slope is not None:
@@ -199,7 +199,7 @@ def gradients(layer):
         if own and over < math.log(_VANISHED):
             yield (
                 "warning",
-                f"the gradient vanishes: by a factor of {factor:.3g} per step back, "
+                f"the gradient {_of_what(layer)} vanishes: by a factor of {factor:.3g} per step back, "
                 f"{_power(over)} over {layer.steps} steps",
                 "Early steps are not learned from. "
                 + _either(*_keep_gates(layer), *_remember(layer), "begin with shorter sequences"),
@@ -207,21 +207,22 @@ def gradients(layer):
         elif own and over > math.log(_EXPLODED):
             yield (
                 "warning",
-                f"the gradient explodes: by a factor of {factor:.3g} per step back, "
+                f"the gradient {_of_what(layer)} explodes: by a factor of {factor:.3g} per step back, "
                 f"{_power(over)} over {layer.steps} steps",
                 _either(_clip(layer), *_keep_gates(layer), "shrink the recurrent kernel"),
             )
-    if figures.clipped is not None and figures.clipped > _CLIPPED:
+    clipped = layer.gradient.clipped
+    if clipped is not None and clipped > _CLIPPED:
         yield (
             "note",
-            f"clipping acts on {figures.clipped:.0%} of the (sample, step) pairs",
+            f"clipping acts on {clipped:.0%} of the (sample, step) pairs",
             "The bound sets the size of the gradient rather than stopping explosions: raise it, "
             "or take it for a learning rate.",
         )
     if figures.largest == 0:
         yield (
             "warning",
-            "no gradient reaches the hidden state",
+            "no gradient reaches the state",
             "The loss does not depend on this layer, or what is behind it is dead.",
         )
 
@@ -269,6 +270,10 @@ def _keep_gates(layer):
     if all(gate.p5 >= 0 and gate.p95 <= 1 for gate in layer.gates.values() if gate.is_share):
         return []
     return ["keep the gates in [0, 1], as hard_sigmoid does"]
+
+
+def _of_what(layer):
+    return "of all states" if layer.gradients else "dL/dh"
 
 
 def _clip(layer):

@@ -255,13 +255,13 @@ def _where_largest(values):
 def _in_backward(run):
     for call in reversed(run.calls):
         traces = call if isinstance(call, list) else []
-        steps = traces[0].valid.shape[1] if traces and traces[0].gradient is not None else 0
-        for t in reversed(range(steps)):
+        for t in reversed(range(traces[0].valid.shape[1] if traces else 0)):
             for one in reversed(traces):
-                index = _first(one.gradient[:, t], one.valid[:, t])
-                if index is not None:
-                    quantity = "gradient of the hidden state"
-                    return _at_step("backward", one, t, quantity, index, one.gradient)
+                for name, gradient in one.gradients.items():
+                    index = _first(gradient[:, t], one.valid[:, t])
+                    if index is not None:
+                        quantity = f"gradient of the {name} state"
+                        return _at_step("backward", one, t, quantity, index, gradient)
     for name, gradient in run.weight_gradients:
         index = _first(gradient)
         if index is not None:
