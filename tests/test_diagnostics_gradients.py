@@ -62,7 +62,9 @@ def test_gradient_norms_against_bptt_by_hand(rng, case, clip, backwards):
     together = np.concatenate([d, *further], axis=-1)
     assert [*found.gradients] == (["cell", "all"] if further else [])
     expected = [d, *further, together] if further else [d]
-    for gradient, arriving in zip([found.gradient, *found.gradients.values()], expected):
+    for gradient, arriving in zip(
+        [found.gradient, *found.gradients.values()], expected, strict=True
+    ):
         norms = np.linalg.norm(arriving, axis=-1)
         per_step = np.array([norms[valid[:, t], t].mean() for t in range(TIME)])
         np.testing.assert_allclose(gradient.norm_per_step, per_step, rtol=2e-4, atol=1e-6)

@@ -248,8 +248,12 @@ def test_refuses_to_restore_what_was_never_sound(rng):
     model = small_model()
     model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
     monitor = GateMonitor(x, y, on_divergence="restore")
-    with pytest.raises(ValueError, match="before it began: .* no sound weights to restore: make"):
+    with pytest.raises(
+        ValueError, match="before it began: .* no sound weights to restore. kera"
+    ) as error:
         fit(model, x, y, monitor)
+    assert "locate_nonfinite(model, x, y) says where it begins" in str(error.value)
+    assert "keras_gates.check_activations" in str(error.value)
     sound = small_model()
     fit(sound, x, y, monitor := GateMonitor(x, y, on_divergence="restore"))
     assert monitor.reason is None

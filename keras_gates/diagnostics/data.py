@@ -248,6 +248,27 @@ def check_targets(model, y):
         raise ValueError(
             f"`y` must be one array for {model.name!r}, which has one output. Received: {received}"
         )
+    losses = tree.flatten(getattr(model, "loss", None))
+    if len(outputs) == len(given) == len(losses):
+        for value, output, loss in zip(given, outputs, losses, strict=True):
+            _check_labels(value, output.shape[-1], loss)
+
+
+def _check_labels(labels, classes, loss):
+    """A ValueError if a loss takes labels of classes, and these are of others: TensorFlow says so
+    in words of its own, and on a GPU the loss is NaN."""
+    name = getattr(loss, "name", getattr(loss, "__name__", loss))
+    if name != "sparse_categorical_crossentropy" or classes is None:
+        return
+    ignored = getattr(loss, "ignore_class", None)
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
+    if wrong.any():
+        index = tuple(map(int, np.argwhere(wrong)[0]))
+        at = f" at time step {index[1]}" if len(index) > 1 and labels.shape[1] > 1 else ""
+        raise ValueError(
+            f"`y` must have labels from 0 to {classes - 1} for {name} of {classes} outputs. "
+            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more"
+        )
 
 
 def check_same_length(x, y):

@@ -199,16 +199,16 @@ def gradients(layer):
         if own and over < math.log(_VANISHED):
             yield (
                 "warning",
-                f"the gradient {_of_what(layer)} vanishes: by a factor of {factor:.3g} per step back, "
-                f"{_power(over)} over {layer.steps} steps",
+                f"the gradient {_of_what(layer)} vanishes: by a factor of {factor:.3g} per step "
+                f"back, {_power(over)} over {layer.steps} steps",
                 "Early steps are not learned from. "
                 + _either(*_keep_gates(layer), *_remember(layer), "begin with shorter sequences"),
             )
         elif own and over > math.log(_EXPLODED):
             yield (
                 "warning",
-                f"the gradient {_of_what(layer)} explodes: by a factor of {factor:.3g} per step back, "
-                f"{_power(over)} over {layer.steps} steps",
+                f"the gradient {_of_what(layer)} explodes: by a factor of {factor:.3g} per step "
+                f"back, {_power(over)} over {layer.steps} steps",
                 _either(_clip(layer), *_keep_gates(layer), "shrink the recurrent kernel"),
             )
     clipped = layer.gradient.clipped

@@ -161,8 +161,10 @@ class GateMonitor(keras.callbacks.Callback):
             self._look()
             if self.reason is not None and self.on_divergence == "restore":
                 raise ValueError(
-                    f"{self.reason} There are no sound weights to restore: make "
-                    f"{self.model.name!r} anew, or load sound ones."
+                    f"{self.reason} There are no sound weights to restore. "
+                    "keras_gates.diagnostics.locate_nonfinite(model, x, y) says where it begins, "
+                    "and keras_gates.check_activations whether the activations are at fault. If "
+                    f"they are not, make {self.model.name!r} anew, or load sound weights."
                 )
         self._began, self._looking = time.perf_counter(), 0.0
 
