@@ -111,6 +111,22 @@ def test_a_cell_without_a_recurrent_kernel_is_not_told_to_start_it_elsewhere(rng
     (said,) = [f for f in findings.of_layers([layer]) if "Lyapunov" in f.what]
     assert "Begin with gates that remember" in said.advice
     assert "recurrent kernel" not in said.advice
+    layer = dataclasses.replace(layer, lyapunov=2.0)
+    (said,) = [f for f in findings.of_layers([layer]) if "Lyapunov" in f.what]
+    assert "recurrent kernel" not in said.advice
+
+
+@pytest.mark.parametrize(("time", "said"), [(8, False), (24, True)])
+def test_a_state_is_told_to_grow_of_enough_steps(rng, time, said):
+    """It doubles at every step."""
+    layer = kg.GatedRNN(UNITS, cell="simple", candidate_activation="linear")
+    layer.build((None, None, FEATURES))
+    kernel, _, bias = layer.get_weights()
+    layer.set_weights([kernel, 2 * np.eye(UNITS), bias])
+    found = diagnose(model_of(layer), sequences(rng, time=time)).findings
+    grows = [f.advice for f in found if "state grows with time" in f.what]
+    assert bool(grows) == said
+    assert all("shrink the recurrent kernel (by recurrent_regularizer, rec" in a for a in grows)
 
 
 @needs_gradients

@@ -14,7 +14,8 @@ from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.diagnostics import lyapunov
 
 ALL = "all"  # states together
-_GROWTH_STEPS = 8  # too few steps to tell growth below
+# In fewer steps a state that fills from zero, and gates that open with it, look like growth.
+_GROWTH_STEPS = 16
 
 
 @dataclasses.dataclass
@@ -69,7 +70,7 @@ class StateFigures:
             has no two bounds.
         growth: the norm in the last quarter of the steps over that in the second, both of the
             same samples: of those at least half as long as the longest, and each of its own steps.
-            None with fewer than eight.
+            None with fewer than 16.
     """
 
     norm: float

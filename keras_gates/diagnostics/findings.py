@@ -173,7 +173,7 @@ def states(layer):
                 + _either(
                     *_keep_gates(layer),
                     not layer.options["candidate_bounded"] and "take a bounded candidate",
-                    "shrink the recurrent kernel",
+                    _shrink(layer),
                     f"{penalty} activation_l1",
                 ),
             )
@@ -209,7 +209,7 @@ def gradients(layer):
                 "warning",
                 f"the gradient {_of_what(layer)} explodes: by a factor of {factor:.3g} per step "
                 f"back, {_power(over)} over {layer.steps} steps",
-                _either(_clip(layer), *_keep_gates(layer), "shrink the recurrent kernel"),
+                _either(_clip(layer), *_keep_gates(layer), _shrink(layer)),
             )
     clipped = layer.gradient.clipped
     if clipped is not None and clipped > _CLIPPED:
@@ -236,7 +236,7 @@ def exponents(layer):
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: a difference doubles "
             f"in {math.log(2) / layer.lyapunov:.2g} steps",
             "The recurrence is chaotic or explodes, and gradients explode with it. "
-            + _either("shrink the recurrent kernel", *_keep_gates(layer), _clip(layer)),
+            + _either(_shrink(layer), *_keep_gates(layer), _clip(layer)),
         )
     steps = _FALLEN / abs(layer.lyapunov) if layer.lyapunov else math.inf
     if layer.lyapunov < _FORGETFUL and steps < layer.steps / 2:
@@ -284,6 +284,14 @@ def _clip(layer):
     if not math.isfinite(last):
         return "set grad_clip_norm"
     return f"set grad_clip_norm to a few times the norm at the last step, {last:.2g}"
+
+
+def _shrink(layer):
+    """How a recurrent kernel becomes smaller, of a layer with one."""
+    return layer.options["recurrent_initializer"] is not None and (
+        "shrink the recurrent kernel (by recurrent_regularizer, recurrent_constraint, or "
+        "recurrent_initializer=keras.initializers.Orthogonal(gain=0.5))"
+    )
 
 
 def _remember(layer):
