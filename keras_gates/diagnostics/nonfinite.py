@@ -284,7 +284,7 @@ def _in_outputs(call, before):
                 "makes it grow."
                 if largest > _HUGE
                 else ": this layer has no finite value there, as a log, a root or a quotient of "
-                "what it does not allow has none, or it overflows. Keep what it gets away from it."
+                "what it does not allow has none, or it overflows. Keep its inputs away from there."
             )
             return found
     return None
