@@ -596,7 +596,7 @@ def test_what_is_left_of_a_difference_in_words():
     def left(factor, steps):
         recurrent = keras.initializers.Identity(factor)
         text = str(kg.check_activations(**cell, recurrent_initializer=recurrent, steps=steps))
-        assert "without inputs, where the states rest, what lasts" in text or factor >= 1
+        assert "where the states rest without inputs, what lasts" in text or factor >= 1
         return next(line for line in text.split("\n") if "is left after" in line)
 
     assert "initialization all of a difference" in left(1 - 1e-5, 4)

@@ -152,7 +152,7 @@ class Verdict:
             )
         if _is_finite(self.contraction):
             yield (
-                "without inputs, where the states rest, what lasts longest of a difference in them "
+                "where the states rest without inputs, what lasts longest of a difference in them "
                 f"changes by a factor of {self.contraction:.2f} per step"
             )
         if _is_finite(self.divergence):
