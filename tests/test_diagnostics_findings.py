@@ -111,6 +111,22 @@ def test_a_cell_without_a_recurrent_kernel_is_not_told_to_start_it_elsewhere(rng
     (said,) = [f for f in findings.of_layers([layer]) if "Lyapunov" in f.what]
     assert "Begin with gates that remember" in said.advice
     assert "recurrent kernel" not in said.advice
+    layer = dataclasses.replace(layer, lyapunov=2.0)
+    (said,) = [f for f in findings.of_layers([layer]) if "Lyapunov" in f.what]
+    assert "recurrent kernel" not in said.advice
+
+
+@pytest.mark.parametrize(("time", "said"), [(8, False), (24, True)])
+def test_a_state_is_told_to_grow_of_enough_steps(rng, time, said):
+    """It doubles at every step."""
+    layer = kg.GatedRNN(UNITS, cell="simple", candidate_activation="linear")
+    layer.build((None, None, FEATURES))
+    kernel, _, bias = layer.get_weights()
+    layer.set_weights([kernel, 2 * np.eye(UNITS), bias])
+    found = diagnose(model_of(layer), sequences(rng, time=time)).findings
+    grows = [f.advice for f in found if "state grows with time" in f.what]
+    assert bool(grows) == said
+    assert all("shrink the recurrent kernel (by recurrent_regularizer, rec" in a for a in grows)
 
 
 @needs_gradients
@@ -127,6 +143,42 @@ def test_vanishing_and_exploding_gradients_are_found(rng, eigenvalue, said):
     result = diagnose(model_of(layer), x, np.zeros((BATCH, UNITS)))
     assert math.exp(result.layers[0].gradient.log_slope) == pytest.approx(eigenvalue, rel=1e-3)
     assert any(said in finding.what for finding in result.findings), result
+
+
+@needs_gradients
+@pytest.mark.parametrize(
+    ("options", "forget", "vanishes"),
+    [
+        ({"cell": "sru", "zoneout": {"hidden": 0.1}}, 6.0, False),
+        ({"cell": "sru", "zoneout": {"hidden": 0.1}}, -2.0, True),
+        ({"cell": "sru"}, 6.0, False),
+        ({"cell": "lstm"}, 6.0, False),
+        ({"cell": "lstm"}, -1.0, True),
+    ],
+)
+def test_a_gradient_vanishes_where_no_state_carries_it(rng, options, forget, vanishes):
+    """What tells is whether outputs depend on the first inputs as much as on those before the last,
+    which goes past the states of an SRU."""
+    layer = helpers.built(rng, dtype="float32", scale=0.3, name="r", **options)
+    index = layer.cell.blocks.index("forget") * UNITS
+    bias = np.array(layer.cell.bias)
+    bias[..., index : index + UNITS] = forget
+    layer.cell.bias.assign(bias)
+    model = model_of(layer)
+    x, y = sequences(rng, time=20), rng.normal(size=(BATCH, UNITS))
+    result = diagnose(model, x, y)
+    moved, changes = [np.copy(x), np.copy(x)], []
+    for one, step in zip(moved, (0, -2), strict=True):
+        one[:, step] += 1e-2
+        changes.append(np.abs(model.predict(one, verbose=0) - model.predict(x, verbose=0)).max())
+    assert (changes[0] < 1e-3 * changes[1]) == vanishes
+    said = [f.what for f in result.findings if "gradient of all states vanishes" in f.what]
+    assert bool(said) == vanishes, result
+    lines = str(result).splitlines()
+    assert [line.split()[0] for line in lines if " x 0." in line or " x -" in line][-2:] == [
+        "cell",
+        "all",
+    ]
 
 
 @needs_gradients
@@ -307,11 +359,81 @@ def test_datasets_give_their_first_samples(rng, monkeypatch):
     expected = diagnose(model, x[:4], y[:4] if TENSORFLOW else None).scalars()
     for dataset in given:
         assert diagnose(model, dataset).scalars() == pytest.approx(expected, nan_ok=True)
-    assert len(GateMonitor(given[-1] if TENSORFLOW else given[0]).x) == 4
+    monitor = GateMonitor(given[-1] if TENSORFLOW else given[0], samples=3)
+    model.fit(x, y, callbacks=[monitor], verbose=0)
+    assert monitor.diagnosis.layers[0].samples == 3
     uncompiled = keras.Sequential([keras.Input((None, FEATURES)), model.layers[0]])
     assert "gradient" not in str([*diagnose(uncompiled, given[0]).scalars()])
     with pytest.raises(ValueError, match="`y` must be left out where `x` is a dataset"):
         diagnose(model, given[0], y)
+
+
+class Lengths(keras.utils.PyDataset):
+    """Batches of different lengths, the last of them with one sample, each padded by itself."""
+
+    def __init__(self, x, y, lengths, padding):
+        super().__init__(workers=1)
+        self.x, self.y, self.lengths, self.padding = x, y, lengths, padding
+
+    def __len__(self):
+        return -(-len(self.x) // 2)
+
+    def __getitem__(self, index):
+        own = slice(2 * index, 2 * index + 2)
+        x, y = np.copy(self.x[own]), self.y[own]
+        for sample, length in zip(x, self.lengths[own], strict=True):
+            sample[length:] = self.padding
+        longest = max(self.lengths[own])
+        return x[:, :longest], y[:, :longest] if y.ndim > 2 else y
+
+
+def masked_models(layer):
+    """Models that mask a value of their input, in different places."""
+    masking = [keras.layers.Masking(-7.0), layer, keras.layers.Dense(2)]
+    yield keras.Sequential([keras.Input((None, FEATURES)), *masking]), -7.0
+    nested = keras.Sequential([keras.Input((None, FEATURES)), *masking])
+    x = keras.Input((None, FEATURES))
+    yield keras.Model(x, nested(x)), -7.0
+    embedded = keras.layers.Embedding(9, FEATURES, mask_zero=True)
+    yield keras.Sequential([keras.Input((None,), dtype="int32"), embedded, *masking[1:]]), 0
+
+
+@pytest.mark.parametrize("sequences_of_y", [False, True])
+def test_batches_of_different_lengths_are_masked_at_their_end(rng, sequences_of_y):
+    layer = helpers.built(rng, dtype="float32", cell="gru", return_sequences=sequences_of_y)
+    lengths = [6, 9, 7, 4, 3]
+    for model, padding in masked_models(layer):
+        model.compile("sgd", "mse")
+        x = rng.integers(1, 9, size=(5, 9)) if padding == 0 else sequences(rng, batch=5)
+        y = rng.normal(size=(5, 9, 2) if sequences_of_y else (5, 2))
+        batches = Lengths(x, y, lengths, padding)
+        for sample, length in zip(x, lengths, strict=True):
+            sample[length:] = padding
+        given = y if TENSORFLOW else None
+        expected = diagnose(model, x, given)
+        assert expected.layers[0].pairs == sum(lengths)
+        found = diagnose(model, batches)
+        assert found.scalars() == pytest.approx(expected.scalars(), nan_ok=True)
+        monitor = GateMonitor(batches)
+        model.fit(batches, callbacks=[monitor], verbose=0)
+        first = {name: past[0] for name, past in monitor.history.items()}
+        assert first["sample/loss"] > 0 if TENSORFLOW else "sample/loss" not in first
+        assert monitor.diagnosis.layers[0].pairs == sum(lengths)
+        assert not locate_nonfinite(model, batches)
+
+
+def test_of_lengths_that_nothing_masks_one_is_looked_at(rng):
+    model = model_of(helpers.built(rng, dtype="float32", cell="gru", name="rnn"))
+    x, y = sequences(rng, batch=6), rng.normal(size=(6, UNITS))
+    batches = Lengths(x, y, [9, 9, 7, 7, 9, 9], 0)
+    expected = diagnose(model, x[[0, 1, 4, 5]], y[[0, 1, 4, 5]] if TENSORFLOW else None).scalars()
+    with pytest.warns(UserWarning, match="only the 4 samples of .* shape, .9, 3., are looked at"):
+        found = diagnose(model, batches)
+    assert found.scalars() == pytest.approx(expected, nan_ok=True)
+    assert found.layers[0].pairs == 4 * 9
+    if TENSORFLOW:
+        with pytest.warns(UserWarning, match="are looked at"):
+            assert not locate_nonfinite(model, batches, replay_epochs=1)
 
 
 def test_an_iterator_is_left_alone(rng):

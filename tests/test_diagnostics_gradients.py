@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivations
 
 
 def _arriving(loop, d_last, d_hidden=0.0):
-    """dL/dh_t before it is clipped at t, (samples, time, units) in reading order, by hand."""
+    """From each state s to dL/ds_t before it is clipped at t, (samples, time, units) in reading
+    order, by hand."""
     cell = loop.cell
     d_states = [d_last, *[np.zeros_like(d_last) for _ in range(cell.states - 1)]]
     found = []
@@ -25,10 +26,10 @@ def _arriving(loop, d_last, d_hidden=0.0):
         new = cell.forward(saved[0], saved[1 : 1 + cell.states])[0]
         into = [np.where(m, d, 0) for d in d_states]
         into[0] = into[0] + np.where(m, d_hidden * np.sign(new[0]), 0)
-        found.insert(0, into[0])
+        found.insert(0, into)
         _, before, _ = cell.backward(into, saved)
         d_states = [np.where(m, 0, d) + b for d, b in zip(d_states, before, strict=True)]
-    return np.stack(found, axis=1)
+    return np.stack(found, axis=2)  # (states, samples, time, units)
 
 
 @needs_gradients
@@ -57,10 +58,18 @@ def test_gradient_norms_against_bptt_by_hand(rng, case, clip, backwards):
     valid = MASK[:, ::-1] if backwards else MASK
     kernel = np.asarray(top.get_weights()[0], "float64")
     d_output = 2 * (np.asarray(model(x), "float64") - y) / y.size
-    d = _arriving(loop, d_output @ kernel.T, 0.3 / MASK.sum())
-    norms = np.linalg.norm(d, axis=-1)
+    d, *further = _arriving(loop, d_output @ kernel.T, 0.3 / MASK.sum())
+    together = np.concatenate([d, *further], axis=-1)
+    assert [*found.gradients] == (["cell", "all"] if further else [])
+    expected = [d, *further, together] if further else [d]
+    for gradient, arriving in zip(
+        [found.gradient, *found.gradients.values()], expected, strict=True
+    ):
+        norms = np.linalg.norm(arriving, axis=-1)
+        per_step = np.array([norms[valid[:, t], t].mean() for t in range(TIME)])
+        np.testing.assert_allclose(gradient.norm_per_step, per_step, rtol=2e-4, atol=1e-6)
+    gradient, norms = found.gradient, np.linalg.norm(d, axis=-1)
     per_step = np.array([norms[valid[:, t], t].mean() for t in range(TIME)])
-    gradient = found.gradient
     np.testing.assert_allclose(gradient.norm_per_step, per_step, rtol=2e-4, atol=1e-6)
     assert gradient.largest == pytest.approx(norms[valid].max(), rel=2e-4)
     # From step to step over the samples that have both.
@@ -195,7 +204,8 @@ def test_a_padded_batch_is_compared_with_itself():
     bounds = (-np.inf, np.inf)
     assert figures.state(states, valid, bounds, 0.05).growth == pytest.approx(1)
     assert figures.state(states * (t**2.0)[:, None], valid, bounds, 0.05).growth > 4
-    assert figures.state(states[:, :7], valid[:, :7], bounds, 0.05).growth is None
+    for steps in (7, 15):
+        assert figures.state(states[:, :steps], valid[:, :steps], bounds, 0.05).growth is None
     back = unit * 0.9 ** (time - t)[:, None] / (lengths**3.0)[:, None, None]
     cell = kg.GRUCell(3)
     found = figures.gradient(back, valid, cell)

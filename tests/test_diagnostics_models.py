@@ -279,4 +279,6 @@ def test_a_trace_is_shown_in_one_line(rng):
         "forget, candidate, output, hidden state, cell state>"
     )
     assert "backwards" not in repr(dataclasses.replace(found, backwards=False))
-    assert "cell state, gradient>" in repr(dataclasses.replace(found, gradient=np.zeros(1)))
+    assert "cell state, gradient>" in repr(
+        dataclasses.replace(found, gradients={"hidden": np.zeros(1)})
+    )

@@ -92,6 +92,67 @@ class TestLocate:
         found = locate_nonfinite(model, x)
         assert (found.quantity, found.time_step, found.sample) == ("candidate", 28, 1)
         assert found.value == np.inf
+        assert "states before it are as large as 1.7e+38. If they grow with time" in found.advice
+
+    @pytest.mark.parametrize("cell", ["gru", "lstm"])
+    def test_an_activation_without_a_value(self, rng, cell):
+        which = "candidate" if cell == "gru" else "output"
+        layer = self.layer(rng, cell=cell, **{f"{which}_activation": ops.log})
+        found = locate_nonfinite(model_of(layer), sequences(rng))
+        assert found.quantity == ("candidate" if cell == "gru" else "hidden state")
+        assert "the activation log is NaN for some finite inputs: it has no finite" in found.advice
+        assert "gates in" not in found.advice
+
+    def test_weights_that_overflow(self, rng):
+        layer = self.layer(rng, cell="simple", candidate_activation="linear")
+        layer.set_weights([3e38 * np.sign(w) for w in layer.get_weights()])
+        found = locate_nonfinite(model_of(layer), 10 * sequences(rng))
+        assert (found.quantity, found.time_step) == ("candidate", 0)
+        assert "no state before it is above 0: look at the weights" in found.advice
+
+    def test_a_layer_that_overflows(self, rng):
+        model = model_of(self.layer(rng), keras.layers.Lambda(lambda h: (1e10 * h) ** 4))
+        found = locate_nonfinite(model, sequences(rng))
+        assert "no finite value there" in found.advice
+        wide = keras.layers.Rescaling(1e25)
+        model = model_of(self.layer(rng), wide, keras.layers.Lambda(ops.square))
+        found = locate_nonfinite(model, sequences(rng))
+        assert "which overflows here: scale the data" in found.advice
+
+    def test_which_of_several_inputs_and_targets(self, rng):
+        inputs = [keras.Input((None, FEATURES), name=name) for name in "qp"]
+        hidden = [kg.GatedRNN(3)(each) for each in inputs]
+        outputs = [keras.layers.Dense(2, name=n)(h) for n, h in zip("vu", hidden, strict=True)]
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", ["mse", "mse"])
+        q, p, y = sequences(rng), sequences(rng), [np.zeros((BATCH, 2)) for _ in outputs]
+        p[3, 2] = np.nan
+        for x in ([q, p], {"q": q, "p": p}):
+            found = locate_nonfinite(model, x)
+            assert (found.where, found.quantity, found.sample) == ("x", "p", 3)
+            assert "in the inputs: 'p' at time step 2 in sample 3 is nan" in str(found)
+        y[1][4] = np.inf
+        for targets in (y, {"v": y[0], "u": y[1]}) if TENSORFLOW else ():
+            found = locate_nonfinite(model, [q, q], targets)
+            assert "in the targets: 'u' in sample 4 is inf" in str(found)
+
+    @needs_gradients
+    def test_labels_of_classes_that_there_are_not(self, rng):
+        losses = keras.losses.SparseCategoricalCrossentropy
+        labels = np.array([0, 1, 3, 0, 5, -1])
+        for loss, first in [
+            ("sparse_categorical_crossentropy", "Received: 3 in sample 2, and 2 more"),
+            (keras.losses.sparse_categorical_crossentropy, "Received: 3 in sample 2"),
+            (losses(), "Received: 3 in sample 2, and 2 more"),
+            (losses(ignore_class=-1), "Received: 3 in sample 2, and 1 more"),
+        ]:
+            top = keras.layers.Dense(3, "softmax")
+            model = model_of(self.layer(rng), top, loss=loss)
+            said = f"`y` must have labels from 0 to 2 for sparse_categorical_cross.*{first}"
+            with pytest.raises(ValueError, match=said):
+                locate_nonfinite(model, sequences(rng), labels)
+        labels[labels > 2] = 2
+        assert not locate_nonfinite(model, sequences(rng), labels)
 
     def test_masked_steps_are_passed_over(self, rng):
         layer = self.layer(rng, cell="gru", gate_activation={"update": spiked})
@@ -119,6 +180,8 @@ class TestLocate:
         found = locate_nonfinite(model, x)
         assert (found.where, found.layer, found.quantity) == ("forward", "log", "output")
         assert (found.sample, found.time_step, found.value) == (1, 6, -np.inf)
+        assert "finite: this layer has no finite value there, as a log" in found.advice
+        assert "gates" not in found.advice
 
     @needs_gradients
     def test_in_the_loss(self, rng):

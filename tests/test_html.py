@@ -211,7 +211,13 @@ def test_a_diagnosis_of_values_that_are_not_finite(diagnosis, tmp_path):
         for name, state in layer.states.items()
     }
     lost = dataclasses.replace(
-        layer, gradient=gradient, states=states, gates={}, candidate=None, lyapunov=None
+        layer,
+        gradient=gradient,
+        gradients={"all": gradient},
+        states=states,
+        gates={},
+        candidate=None,
+        lyapunov=None,
     )
     found = dataclasses.replace(diagnosis, layers=[lost], findings=[])
     found.to_html(tmp_path / "page.html")

@@ -94,6 +94,14 @@ def test_gates_are_spread(name, gate, start):
             assert not bias_of(cell, block).any()
 
 
+@pytest.mark.parametrize("name", WAYS)
+def test_zoneout_leaves_gates_where_they_start(name):
+    for zoneout in (0.1, {"hidden": 0.3}):
+        cell = kg.GatedRNN(4, cell=name, zoneout=zoneout, initialization="uniform_gates").cell
+        rising, falling = WAYS[name]
+        assert GateStarts(cell).ways == dict.fromkeys(rising, 1.0) | dict.fromkeys(falling, -1.0)
+
+
 def test_chrono_in_an_lstm_is_that_of_the_paper():
     """b_f = log(t), b_i = -b_f, all else as it was."""
     cells = []

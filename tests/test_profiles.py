@@ -546,7 +546,7 @@ def test_the_contraction_is_that_of_the_jacobian_at_rest():
     turns = {"recurrent_initializer": identity(-1.0), "bias_initializer": "ones"}
     assert found(**linear, **turns) is None
     said = str(kg.check_activations("simple", **linear, recurrent_initializer=identity(0.9)))
-    assert "where they rest without inputs, by a factor of 0.90" in said
+    assert "what lasts longest of a difference in them changes by a factor of 0.90 per step" in said
 
 
 def test_equations_that_are_normalized_are_judged_whatever_the_number_of_units():
@@ -588,6 +588,37 @@ def test_the_memory_is_that_of_the_recurrence():
     for name in ("steps", "units"):
         with pytest.raises(ValueError, match=f"`{name}` must be a positive integer"):
             kg.check_activations("gru", **{name: 0})
+
+
+def test_what_is_left_of_a_difference_in_words():
+    cell = {"cell": "simple", "candidate_activation": "linear", "units": 5}
+
+    def left(factor, steps):
+        recurrent = keras.initializers.Identity(factor)
+        text = str(kg.check_activations(**cell, recurrent_initializer=recurrent, steps=steps))
+        assert "where the states rest without inputs, what lasts" in text or factor >= 1
+        return next(line for line in text.split("\n") if "is left after" in line)
+
+    assert "initialization all of a difference" in left(1 - 1e-5, 4)
+    assert "initialization all, or more, of a difference" in left(1.1, 4)
+    assert "initialization nothing of a difference" in left(0.5, 5000)
+
+
+def test_a_difference_that_relu_cuts_off_is_gone():
+    """Each unit sees itself alone, and forgets all whenever its relu is shut."""
+    verdict = kg.check_activations("ind_rnn", steps=500, units=4)
+    assert verdict.memory == 0
+    assert "no gate weighs old against new, and only recurrent" in verdict.reasons[0].what
+    assert "nothing of a difference in the state is left after 500 steps" in str(verdict)
+
+
+def test_figures_that_are_no_numbers_are_left_out():
+    verdict = kg.check_activations("gru", candidate_activation=keras.ops.log)
+    assert math.isnan(verdict.divergence)
+    for text in (str(verdict), verdict._repr_html_()):
+        assert "nan%" not in text
+        assert "probability" not in text
+        assert "spectral radius" not in text
 
 
 def test_a_verdict_can_be_read_and_stored():

@@ -127,7 +127,8 @@ class GateStarts:
 
     def __init__(self, cell):
         self._cell = cell
-        self._copy = built_copy(cell, layer_norm=False, initialization=None)
+        # Zoneout would carry on, beside the gates, states that the equations make anew.
+        self._copy = built_copy(cell, layer_norm=False, initialization=None, zoneout=0.0)
         self._program = trace(self._copy, opaque=True)
         self._forward = self._program.forward
         self.ways: dict = {}

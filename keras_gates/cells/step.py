@@ -163,13 +163,14 @@ def step_of(cell):
 
 
 @contextlib.contextmanager
-def noting(cell, move=None):
-    """Gates and candidate of the latest step of `cell`, by name, while `move` is added to its h."""
+def noting(cell, moves=None):
+    """Gates and candidate of the latest step of `cell`, by name, while its new states are moved by
+    `moves`, one for each."""
     activated = {}
 
     def observer(step, states):
         activated.update(step.activated)
-        return states if move is None else [states[0] + move, *states[1:]]
+        return states if moves is None else [s + m for s, m in zip(states, moves, strict=True)]
 
     with _with_entry(_observers, cell, observer):
         yield activated

@@ -91,9 +91,9 @@ class ShowingCell:
 
     Args:
         cells: GatedCells.
-        features: size of the layer's input. A perturbation δ of the hidden states may stand
-            beside it, one column per unit: h_t + δ_t is what goes on from step t. The derivative
-            by δ_t is the whole gradient dL/dh_t, before it is clipped at step t.
+        features: size of the layer's input. A perturbation δ of all states s may stand beside it,
+            one column per unit and state: s_t + δ_t is what goes on from step t. The derivative
+            by δ_t is the whole gradient dL/ds_t, before it is clipped at step t.
         tangents: whether the growth of a tangent vector is computed as well.
 
     Attributes:
@@ -152,7 +152,8 @@ class ShowingCell:
             own, states = states[:count], states[count:]
             move = None
             if moves is not None:
-                move, moves = moves[:, : cell.units], moves[:, cell.units :]
+                size = count * cell.units
+                move, moves = ops.split(moves[:, :size], count, axis=-1), moves[:, size:]
             # GatedRNN adds up its penalties in further states.
             sums = [ops.zeros_like(own[0][:, :1]) for _ in cell.penalties]
             with noting(cell, move) as activated:

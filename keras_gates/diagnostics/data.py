@@ -2,10 +2,14 @@
 
 import functools
 import itertools
+import warnings
 
 import keras
 import numpy as np
 from keras import tree
+
+from keras_gates._keras import graph
+from keras_gates._keras.calls import stacklevel
 
 TAKEN = 256  # samples of a dataset
 
@@ -14,7 +18,7 @@ def checked(model, x, y, purpose):
     """`x` and `y` (or None) as arrays that fit the model and each other; else an error."""
     check_model(model)
     if is_dataset(x):
-        x, y = taken(x, y, getattr(model, "inputs", None))
+        x, y = joined(batches(x, y, getattr(model, "inputs", None)), model)
         y = y if model.compiled else None
     x = fitted(model, arrays("x", x))
     if y is not None:
@@ -35,8 +39,9 @@ def is_dataset(x):
     )
 
 
-def taken(dataset, y, announced=None):
-    """The first samples of a dataset, and its targets where they are of use, as arrays.
+def batches(dataset, y, announced=None):
+    """The first batches of a dataset, up to some number of samples: tuples (x,), or (x, y) with its
+    targets where they are of use.
 
     Args:
         dataset: see `is_dataset`.
@@ -48,12 +53,13 @@ def taken(dataset, y, announced=None):
             "`y` must be left out where `x` is a dataset, which has the targets. Received: y of "
             f"type {type(y).__name__}"
         )
-    batches, count = [], 0
+    wanted = 2 if keras.backend.backend() == "tensorflow" else 1  # without the weights of samples
+    found, count = [], 0
     if isinstance(dataset, keras.utils.PyDataset):  # which ends nowhere by itself
         dataset = map(dataset.__getitem__, range(len(dataset)))
     for batch in dataset:
         given = batch if isinstance(batch, tuple) else (batch,)
-        given = tree.map_structure(np.asarray, given[:2])  # without the weights of samples
+        given = tree.map_structure(np.asarray, given[:wanted])
         if announced and tree.flatten(given[0])[0].ndim == len(announced[0].shape) - 1:
             given = tree.map_structure(lambda v: v[None], given)  # one sample
         if not tree.flatten(given[0])[0].ndim:
@@ -61,14 +67,107 @@ def taken(dataset, y, announced=None):
                 "`x` must give batches, with the samples along their first axis. Received: a "
                 "dataset of single numbers"
             )
-        batches.append(given)
+        found.append(given)
         count += samples(given[0])
         if count >= TAKEN:
             break
-    if not batches:
+    if not found:
         raise ValueError("`x` must hold at least one batch. Received: an empty dataset")
+    return found
+
+
+def spread(batches, most):
+    """At most so many of the samples of batches, evenly spaced, as copies in smaller batches."""
+    ends = np.cumsum([samples(x) for x, *_ in batches])
+    kept = np.linspace(0, ends[-1] - 1, min(most, ends[-1])).round().astype(int)
+    parts = np.split(kept, np.searchsorted(kept, ends[:-1]))
+    starts = [0, *ends[:-1]]
+    return [
+        take(batch, part - start)
+        for batch, part, start in zip(batches, parts, starts, strict=True)
+        if part.size
+    ]
+
+
+def joined(batches, model):
+    """`x` and `y` (or None) of batches as one.
+
+    Batches of different lengths are padded to the longest with what the model masks. Where it masks
+    nothing of its inputs, those of one length stay, and a warning says so.
+    """
+    if len({_shapes(batch) for batch in batches}) > 1:
+        batches = _padded(batches, model) or _of_one_length(batches, model)
     x, *rest = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
-    return x, rest[0] if rest and keras.backend.backend() == "tensorflow" else None
+    return x, rest[0] if rest else None
+
+
+def _shapes(batch):
+    """The shapes of the arrays in a batch, without the number of samples."""
+    return tuple(value.shape[1:] for value in tree.flatten(batch))
+
+
+def _padded(batches, model):
+    """The batches at the length of the longest; None where the model would not mask that."""
+    batches = [(fitted(model, x), *rest) for x, *rest in batches]
+    fills = [_masked_value(model, tensor) for tensor in getattr(model, "inputs", None) or ()]
+    of_x = len(tree.flatten(batches[0][0]))
+    columns = []
+    for index, column in enumerate(zip(*map(tree.flatten, batches), strict=True)):
+        if len({value.shape[1:] for value in column}) > 1:
+            fill = 0 if index >= of_x else fills[index] if len(fills) == of_x else None
+            column = None if fill is None else _of_longest(column, fill)
+            if column is None:
+                return None
+        columns.append(column)
+    return [
+        tree.pack_sequence_as(batch, values)
+        for batch, values in zip(batches, zip(*columns, strict=True), strict=True)
+    ]
+
+
+def _of_longest(arrays, fill):
+    """Arrays (samples, time, ...) at the length of the longest; None if they differ otherwise."""
+    if min(v.ndim for v in arrays) < 2 or len({v.shape[2:] for v in arrays}) > 1:
+        return None
+    longest = max(v.shape[1] for v in arrays)
+    return [
+        np.pad(
+            v, [(0, 0), (0, longest - v.shape[1])] + [(0, 0)] * (v.ndim - 2), constant_values=fill
+        )
+        for v in arrays
+    ]
+
+
+def _masked_value(model, tensor):
+    """The value at which a layer masks a step of an input of a model, a KerasTensor; or None."""
+    for layer in model.layers:
+        for args, _ in graph.calls(layer):
+            given = tree.flatten(args)
+            index = next((i for i, value in enumerate(given) if value is tensor), None)
+            if index is None:
+                continue
+            if isinstance(layer, keras.layers.Masking):
+                return layer.mask_value
+            if isinstance(layer, keras.layers.Embedding) and layer.mask_zero:
+                return 0
+            inside = getattr(layer, "inputs", None) if isinstance(layer, keras.Model) else None
+            if inside and (value := _masked_value(layer, inside[index])) is not None:
+                return value
+    return None
+
+
+def _of_one_length(batches, model):
+    """The batches whose arrays have the shapes of the first; with a warning."""
+    kept = [batch for batch in batches if _shapes(batch) == _shapes(batches[0])]
+    shape = tree.flatten(kept[0])[0].shape[1:]
+    warnings.warn(
+        f"`x` has batches of different lengths, and {model.name!r} masks no padding of what "
+        f"differs, by keras.layers.Masking or Embedding(mask_zero=True). So only the "
+        f"{sum(samples(x) for x, *_ in kept)} samples of the first one's shape, {shape}, are "
+        "looked at.",
+        stacklevel=stacklevel(),
+    )
+    return kept
 
 
 def check_model(model):
@@ -151,6 +250,27 @@ def check_targets(model, y):
         received = f"the keys {list(y)}" if isinstance(y, dict) else f"{len(given)} of them"
         raise ValueError(
             f"`y` must be one array for {model.name!r}, which has one output. Received: {received}"
+        )
+    losses = tree.flatten(getattr(model, "loss", None))
+    if len(outputs) == len(given) == len(losses):
+        for value, output, loss in zip(given, outputs, losses, strict=True):
+            _check_labels(value, output.shape[-1], loss)
+
+
+def _check_labels(labels, classes, loss):
+    """A ValueError if a loss takes labels of classes, and these are of others: TensorFlow says so
+    in words of its own, and on a GPU the loss is NaN."""
+    name = getattr(loss, "name", getattr(loss, "__name__", loss))
+    if name != "sparse_categorical_crossentropy" or classes is None:
+        return
+    ignored = getattr(loss, "ignore_class", None)
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
+    if wrong.any():
+        index = tuple(map(int, np.argwhere(wrong)[0]))
+        at = f" at time step {index[1]}" if len(index) > 1 and labels.shape[1] > 1 else ""
+        raise ValueError(
+            f"`y` must have labels from 0 to {classes - 1} for {name} of {classes} outputs. "
+            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more"
         )
 
 

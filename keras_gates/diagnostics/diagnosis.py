@@ -28,8 +28,9 @@ def diagnose(
     - gates: mean, percentiles, and the share of values at the low and high end of their range;
     - candidate: percentiles, zeros, dead units;
     - states: norm per time step, zeros, the largest value, the share at the bound;
-    - with `y`, the gradient dL/dh_t: norm per time step, the factor by which it changes per step
-      back in time, and the share of (sample, step) pairs on which clipping acts;
+    - with `y`, the gradient dL/dh_t, and of a cell with several states those of the others and of
+      all together: norm per time step, the factor by which it changes per step back in time, and
+      the share of (sample, step) pairs on which clipping acts;
     - the largest Lyapunov exponent of the recurrence on these data, in nats per step.
 
     The model is run for inference: no dropout, and nothing of it changes. Masked steps do not

@@ -13,7 +13,9 @@ from keras_gates import activations
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.diagnostics import lyapunov
 
-_GROWTH_STEPS = 8  # too few steps to tell growth below
+ALL = "all"  # states together
+# In fewer steps a state that fills from zero, and gates that open with it, look like growth.
+_GROWTH_STEPS = 16
 
 
 @dataclasses.dataclass
@@ -68,7 +70,7 @@ class StateFigures:
             has no two bounds.
         growth: the norm in the last quarter of the steps over that in the second, both of the
             same samples: of those at least half as long as the longest, and each of its own steps.
-            None with fewer than eight.
+            None with fewer than 16.
     """
 
     norm: float
@@ -81,7 +83,8 @@ class StateFigures:
 
 @dataclasses.dataclass
 class GradientFigures:
-    """The gradient dL/dh_t as it arrives at step t, before it is clipped there.
+    """The gradient dL/dh_t, or that of other states, as it arrives at step t, before it is clipped
+    there.
 
     At later steps it has been clipped already, as in training. L is the loss of one batch: under
     a mean loss each sample's gradient holds a factor 1 / batch size.
@@ -123,7 +126,10 @@ class LayerDiagnosis:
         gates: from the name of a gate to its `GateFigures`.
         candidate: `CandidateFigures`, or None of a cell without a candidate.
         states: from the name of a state ("hidden", "cell") to its `StateFigures`.
-        gradient: `GradientFigures`, or None.
+        gradient: `GradientFigures` of the hidden state, or None.
+        gradients: of a cell with several states: from the name of each further one to its
+            `GradientFigures`, and from "all" to those of all states together, the hidden one among
+            them. Empty otherwise.
         lyapunov: the largest Lyapunov exponent on these data, in nats per step; None where it was
             not asked for, or in half precision. In a stack it is that of the whole stack.
         options: what the cell does already against what the findings are about, by the names of
@@ -145,6 +151,12 @@ class LayerDiagnosis:
     gradient: GradientFigures | None
     lyapunov: float | None
     options: dict = dataclasses.field(default_factory=dict)
+    gradients: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def whole_gradient(self):
+        """The figures of the gradient of all states, or None."""
+        return self.gradients.get(ALL, self.gradient)
 
     def scalars(self):
         """The figures that are one number, by flat names such as "gated_rnn/update/mean"."""
@@ -154,13 +166,15 @@ class LayerDiagnosis:
             ("candidate", self.candidate),
             *self.states.items(),
             ("gradient", self.gradient),
+            *[(f"gradient_{name}", gradient) for name, gradient in self.gradients.items()],
         ]:
             if figures is None:
                 continue
             for field in dataclasses.fields(figures):
                 value = getattr(figures, field.name)
                 if field.name == "clipped":
-                    found[f"{self.name}/clipped"] = value
+                    if figures is self.gradient:
+                        found[f"{self.name}/clipped"] = value
                 elif field.name == "dead_units":
                     found[f"{self.name}/{part}/dead_share"] = len(value) / self.units
                 elif not isinstance(value, list):
@@ -200,6 +214,7 @@ def of_trace(trace, margin, unstable):
             gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
             lyapunov=(None if trace.growth is None else lyapunov.exponent(trace.growth, valid)),
             options={**_options(cell), "unstable": unstable},
+            gradients=_of_further(trace.gradients, valid),
         )
 
 
@@ -248,13 +263,14 @@ def state(values, valid, bounds, margin):
     )
 
 
-def gradient(values, valid, cell):
-    """`GradientFigures` of the gradients (samples, time, units) of the hidden states of a cell."""
+def gradient(values, valid, cell=None):
+    """`GradientFigures` of gradients (samples, time, units); with the share that is clipped of
+    those of the hidden states of `cell`."""
     values = values.astype("float64")  # so that squares of exploded gradients do not overflow
     norms = np.linalg.norm(values, axis=-1)
     per_step = _mean_per_step(norms, valid)
     clipped = None
-    if cell.clips and cell.grad_clip_at == "state":
+    if cell is not None and cell.clips and cell.grad_clip_at == "state":
         if cell.grad_clip_norm is not None:
             acts = norms > cell.grad_clip_norm
         else:
@@ -266,6 +282,14 @@ def gradient(values, valid, cell):
         log_slope=_log_slope_back(_log_level(norms, valid), valid.sum(axis=0)),
         clipped=clipped,
     )
+
+
+def _of_further(gradients, valid):
+    """See `LayerDiagnosis.gradients`."""
+    if len(gradients) < 2:
+        return {}
+    found = {name: gradient(values, valid) for name, values in [*gradients.items()][1:]}
+    return {**found, ALL: gradient(np.concatenate([*gradients.values()], axis=-1), valid)}
 
 
 def _within_margin(values, bounds, margin):

@@ -77,10 +77,10 @@ def nonfinite(layer):
             f"{layer.nonfinite} values are NaN or infinite",
             "keras_gates.diagnostics.locate_nonfinite(model, x, y) finds the first of them.",
         )
-    if layer.gradient and not np.isfinite(layer.gradient.largest):
+    if layer.gradient and not np.isfinite(layer.whole_gradient.largest):
         yield (
             "error",
-            "the gradient dL/dh is not finite",
+            f"the gradient {_of_what(layer)} is not finite",
             "keras_gates.diagnostics.locate_nonfinite(model, x, y) finds where it begins.",
         )
 
@@ -173,7 +173,7 @@ def states(layer):
                 + _either(
                     *_keep_gates(layer),
                     not layer.options["candidate_bounded"] and "take a bounded candidate",
-                    "shrink the recurrent kernel",
+                    _shrink(layer),
                     f"{penalty} activation_l1",
                 ),
             )
@@ -187,7 +187,7 @@ def states(layer):
 
 
 def gradients(layer):
-    figures = layer.gradient
+    figures = layer.whole_gradient
     if figures is None:
         return
     if figures.log_slope is not None:
@@ -199,29 +199,30 @@ def gradients(layer):
         if own and over < math.log(_VANISHED):
             yield (
                 "warning",
-                f"the gradient vanishes: by a factor of {factor:.3g} per step back, "
-                f"{_power(over)} over {layer.steps} steps",
+                f"the gradient {_of_what(layer)} vanishes: by a factor of {factor:.3g} per step "
+                f"back, {_power(over)} over {layer.steps} steps",
                 "Early steps are not learned from. "
                 + _either(*_keep_gates(layer), *_remember(layer), "begin with shorter sequences"),
             )
         elif own and over > math.log(_EXPLODED):
             yield (
                 "warning",
-                f"the gradient explodes: by a factor of {factor:.3g} per step back, "
-                f"{_power(over)} over {layer.steps} steps",
-                _either(_clip(layer), *_keep_gates(layer), "shrink the recurrent kernel"),
+                f"the gradient {_of_what(layer)} explodes: by a factor of {factor:.3g} per step "
+                f"back, {_power(over)} over {layer.steps} steps",
+                _either(_clip(layer), *_keep_gates(layer), _shrink(layer)),
             )
-    if figures.clipped is not None and figures.clipped > _CLIPPED:
+    clipped = layer.gradient.clipped
+    if clipped is not None and clipped > _CLIPPED:
         yield (
             "note",
-            f"clipping acts on {figures.clipped:.0%} of the (sample, step) pairs",
+            f"clipping acts on {clipped:.0%} of the (sample, step) pairs",
             "The bound sets the size of the gradient rather than stopping explosions: raise it, "
             "or take it for a learning rate.",
         )
     if figures.largest == 0:
         yield (
             "warning",
-            "no gradient reaches the hidden state",
+            "no gradient reaches the state",
             "The loss does not depend on this layer, or what is behind it is dead.",
         )
 
@@ -235,7 +236,7 @@ def exponents(layer):
             f"the Lyapunov exponent is {layer.lyapunov:.2g} nats per step: a difference doubles "
             f"in {math.log(2) / layer.lyapunov:.2g} steps",
             "The recurrence is chaotic or explodes, and gradients explode with it. "
-            + _either("shrink the recurrent kernel", *_keep_gates(layer), _clip(layer)),
+            + _either(_shrink(layer), *_keep_gates(layer), _clip(layer)),
         )
     steps = _FALLEN / abs(layer.lyapunov) if layer.lyapunov else math.inf
     if layer.lyapunov < _FORGETFUL and steps < layer.steps / 2:
@@ -271,6 +272,10 @@ def _keep_gates(layer):
     return ["keep the gates in [0, 1], as hard_sigmoid does"]
 
 
+def _of_what(layer):
+    return "of all states" if layer.gradients else "dL/dh"
+
+
 def _clip(layer):
     bounds = [n for n in ("grad_clip_norm", "grad_clip_value") if layer.options[n] is not None]
     if bounds:
@@ -279,6 +284,14 @@ def _clip(layer):
     if not math.isfinite(last):
         return "set grad_clip_norm"
     return f"set grad_clip_norm to a few times the norm at the last step, {last:.2g}"
+
+
+def _shrink(layer):
+    """How a recurrent kernel becomes smaller, of a layer with one."""
+    return layer.options["recurrent_initializer"] is not None and (
+        "shrink the recurrent kernel (by recurrent_regularizer, recurrent_constraint, or "
+        "recurrent_initializer=keras.initializers.Orthogonal(gain=0.5))"
+    )
 
 
 def _remember(layer):

@@ -114,15 +114,16 @@ class GateMonitor(keras.callbacks.Callback):
         self.growth = float(growth)
         samples = positive_integer("samples", samples)
         if data.is_dataset(x):
-            x, y = data.taken(x, y)
-        x = data.arrays("x", x)
-        if y is not None:
-            y = data.arrays("y", y)
-            data.check_same_length(x, y)
-        count = data.samples(x)
-        kept = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
-        # Copies, so that the whole of `x` need not stay in memory.
-        self.x, self.y = data.take(x, kept), data.take(y, kept)
+            given = data.batches(x, y)
+        else:
+            x = data.arrays("x", x)
+            if y is not None:
+                y = data.arrays("y", y)
+                data.check_same_length(x, y)
+            given = [(x,) if y is None else (x, y)]
+        # Copies, so that the whole of `x` need not stay in memory. What joins batches of different
+        # lengths is up to the model.
+        self._batches = data.spread(given, samples)
         self.csv = None if csv is None else file_path("csv", csv)
         if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
             raise ValueError(f"`log_dir` must be a path, or None. Received: log_dir={log_dir!r}")
@@ -143,7 +144,8 @@ class GateMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self._tracer is None or self._tracer.model is not self.model:
             data.check_model(self.model)
-            self.x = data.fitted(self.model, self.x)
+            x, self.y = data.joined(self._batches, self.model)
+            self.x = data.fitted(self.model, data.arrays("x", x))
             if self.y is not None:
                 data.check_targets(self.model, self.y)
                 data.check_compiled(self.model, "gradients are recorded")
@@ -159,8 +161,10 @@ class GateMonitor(keras.callbacks.Callback):
             self._look()
             if self.reason is not None and self.on_divergence == "restore":
                 raise ValueError(
-                    f"{self.reason} There are no sound weights to restore: make "
-                    f"{self.model.name!r} anew, or load sound ones."
+                    f"{self.reason} There are no sound weights to restore. "
+                    "keras_gates.diagnostics.locate_nonfinite(model, x, y) says where it begins, "
+                    "and keras_gates.check_activations whether the activations are at fault. If "
+                    f"they are not, make {self.model.name!r} anew, or load sound weights."
                 )
         self._began, self._looking = time.perf_counter(), 0.0
 

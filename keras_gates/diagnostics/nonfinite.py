@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_gates import activations
 from keras_gates.cells.base import CANDIDATE
 from keras_gates.diagnostics import data, replay, trace
 from keras_gates.validation import positive_integer
@@ -17,8 +18,7 @@ _ADVICE = {
     "weights": "They are a consequence: an earlier update was not finite. Give replay_epochs= to "
     "train a copy up to there and see where it began; or load weights from before it (GateMonitor "
     'keeps them with on_divergence="restore") and look again.',
-    "forward": "Everything that this was computed from is finite. If the values before it grow "
-    "with time, keep the gates in [0, 1] and take a bounded candidate; diagnose shows them.",
+    "forward": "Everything that this was computed from is finite",  # and what else is known
     "loss": "The outputs of the model are finite, and their loss is not: a log of 0, or targets "
     "that the loss does not allow.",
     "backward": "The forward pass is finite. What made it is in the equations of the step after, "
@@ -29,6 +29,8 @@ _ADVICE = {
 }
 # The square of more than this is no float32.
 _HUGE = 1e18
+# States above this have grown.
+_GROWN = 1e3
 
 
 @dataclasses.dataclass
@@ -40,7 +42,7 @@ class NonFinite:
             again, "update"; None if everything is finite.
         layer: name of the layer, as in `diagnose`.
         quantity: "gate update", "candidate", "hidden state", "output", "gradient of the hidden
-            state", or the name of a weight.
+            state", or the name of a weight; of several inputs or targets the name of the one.
         time_step: index on the time axis of the layer's input.
         sample: index in `x`.
         value: nan, inf or -inf.
@@ -71,7 +73,8 @@ class NonFinite:
                 f"Everything stayed finite in a training of {self.training_step} steps "
                 f"({self.epoch} epochs). Another seed, or more epochs, may show it."
             )
-        at = [self.quantity or self.where]
+        name = self.quantity
+        at = [repr(name) if name and self.where in ("x", "y") else name or self.where]
         if self.layer is not None:
             at.append(f"of layer {self.layer!r}")
         if self.time_step is not None:
@@ -134,7 +137,8 @@ def locate_nonfinite(
     """
     batch_size = positive_integer("batch_size", batch_size)
     x, y = data.checked(model, x, y, "the backward pass is looked at")
-    found = _in_data("x", x) or _in_data("y", y)
+    found = _in_data("x", x, _names(x, [t.name for t in getattr(model, "inputs", None) or ()]))
+    found = found or _in_data("y", y, _names(y, getattr(model, "output_names", None) or ()))
     if found:
         return found
     if replay_epochs is not None:
@@ -166,7 +170,8 @@ def _in_runs(model, x, y, batch_size):
     tracer = trace.Tracer(model, gradients=y is not None, everything=True)
     seen = 0
     for run in trace.runs(tracer, x, y, batch_size):
-        found = _in_forward(run) or _in_loss(run) or _in_backward(run)
+        batch = data.take(x, slice(seen, seen + run.samples))
+        found = _in_forward(run, batch) or _in_loss(run) or _in_backward(run)
         if found:
             if found.sample is not None:
                 found.sample += seen
@@ -175,12 +180,20 @@ def _in_runs(model, x, y, batch_size):
     return NonFinite()
 
 
-def _in_data(where, values):
-    for array in [] if values is None else tree.flatten(values):
+def _names(values, announced):
+    """What each of several arrays is called; None where that is not known."""
+    count = len(tree.flatten(values))
+    if isinstance(values, dict) and len(values) == count:
+        return sorted(values)  # the order of `tree`
+    return announced if 1 < len(announced) == count else [None] * count
+
+
+def _in_data(where, values, names):
+    for name, array in zip(names, [] if values is None else tree.flatten(values), strict=False):
         index = _first(array)
         if index is not None:
             step = index[1] if array.ndim >= 3 else None
-            return _found(where, array[index], sample=index[0], time_step=step)
+            return _found(where, array[index], quantity=name, sample=index[0], time_step=step)
     return None
 
 
@@ -194,12 +207,18 @@ def _in_weights(model):
     return None
 
 
-def _in_forward(run):
+def _in_forward(run, x):
+    before = tree.flatten(x)
     for call in run.calls:
-        found = _in_steps(call) if isinstance(call, list) else _in_outputs(call)
+        found = _in_steps(call) if isinstance(call, list) else _in_outputs(call, before)
         if found:
             return found
+        before = call.outputs if isinstance(call, trace.Call) else _states_of(call)
     return None
+
+
+def _states_of(traces):
+    return [values for one in traces for values in one.states.values()]
 
 
 def _in_steps(traces):
@@ -214,16 +233,44 @@ def _in_steps(traces):
             for quantity, values in named:
                 index = _first(values[:, t], one.valid[:, t])
                 if index is not None:
-                    return _at_step("forward", one, t, quantity, index, values)
+                    found = _at_step("forward", one, t, quantity, index, values)
+                    before = [states[index[0], :t] for states in _states_of(traces)]
+                    found.advice += _why_not_finite(one.cell, quantity, before)
+                    return found
     return None
 
 
-def _in_outputs(call):
+def _why_not_finite(cell, quantity, states):
+    """What is known of a value in a recurrent layer that is not finite, and what to do."""
+    largest = _largest(states)
+    if largest > _GROWN:
+        return (
+            f", and states before it are as large as {largest:.2g}. If they grow with time, keep "
+            "the gates in [0, 1] and take a bounded candidate; diagnose shows them."
+        )
+    named = {CANDIDATE: cell.candidate_activation}
+    named |= {f"gate {name}": activation for name, activation in cell.gate_activations.items()}
+    activation = named.get(quantity, getattr(cell, "output_activation", None))
+    try:
+        if activation is not None:
+            activations.profile(activation)
+    except activations.NotANumberError as error:
+        return f", but {error}: it has no finite value there. Take one that always has a value."
+    except ValueError:  # nothing is known of it
+        pass
+    return (
+        f", and no state before it is above {largest:.2g}: look at the weights and the inputs of "
+        "this layer, and at what its activations make of them."
+    )
+
+
+def _in_outputs(call, before):
+    """The first in the outputs of a layer that is not recurrent; `before` it are these values."""
     for values in call.outputs:
         index = _first(values)
         if index is not None:
             step = index[1] if values.ndim >= 3 else None
-            return _found(
+            found = _found(
                 "forward",
                 values[index],
                 layer=call.name,
@@ -231,7 +278,22 @@ def _in_outputs(call):
                 sample=index[0] if values.ndim else None,
                 time_step=step,
             )
+            largest = _largest(before)
+            found.advice += (
+                f", and up to {largest:.2g}, which overflows here: scale the data, or look at what "
+                "makes it grow."
+                if largest > _HUGE
+                else ": this layer has no finite value there, as a log, a root or a quotient of "
+                "what it does not allow has none, or it overflows. Keep its inputs away from there."
+            )
+            return found
     return None
+
+
+def _largest(arrays):
+    """The largest of absolute values, of arrays of numbers; 0 without any."""
+    arrays = [a for a in arrays if a.size and np.issubdtype(a.dtype, np.number)]
+    return max([float(np.abs(a).max()) for a in arrays], default=0.0)
 
 
 def _in_loss(run):
@@ -255,13 +317,13 @@ def _where_largest(values):
 def _in_backward(run):
     for call in reversed(run.calls):
         traces = call if isinstance(call, list) else []
-        steps = traces[0].valid.shape[1] if traces and traces[0].gradient is not None else 0
-        for t in reversed(range(steps)):
+        for t in reversed(range(traces[0].valid.shape[1] if traces else 0)):
             for one in reversed(traces):
-                index = _first(one.gradient[:, t], one.valid[:, t])
-                if index is not None:
-                    quantity = "gradient of the hidden state"
-                    return _at_step("backward", one, t, quantity, index, one.gradient)
+                for name, gradient in one.gradients.items():
+                    index = _first(gradient[:, t], one.valid[:, t])
+                    if index is not None:
+                        quantity = f"gradient of the {name} state"
+                        return _at_step("backward", one, t, quantity, index, gradient)
     for name, gradient in run.weight_gradients:
         index = _first(gradient)
         if index is not None:

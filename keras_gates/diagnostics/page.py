@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_gates import html
 from keras_gates.diagnostics.plots import BLUE, RED
-from keras_gates.diagnostics.report import BACKWARDS, ends, exponent, summary, tables
+from keras_gates.diagnostics.report import BACKWARDS, ends, exponent, gradients, summary, tables
 
 _STYLES = ((BLUE, "-"), (RED, "--"))
 
@@ -74,10 +74,11 @@ def _pictures(layer):
 
 
 def _gradient(layer):
-    if layer.gradient is None:
-        return {}
-    norms = np.array(layer.gradient.norm_per_step, "float64")
-    return {"dL/dh": np.where(norms > 0, norms, np.nan)}  # for a logarithmic axis
+    found = {}
+    for name, figures in gradients(layer).items():
+        norms = np.array(figures.norm_per_step, "float64")
+        found[name] = np.where(norms > 0, norms, np.nan)  # for a logarithmic axis
+    return found
 
 
 def _draw_distributions(axes, distributions):

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from keras_gates.diagnostics.figures import LayerDiagnosis
+from keras_gates.diagnostics.figures import ALL, LayerDiagnosis
 from keras_gates.diagnostics.findings import Finding
 
 
@@ -145,22 +145,28 @@ def tables(layer):
         [("state", "norm", "first step", "last step", "max value", "zeros", "at bound"), *rows]
     )
     if layer.gradient:
-        figures = layer.gradient
-        factor = "-" if figures.log_slope is None else _number(_exp(figures.log_slope))
-        found.append(
-            [
-                ("gradient", "", "first step", "last step", "max norm", "per step back", "clipped"),
-                (
-                    "dL/dh",
-                    "",
-                    *_ends(figures.norm_per_step),
-                    _number(figures.largest),
-                    f"x {factor}",
-                    _share(figures.clipped),
-                ),
-            ]
-        )
+        header = ("gradient", "", "first step", "last step", "max norm", "per step back", "clipped")
+        rows = [
+            (
+                name,
+                "",
+                *_ends(figures.norm_per_step),
+                _number(figures.largest),
+                "-" if figures.log_slope is None else f"x {_number(_exp(figures.log_slope))}",
+                _share(figures.clipped),
+            )
+            for name, figures in gradients(layer).items()
+        ]
+        found.append([header, *rows])
     return found
+
+
+def gradients(layer):
+    """The figures of the gradients of each state and of all together, by what they are shown as."""
+    if layer.gradient is None:
+        return {}
+    further = {f"{n} states" if n == ALL else n: g for n, g in layer.gradients.items()}
+    return {"dL/dh": layer.gradient, **further}
 
 
 def _table(rows):

@@ -40,7 +40,9 @@ class Trace:
         activated: from a gate or "candidate" to its values, (samples, time, units), in the order
             in which the equations compute them.
         states: from the name of a state to its values after each step, likewise.
-        gradient: dL/dh_t as it arrives at step t, before it is clipped there, likewise; or None.
+        gradients: from the name of a state s to dL/ds_t as it arrives at step t, before it is
+            clipped there, likewise; empty where none were asked for. What a state is used for
+            within step t, as an LSTM's cell state for its hidden one, is in the gradient of that.
         growth: (samples, time), see `lyapunov`; or None.
     """
 
@@ -50,7 +52,7 @@ class Trace:
     valid: np.ndarray
     activated: dict
     states: dict
-    gradient: np.ndarray | None = None
+    gradients: dict = dataclasses.field(default_factory=dict)
     growth: np.ndarray | None = None
 
     @property
@@ -60,6 +62,11 @@ class Trace:
     @property
     def candidate(self):
         return self.activated.get(CANDIDATE)
+
+    @property
+    def gradient(self):
+        """dL/dh_t, or None."""
+        return next(iter(self.gradients.values()), None)
 
     def __repr__(self):
         samples, steps = self.valid.shape
@@ -111,7 +118,8 @@ class Tracer:
 
     Args:
         model: a built Keras model.
-        gradients: whether a loss is computed and dL/dh_t is wanted. TensorFlow alone.
+        gradients: whether a loss is computed and the gradients of the states are wanted.
+            TensorFlow alone.
         tangents: whether the growth of tangent vectors is wanted, for the Lyapunov exponent.
         everything: whether the outputs of all other layers, and with `gradients` the gradients
             of all weights, are wanted too.
@@ -271,7 +279,7 @@ class Tracer:
             move = None
             inputs = sequences
             if self.gradients:
-                units = sum(cell.units for cell in recurrent.cells)
+                units = sum(cell.units * len(cell.state_names) for cell in recurrent.cells)
                 move = ops.zeros((batch, time, units), dtype=sequences.dtype)
                 self._tape.watch(move)
                 inputs = ops.concatenate([sequences, move], axis=-1)
@@ -365,8 +373,10 @@ class Tracer:
                     named[kind][name] = shown[..., _columns(parts, (of, kind, name))]
             name = recurrent.name if len(recurrent.cells) == 1 else f"{recurrent.name}/{index}"
             states = {state: named["state"][state] for state in cell.state_names}
-            own = None if gradient is None else gradient[..., start : start + cell.units]
-            start += cell.units
+            gradients = {}
+            for state in [] if gradient is None else cell.state_names:
+                gradients[state] = gradient[..., start : start + cell.units]
+                start += cell.units
             traces.append(
                 Trace(
                     name,
@@ -375,7 +385,7 @@ class Tracer:
                     valid,
                     named["activated"],
                     states,
-                    own,
+                    gradients,
                     growth,
                 )
             )
@@ -427,7 +437,7 @@ def _joined(traces):
         valid=join([t.valid for t in traces]),
         activated={n: join([t.activated[n] for t in traces]) for n in first.activated},
         states={n: join([t.states[n] for t in traces]) for n in first.states},
-        gradient=join([t.gradient for t in traces]),
+        gradients={n: join([t.gradients[n] for t in traces]) for n in first.gradients},
         growth=join([t.growth for t in traces]),
     )
 

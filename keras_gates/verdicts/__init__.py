@@ -145,17 +145,17 @@ class Verdict:
                 yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
         if self.growth == self.growth:
             yield f"worst-case growth of the state per step: {self.growth:.3g}"
-        if self.spectral_radius is not None:
+        if _is_finite(self.spectral_radius):
             yield (
                 "expected spectral radius of the state Jacobian at initialization: "
                 f"{self.spectral_radius:.2f}"
             )
-        if self.contraction is not None:
+        if _is_finite(self.contraction):
             yield (
-                "a difference in the states changes per step, where they rest without inputs, "
-                f"by a factor of {self.contraction:.2f}"
+                "where the states rest without inputs, what lasts longest of a difference in them "
+                f"changes by a factor of {self.contraction:.2f} per step"
             )
-        if self.divergence is not None:
+        if _is_finite(self.divergence):
             shown = "below 1%" if self.divergence < 0.01 else f"about {self.divergence:.0%}"
             yield (
                 f"estimated probability that a training on {self.steps} steps ends in NaN or a "
@@ -170,16 +170,27 @@ class Verdict:
             (self.memory_with_uniform_gates, "with initialization='uniform_gates'"),
         ):
             if memory is not None:
-                left = np.exp(-self.steps / max(memory, 1e-9))
                 yield (
-                    f"{how} {left:.1g} of a difference in the state is left after "
-                    f"{self.steps} steps"
+                    f"{how} {_left(self.steps, memory)} of a difference in the state is left after "
+                    f"{self.steps} steps of N(0, 1) inputs"
                 )
         if self.memory_with_uniform_gates is not None and self.steps > 4 * self.memory:
             yield (
                 "what helps where inputs matter for that long: "
                 f"initialization=keras_gates.initializers.Chrono({self.steps})"
             )
+
+
+def _is_finite(figure):
+    return figure is not None and bool(np.isfinite(figure))
+
+
+def _left(steps, memory):
+    """How much of a difference is left, in words where it is all or nothing."""
+    if np.isinf(memory):
+        return "all, or more,"
+    left = f"{np.exp(-steps / max(memory, 1e-9)):.1g}"
+    return {"0": "nothing", "1": "all"}.get(left, left)
 
 
 @typing.overload

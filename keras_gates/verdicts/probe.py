@@ -164,6 +164,7 @@ class _Probe:
 
 
 _SETTLING, _APART = 12, 1e-6
+_ROUNDED = 1e8  # states of this size swallow such differences
 _PATIENCE, _AT_REST = 1000, 1e-6
 # How weights after training differ from new ones; and the weights of 1 and the `signs`.
 _TRAINED, _NOISE = 3.0, 0.2
@@ -245,7 +246,9 @@ def _grown(cell, steps, samples, settling):
             states = step(rng.normal(size=shape), states)
         difference = rng.normal(size=states.shape)
         for _ in range(steps):
-            difference *= _APART / np.linalg.norm(difference, axis=1, keepdims=True)
+            length = np.linalg.norm(difference, axis=1, keepdims=True)
+            gone = (length == 0) & (np.abs(states).max(axis=1, keepdims=True) < _ROUNDED)
+            difference *= _APART / np.where(gone, 1, length)  # and stays so
             x = rng.normal(size=shape)
             states, others = step(x, states), step(x, states + difference)
             difference = others - states

@@ -155,11 +155,15 @@ def of_candidate(cell, program, p, carry, growth):
             if helps
             else "A smaller learning rate, if it diverges all the same."
         )
-        also = "gates, and" if carried else "(no gate weighs old against new)"
+        bounds = (
+            "only gates, and recurrent weights of norm at most 1, bound the state"
+            if carried
+            else "no gate weighs old against new, and only recurrent weights of norm at most 1 "
+            "bound the state"
+        )
         yield Reason(
             "caution",
-            f"the candidate {p.name} is unbounded: nothing bounds the state but {also} recurrent "
-            "weights of norm at most 1, and training changes them",
+            f"the candidate {p.name} is unbounded: {bounds}, and training changes them",
             advice,
         )
     if p.lower >= 0 or p.upper <= 0:
