@@ -688,12 +688,12 @@ def test_xla_and_exports_leave_cudnn(rng, calls, tmp_path):
         kg.export(model, tmp_path / "exported")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs of TensorFlow")
 @of_kinds
 def test_dynamic_shapes_and_gradients_of_a_graph_traced_before(kind, rng, calls):
     import tensorflow as tf
 
-    leave_out_for_time(kind == "gru")
     ours, theirs = pair(kind, rng, return_sequences=True)
     x = given(kind, rng)[0]
     found = []

@@ -9,7 +9,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from helpers import MGUCell, run_python
+from helpers import MGUCell, leave_out_for_time, run_python
 
 import keras_gates as kg
 from keras_gates.cells import CELLS
@@ -699,20 +699,20 @@ def test_on_jax_tensorflow_is_not_imported(monkeypatch):
     assert printed.split("\n")[-2] == "(None, 1) False"
 
 
-def test_every_cell_begins_as_it_is_by_default():
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_begins_as_it_is_by_default(name):
     """Its own activations are among what is offered, and come first where they are sound."""
-    chosen = {}
-    for name, cell in CELLS.items():
-        hp = keras_tuner.HyperParameters()
-        chosen[name] = activation_space(hp, name)
-        built = cell(4, **{n: v for n, v in chosen[name].items() if n != "cell"})
-        usual = cell(4)
-        assert built.gate_activations == usual.gate_activations, name
-        if kg.check_activations(name).level == "sound":
-            assert built.candidate_activation is usual.candidate_activation, name
-        (offered,) = [h.values for h in hp.space if h.name == "candidate_activation"]
-        assert cell.default_candidate_activation in offered, name
-    assert chosen["n_brc"]["gate_activation"] == {"update": "sigmoid"}
+    leave_out_for_time(name not in ("min_gru", "ind_rnn", "n_brc"))
+    hp, usual = keras_tuner.HyperParameters(), CELLS[name](4)
+    chosen = activation_space(hp, name)
+    made = CELLS[name](4, **{n: v for n, v in chosen.items() if n != "cell"})
+    assert made.gate_activations == usual.gate_activations
+    if kg.check_activations(name).level == "sound":
+        assert made.candidate_activation is usual.candidate_activation
+    (offered,) = [h.values for h in hp.space if h.name == "candidate_activation"]
+    assert CELLS[name].default_candidate_activation in offered
+    if name == "n_brc":
+        assert chosen["gate_activation"] == {"update": "sigmoid"}
 
 
 def test_activations_that_are_named_are_all_there_is():
