@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_gates.engine.cudnn.engine import CudnnEngine
-from keras_gates.engine.native.again import pulled_again
+from keras_gates.engine.differentiable.tensorflow import differentiable, pulled_again
 
 
 class FusedEngine(CudnnEngine):
@@ -11,40 +11,31 @@ class FusedEngine(CudnnEngine):
 
     def __call__(self, sequences, states, mask, dropout, return_sequences, gradients=True):
         """See `Engine`."""
-        given = [sequences, *states, *self.recurrence.values()]
 
-        @tf.custom_gradient
-        def run(*given):
-            stopped = [tf.stop_gradient(value) for value in given]
+        def infer(given):
+            return self.computed(given, mask, dropout, return_sequences)
+
+        def forward(given):
             with tf.GradientTape(persistent=True) as tape:
-                tape.watch(stopped)
-                results = self.computed(stopped, mask, dropout, return_sequences)
+                tape.watch(given)
+                results = infer(given)
+            return results, (tape, given, results)
 
-            def grad(*d):
-                @tf.custom_gradient
-                def pull(*d_and_given):
-                    d, given = d_and_given[: len(results)], d_and_given[len(results) :]
+        def backward(_, kept, d_results, wants_d_x):
+            tape, given, results = kept
+            return tape.gradient(
+                results,
+                given,
+                output_gradients=d_results,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
 
-                    def again(*v):
-                        return pulled_again(
-                            self.recurrence, mask, dropout, return_sequences, given, d, v
-                        )
+        def again(given, d, v):
+            return pulled_again(self.recurrence, mask, dropout, return_sequences, given, d, v)
 
-                    found = tape.gradient(
-                        results,
-                        stopped,
-                        output_gradients=[tf.stop_gradient(value) for value in d],
-                        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-                    )
-                    return found, again
-
-                return pull(*d, *given)
-
-            return results, grad
-
-        if gradients:
-            return self.apart(run(*given), return_sequences)
-        return self.apart(self.computed(given, mask, dropout, return_sequences), return_sequences)
+        given = [sequences, *states, *self.recurrence.values()]
+        run = differentiable(forward, backward, again)
+        return self.apart(run(*given) if gradients else infer(given), return_sequences)
 
     def masked(self, x, states, mask, weights, return_sequences):
         """A masked step carries the states, so that the valid steps run as a sequence of their own:

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from keras_gates._keras.calls import is_pulled_by_a_tape, is_watched
-from keras_gates.engine.native.again import pulled_again
+from keras_gates._keras.calls import is_watched
+from keras_gates.engine.differentiable.tensorflow import differentiable, pulled_again
 from keras_gates.engine.native.engine import NativeEngine
 from keras_gates.engine.native.library import operation
 
@@ -23,11 +23,14 @@ class FusedEngine(NativeEngine):
         shapes = [s.shape for s in states]
         if return_sequences:
             shapes.insert(0, [*sequences.shape[:2], self.recurrence.cell.units])
-        watched = is_watched(sequences)
 
-        def forward(given, gradients):
-            call = self.call("forward" if gradients else "infer", counts, return_sequences)
-            return _done(call, [*given, *more], [*shapes, [None]] if gradients else shapes)
+        def infer(given):
+            return _done(self.call("infer", counts, return_sequences), [*given, *more], shapes)
+
+        def forward(given):
+            call = self.call("forward", counts, return_sequences)
+            *results, memory = _done(call, [*given, *more], [*shapes, [None]])
+            return results, memory
 
         def backward(given, memory, d_results, wants_d_x):
             call = self.call("backward", counts, return_sequences, wants_d_x)
@@ -35,37 +38,11 @@ class FusedEngine(NativeEngine):
             tensors = [*given, *more, memory, *d_results]
             return _done(call, tensors, [w.shape for w in wanted])
 
-        @tf.custom_gradient
-        def run(*given):
-            *results, memory = forward([tf.stop_gradient(value) for value in given], True)
+        def again(given, d, v):
+            return pulled_again(self.recurrence, mask, dropout, return_sequences, given, d, v)
 
-            def grad(*d):
-                # Of a first layer the gradient at its input is wanted by nobody.
-                wants_d_x = watched or not is_pulled_by_a_tape()
-
-                @tf.custom_gradient
-                def pull(*d_and_given):
-                    stopped = [tf.stop_gradient(value) for value in d_and_given]
-                    d, given = d_and_given[: len(results)], d_and_given[len(results) :]
-
-                    def again(*v):
-                        if not wants_d_x:
-                            v = [tf.zeros_like(given[0]), *v]
-                        return pulled_again(
-                            self.recurrence, mask, dropout, return_sequences, given, d, v
-                        )
-
-                    found = backward(
-                        stopped[len(results) :], memory, stopped[: len(results)], wants_d_x
-                    )
-                    return found, again
-
-                found = pull(*d, *given)
-                return found if wants_d_x else [None, *found]
-
-            return results, grad
-
-        results = list(run(*given)) if gradients else forward(given, False)
+        run = differentiable(forward, backward, again, watched=is_watched(sequences))
+        results = list(run(*given) if gradients else infer(given))
         hidden = tf.cast(results.pop(0), dtype) if return_sequences else None
         return hidden, [tf.cast(r, state.dtype) for r, state in zip(results, states, strict=True)]
 

@@ -1,6 +1,49 @@
-"""Second derivatives: the backward pass as a function that can be differentiated itself."""
+"""On TensorFlow."""
 
 import tensorflow as tf
+
+from keras_gates._keras.calls import is_pulled_by_a_tape
+
+
+def differentiable(forward, backward, again, watched=True):
+    """A function of tensors, with its derivatives.
+
+    Args:
+        forward: from a list of tensors to the list of results, and what it keeps for `backward`.
+        backward: from the list, what was kept, gradients at the results and whether one at the
+            first of the list is wanted, to these gradients.
+        again: from the list, gradients at the results and gradients at what `backward` gives (of
+            all of the list) to the gradients at both; see `pulled_again`.
+        watched: whether somebody may want a gradient at the first of the list.
+    """
+
+    @tf.custom_gradient
+    def run(*given):
+        results, memory = forward([tf.stop_gradient(value) for value in given])
+
+        def grad(*d):
+            # Of a first layer the gradient at its input is wanted by nobody.
+            wants_first = watched or not is_pulled_by_a_tape()
+
+            @tf.custom_gradient
+            def pull(*d_and_given):
+                stopped = [tf.stop_gradient(value) for value in d_and_given]
+                d, given = d_and_given[: len(results)], d_and_given[len(results) :]
+
+                def pull_again(*v):
+                    if not wants_first:
+                        v = [tf.zeros_like(given[0]), *v]
+                    return again(given, d, v)
+
+                given_now, d_now = stopped[len(results) :], stopped[: len(results)]
+                return backward(given_now, memory, d_now, wants_first), pull_again
+
+            found = pull(*d, *given)
+            return found if wants_first else [None, *found]
+
+        return results, grad
+
+    return run
 
 
 def pulled_again(recurrence, mask, dropout, return_sequences, given, d, v):
