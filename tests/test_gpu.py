@@ -473,7 +473,7 @@ def test_the_launch_is_a_well_made_operation_of_pytorch(rng):
     plan = plan_of(built(rng, cell="simple", dtype="float32"))
     given = {"x": 1, "states": 1, "recurrent_kernel": 1, "biases": 0, "vectors": 0, "valid": 0}
     text = source.forward(plan, {**given, "kept": 0, "masks": 0}, 1)
-    made = kernels.kernel(text, padded(UNITS))
+    made = kernels.kernel(text, UNITS)
     arrays = [torch.randn(TIME, BATCH, UNITS), torch.randn(BATCH, UNITS), torch.randn(UNITS, UNITS)]
     results = [torch.zeros(TIME, BATCH, UNITS), *torch.zeros(2, BATCH, UNITS).unbind()]
     operation = torch.ops.keras_gates.launch.default
@@ -493,7 +493,6 @@ from triton.compiler import ASTSource
 import keras_gates as kg
 from test_gpu import VARIANTS, plan_of, sources
 from keras_gates.engine.gpu import triton as kernels
-from keras_gates.engine.gpu.plan import padded
 
 for units, generation, most, (cell, options) in [
     (256, 90, 227, ("lstm", {})), (256, 80, 163, ("gru", {"reset_after": False})),
@@ -502,7 +501,7 @@ for units, generation, most, (cell, options) in [
     layer = kg.GatedRNN(units, cell=cell, **options)
     layer.build((None, None, 3))
     for text in sources(plan_of(layer, training=True)):
-        made = kernels.kernel(text, padded(units))
+        made = kernels.kernel(text, units)
         kinds = dict.fromkeys(made.function.arg_names, "*fp32") | {"time": "i32", "batch": "i32"}
         compiled = triton.compile(
             ASTSource(fn=made.function, signature=kinds),

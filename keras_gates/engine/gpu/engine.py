@@ -95,14 +95,15 @@ class Run:
         return hidden, found["last"]
 
     def _forward(self, given, keep):
-        arrays, _ = self._arrays(given)
+        arrays = self._arrays(given, self._projected(given[0], given[2]))
         return self.engine.kernels.forward(self.plan, keep, self.return_sequences, arrays)
 
     def backward(self, given, steps, d_results):
         """The gradients at `given`, from what `forward` gave."""
         plan, dropout, recurrence = self.plan, self.dropout, self.recurrence
         (x, states, values), (d_hidden, d_last) = given, d_results
-        arrays, pull_x = self._arrays(given)
+        x_blocks, pull_x = self.engine.vjp(self._projected, x, values)
+        arrays = self._arrays(given, x_blocks)
         before = [
             ops.concatenate([first[None], after[:-1]])
             for first, after in zip(states, steps, strict=False)
@@ -129,7 +130,7 @@ class Run:
                 for block, i in zip(blocks, indices, strict=True)
             ]
 
-        d_x, d_values = pull_x(at([_flat(block) for block in arrays["x"]], plan.of_x))
+        d_x, d_values = pull_x(at(x_blocks, plan.of_x))
         d_values = list(d_values)
         if blocks:
             (more,) = pull_u(at(blocks, plan.of_u))
@@ -138,18 +139,18 @@ class Run:
         self._add_learned(d_values, found["d_weights"])
         return [d_x, found["d_states"], d_values]
 
-    def _arrays(self, given):
-        """What the kernels are given, and the derivative of the projections of x."""
+    def _projected(self, x, values):
+        """x W + b of every block, (time * batch, units)."""
+        bulk = Dropout(_tiled(self.dropout.inputs, x.shape[1]), [])
+        return self.recurrence.project_input(values, _flat(_swapped(x)), bulk)
+
+    def _arrays(self, given, x_blocks):
+        """What the kernels are given."""
         (x, states, values), dropout = given, self.dropout
-        bulk = Dropout(_tiled(dropout.inputs, x.shape[1]), [])
-        blocks, pull = self.engine.vjp(
-            lambda x, values: self.recurrence.project_input(values, _flat(_swapped(x)), bulk),
-            x, values,
-        )  # fmt: skip
         known = dict(zip(self.names, values, strict=True))
         kernel = [known["recurrent_kernel"]] if "recurrent_kernel" in known else []
-        arrays = {
-            "x": [_by_time(block, x) for block in blocks],
+        return {
+            "x": [_by_time(block, x) for block in x_blocks],
             "states": states,
             "recurrent_kernel": [ops.cast(u, self.cell.compute_dtype) for u in kernel],
             "biases": [known["bias"][1]] if self.plan.biases else [],
@@ -163,7 +164,6 @@ class Run:
             "kept": [ops.cast(_swapped(m), "float32") for m in dropout.kept],
             "masks": list(dropout.recurrent),
         }
-        return arrays, pull
 
     def _add_products(self, d_values, found):
         """The gradients of U_k and c_k of products in the equations."""

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as gpu
 from keras import ops
 
-from keras_gates.engine.gpu.plan import CHUNK, ROWS, padded
+from keras_gates.engine.gpu.plan import CHUNK, ROWS, padded, warps
 from keras_gates.equations import TABLE
 from keras_gates.equations.values import number_of, ordered
 
@@ -45,13 +45,7 @@ class Kernels:
         Returns:
             A dict of lists: "steps", the states after every step, as many as wanted, and "last".
         """
-        time, batch, units = given["x"][0].shape
-        count = len(plan.step.states) if keep else int(sequences)
-        results = {
-            "steps": [_like((time, batch, units))] * count,
-            "last": [_like(state.shape) for state in given["states"]],
-            "scratch": [_like((batch, units))] * len(given["recurrent_kernel"]),
-        }
+        results = plan.shapes_forward(given, keep, sequences)
         return _call(_forward, plan, self.interpret, given, results)
 
     def backward(self, plan, given):
@@ -69,34 +63,23 @@ class Kernels:
             first step; "d_weights", of the learned weights, for each sample; "factors" and
             "d_products" of products in the equations.
         """
-        time, batch, units = given["x"][0].shape
-        of_step = _like((time, batch, units))
-        products = [of_step] * len(plan.step.products)
-        results = {
-            "gradients": [of_step] * len(plan.gradients),
-            "d_states": [_like(state.shape) for state in given["states"]],
-            "d_weights": [_like((batch, units if d.wide else 1)) for _, d in plan.learned],
-            "factors": products,
-            "d_products": products,
-            "scratch": [_like((batch, units))] * bool(products),
-        }
-        return _call(_backward, plan, self.interpret, given, results)
+        return _call(_backward, plan, self.interpret, given, plan.shapes_backward(given))
 
 
-def _like(shape):
-    return jax.ShapeDtypeStruct(shape, "float32")
-
-
-def _call(kernel, plan, interpret, given, results):
+def _call(kernel, plan, interpret, given, shapes):
     time, batch, units = given["x"][0].shape
     sizes = {"time": time, "batch": batch, "units": units}
+    out_shape = {
+        name: [jax.ShapeDtypeStruct(shape, "float32") for shape in of_name]
+        for name, of_name in shapes.items()
+    }
     call = pl.pallas_call(
         lambda given, results: kernel(_Tile(plan, interpret, given, results, **sizes)),
-        out_shape=(results,),
+        out_shape=(out_shape,),
         name=f"gated_rnn{kernel.__name__}",
         grid=(pl.cdiv(batch, ROWS),),
         interpret=interpret,
-        compiler_params=gpu.CompilerParams(num_warps=4 if padded(units) <= 64 else 8, num_stages=1),
+        compiler_params=gpu.CompilerParams(num_warps=warps(units), num_stages=1),
     )
     (found,) = call(given)
     return found
@@ -141,9 +124,9 @@ def _backward(tile):
         found = iter(tile.run(plan.wanted, values))
         valid = tile.valid(t)
 
-        def next_one(otherwise=0.0):
-            found_one = next(found)
-            return found_one if valid is None else jnp.where(valid, found_one, otherwise)
+        def next_one():
+            value = next(found)
+            return value if valid is None else jnp.where(valid, value, 0.0)
 
         gradients = [next_one() for _ in plan.gradients]
         d_before = [

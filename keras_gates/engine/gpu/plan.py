@@ -76,6 +76,27 @@ class Plan:
         products = [value for _, *pair in self.step.products for value in pair]
         return [*self.gradients, *before, *weights, *products]
 
+    def shapes_forward(self, given, keep, sequences):
+        """From names to shapes of what the forward kernel writes: see `pallas.Kernels`."""
+        shape = given["x"][0].shape
+        return {
+            "steps": [shape] * (len(self.step.states) if keep else int(sequences)),
+            "last": [state.shape for state in given["states"]],
+            "scratch": [shape[1:]] * len(given["recurrent_kernel"]),
+        }
+
+    def shapes_backward(self, given):
+        """The same of the backward kernel."""
+        shape, products = given["x"][0].shape, len(self.step.products)
+        return {
+            "gradients": [shape] * len(self.gradients),
+            "d_states": [state.shape for state in given["states"]],
+            "d_weights": [(shape[1], shape[2] if d.wide else 1) for _, d in self.learned],
+            "factors": [shape] * products,
+            "d_products": [shape] * products,
+            "scratch": [shape[1:]] * (products > 0),
+        }
+
 
 @functools.lru_cache(256)
 def _step(equations):
@@ -86,6 +107,11 @@ def _is_vector(value):
     if value.operation == "constant":
         return number_of(value) is None
     return value.operation == "input" and value["kind"] == "weight"
+
+
+def warps(units):
+    """How many groups of threads share a tile."""
+    return 4 if padded(units) <= 64 else 8
 
 
 def padded(units):

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from keras_gates.engine.gpu import source
-from keras_gates.engine.gpu.plan import ROWS, padded
+from keras_gates.engine.gpu.plan import ROWS, warps
 
 # ---------------------------------------------------------------------- called by the source
 
@@ -163,33 +163,17 @@ def leaky_relu(x, slope):
 
 def forward(plan, keep, sequences, given):
     """See `pallas.Kernels`."""
-    kept = len(plan.step.states) if keep else int(sequences)
     arrays, counts = _laid_out(given)
-    x = given["x"][0]
-    made = kernel(source.forward(plan, counts, kept), padded(plan.units))
-    sizes = {
-        "steps": [x.shape] * kept,
-        "last": [state.shape for state in given["states"]],
-        "scratch": [x.shape[1:]] * (len(plan.columns) > 0),
-    }
-    return _launched(made, x, arrays, sizes)
+    shapes = plan.shapes_forward(given, keep, sequences)
+    made = kernel(source.forward(plan, counts, len(shapes["steps"])), plan.units)
+    return _launched(made, given["x"][0], arrays, shapes)
 
 
 def backward(plan, given):
     """See `pallas.Kernels`."""
     arrays, counts = _laid_out(given)
-    x, products = given["x"][0], len(plan.step.products)
-    made = kernel(source.backward(plan, counts), padded(plan.units))
-    batch, units = x.shape[1:]
-    sizes = {
-        "gradients": [x.shape] * len(plan.gradients),
-        "d_states": [state.shape for state in given["states"]],
-        "d_weights": [(batch, units if d.wide else 1) for _, d in plan.learned],
-        "factors": [x.shape] * products,
-        "d_products": [x.shape] * products,
-        "scratch": [(batch, units)] * (products > 0),
-    }
-    return _launched(made, x, arrays, sizes)
+    made = kernel(source.backward(plan, counts), plan.units)
+    return _launched(made, given["x"][0], arrays, plan.shapes_backward(given))
 
 
 def _laid_out(given):
@@ -197,10 +181,10 @@ def _laid_out(given):
     return arrays, {name: len(of_name) for name, of_name in given.items()}
 
 
-def _launched(made, x, arrays, sizes):
+def _launched(made, x, arrays, shapes):
     results = {
-        name: [x.new_empty(shape, dtype=torch.float32) for shape in shapes]
-        for name, shapes in sizes.items()
+        name: [x.new_empty(shape, dtype=torch.float32) for shape in of_name]
+        for name, of_name in shapes.items()
     }
     flat = [array for of_name in results.values() for array in of_name]
     _launch(made.number, x.shape[0], x.shape[1], arrays, flat)
@@ -210,14 +194,14 @@ def _launched(made, x, arrays, sizes):
 class _Kernel:
     """A compiled source, and the number by which the operation of PyTorch knows it."""
 
-    def __init__(self, text, wide):
+    def __init__(self, text, units):
         # Triton reads the source of a function from its file.
         name = f"<keras_gates kernel {len(_known)}>"
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         scope = dict(globals())
         exec(compile(text, name, "exec"), scope)
         self.function = triton.jit(scope["kernel"])
-        self.warps = 4 if wide <= 64 else 8
+        self.warps = warps(units)
         self.number = len(_known)
         _known.append(self)
 
@@ -226,9 +210,9 @@ _known: list[_Kernel] = []
 
 
 @functools.cache
-def kernel(text, wide):
-    """The kernel of a source, whose functions are those above, for tiles of so many columns."""
-    return _Kernel(text, wide)
+def kernel(text, units):
+    """The kernel of a source, whose functions are those above, for so many units."""
+    return _Kernel(text, units)
 
 
 # PyTorch knows it as one operation, so that it can be compiled around.
