@@ -1,19 +1,17 @@
 """What all cells share: arguments, weights, the time step around their equations, config."""
 
-import functools
 import itertools
 import typing
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_gates import activations, regularizers
 from keras_gates._keras.calls import may_be_recorded
 from keras_gates._keras.layers import DropoutRNNCell
-from keras_gates.cells import arguments, clipping, normalization
+from keras_gates.cells import arguments, clipping, normalization, weights
 from keras_gates.cells import initialization as starting
 from keras_gates.cells import zoneout as zoning
 from keras_gates.cells.checking import check_class, keras_object, same_shapes
@@ -24,7 +22,6 @@ from keras_gates.cells.step import (
     entered,
     named,
     observed,
-    projected_blocks,
     recurrent_blocks,
     running,
     step_of,
@@ -59,12 +56,6 @@ _OF_WEIGHTS = itertools.product(
 )
 _OBJECTS = ("initialization", *map("_".join, _OF_WEIGHTS))
 _INPUT_AXES = ("batch", "features")  # at each time step
-# From what is made of it to the argument.
-_INITIALIZERS = {
-    "kernel": "kernel_initializer",
-    "recurrent_kernel": "recurrent_initializer",
-    "bias": "bias_initializer",
-}
 
 
 class GatedCell(keras.layers.Layer, DropoutRNNCell):
@@ -457,46 +448,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def build(self, input_shape):
         features = known_features(type(self).__name__, "input_shape", input_shape, _INPUT_AXES)
-        recurrent = recurrent_blocks(self)
-        for name, found, of in (
-            ("recurrent_blocks", recurrent, self.blocks),
-            ("projected_blocks", projected_blocks(self), recurrent),
-        ):
-            if found != of[: len(found)]:
-                raise ValueError(
-                    f"`{name}` of {type(self).__name__} must be the first of its blocks, {of}. "
-                    f"Received: {found}"
-                )
-        columns = self.units * len(self.blocks)
-        self.kernel = self.add_weight(
-            shape=(features, columns),
-            name="kernel",
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        self.recurrent_kernel = self.bias = None
-        starts = starting.of_cell(self)
-        if recurrent:
-            self.recurrent_kernel = self.add_weight(
-                shape=(self.units, self.units * len(recurrent)),
-                name="recurrent_kernel",
-                initializer=functools.partial(self._initial_recurrent_kernel, starts),
-                regularizer=self.recurrent_regularizer,
-                constraint=self.recurrent_constraint,
-            )
-        if self.layer_norm:
-            biases = {b: functools.partial(self._initial_bias, (b,), starts) for b in self.blocks}
-            normalization.add_weights(self, recurrent, biases)
-        elif self.use_bias:
-            self.bias = self.add_weight(
-                shape=(2, columns) if self.two_biases else (columns,),
-                name="bias",
-                initializer=functools.partial(self._initial_bias, self.blocks, starts),
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
-        self._check_weights(columns)
+        weights.add(self, features)
         for activation in self.activations_in_use():
             if isinstance(activation, keras.layers.Layer) and not activation.built:
                 self._build_activation(activation)
@@ -516,9 +468,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         try:
             return super().add_weight(shape, initializer, *args, name=name, **kwargs)
         except (TypeError, ValueError) as error:
-            argument = _INITIALIZERS.get(name)
-            if initializer is self.recurrent_initializer:
-                argument = "recurrent_initializer"
+            argument = weights.initializer_of(self, name, initializer)
             if argument is None:
                 raise
             raise ValueError(
@@ -526,27 +476,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"Received: {argument}={getattr(self, argument)!r}, which fails for {name!r} of "
                 f"shape {shape}: {error}"
             ) from error
-
-    def _check_weights(self, columns):
-        """Raises if an initializer made a weight of another shape."""
-        units, blocks = self.units, len(recurrent_blocks(self))
-        for weight, argument, shape in (
-            (self.kernel, "kernel_initializer", (None, columns)),
-            (self.recurrent_kernel, "recurrent_initializer", (units, units * blocks)),
-            (self.bias, "bias_initializer", (2, columns) if self.two_biases else (columns,)),
-        ):
-            if weight is not None and not same_shapes([weight.value], [shape]):
-                raise ValueError(
-                    f"`{argument}` must give values of the shape that it is asked for. "
-                    f"Received: shape {tuple(weight.value.shape)}"
-                )
-        if self.recurrent_kernel is not None:
-            found, shape = self.parametrized_kernel, tuple(self.recurrent_kernel.shape)
-            if not same_shapes([found], [shape]):
-                raise ValueError(
-                    f"`parametrize` of {type(self).__name__} must return a tensor of the shape of "
-                    f"the recurrent kernel, {shape}. Received: {found!r}"
-                )
 
     @property
     def parametrized_kernel(self):
@@ -574,40 +503,6 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"`{argument}`, where it is a layer, must take (batch, units) = "
                 f"{(None, self.units)}. Received: {argument}={activation!r}. {error}"
             ) from error
-
-    def _initial_recurrent_kernel(self, starts, shape, dtype=None):
-        kernel = self.recurrent_initializer(shape, dtype=dtype)
-        if starts is None:
-            return kernel
-        gains = [starts.gain if b == CANDIDATE else 1.0 for b in recurrent_blocks(self)]
-        return kernel * ops.cast(np.repeat(gains, self.units), kernel.dtype)
-
-    def _initial_bias(self, blocks, starts, shape, dtype=None):
-        fixed = {block: self._fixed_bias_of(block, starts) for block in blocks}
-        if all(value is None for value in fixed.values()):
-            return self.bias_initializer(shape, dtype=dtype)
-        parts = []
-        # What is drawn for neighbours is drawn at once.
-        for is_drawn, some in itertools.groupby(blocks, lambda block: fixed[block] is None):
-            some = list(some)
-            if is_drawn:
-                parts.append(self.bias_initializer((len(some) * self.units,), dtype=dtype))
-            else:
-                parts += [ops.cast(fixed[block], dtype) for block in some]
-        bias = ops.concatenate(parts)
-        if len(shape) == 1:
-            return bias
-        # What stands in b is the whole bias of its block.
-        drawn = np.repeat([fixed[block] is None for block in blocks], self.units)
-        second = self.bias_initializer(bias.shape, dtype=dtype)
-        return ops.stack([bias, ops.where(drawn, second, 0)])
-
-    def _fixed_bias_of(self, block, starts):
-        """Where a block's bias starts, if not as `bias_initializer` says."""
-        bias = None if starts is None else starts.bias(block)
-        if bias is None and block == self.ones_in_bias:
-            return np.ones(self.units)
-        return bias
 
     def load_own_variables(self, store):
         if self.weights and not store.keys():
