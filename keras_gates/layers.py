@@ -1,6 +1,5 @@
 """GatedRNN: a cell over the whole sequence."""
 
-import functools
 import inspect
 import typing
 import warnings
@@ -16,6 +15,7 @@ from keras_gates.cells import CELLS, GatedCell, of_keras, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
 from keras_gates.engine import cudnn
+from keras_gates.engine.paths import Paths
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Backprop, CellName, InitialState, LayerArguments
 from keras_gates.validation import close_matches, invalid, known_features, one_of, true_or_false
@@ -160,13 +160,7 @@ class GatedRNN(keras.layers.RNN):
             )
         self.initial_states: list = []  # the weights of "learned", one per state
         self.backprop = one_of("backprop", backprop, engine.BACKPROP)
-        self._engine: Any = None
-        self._not_fusable = None  # what the engine said when it could not run the cell
-        # Of the fused path, when last traced for "training" and for "inference".
-        self._obstacles: dict[str, str | None] = {}
-        self._cudnn: Any = None
-        # Of cuDNN, likewise, where there is a GPU.
-        self._without_cudnn: dict[str, str | None] = {}
+        self._paths = Paths(self)
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
         on_tensorflow = keras.backend.backend() == "tensorflow"
@@ -370,23 +364,10 @@ class GatedRNN(keras.layers.RNN):
           n = tanh(x_n + r * u_n)
           h' = z * h + (1 - z) * n
         """
-        obstacle = self._general_obstacle()
-        if obstacle:
-            return "\n".join(
-                [f"{self.name}: Keras' own loop, because {obstacle}", *self._equations()]
-            )
-        lines = [f"{self.name}: can run fused on {keras.backend.backend()}", *self._equations()]
-        for what, reason in self._obstacles.items():
-            lines.append(f"  {what}, when last traced: {self._path_of(what, reason)}")
-        return "\n".join(lines)
-
-    def _path_of(self, what, obstacle):
-        if what in self._without_cudnn and not self._without_cudnn[what]:
-            return self._cudnn.how
-        path = f"Keras' own loop, because {obstacle}" if obstacle else self._engine.how
-        if what in self._without_cudnn:
-            path += f"; not cuDNN, because {self._without_cudnn[what]}"
-        return path
+        always, lines = self._paths.explained()
+        return "\n".join(
+            [f"{self.name}: {always}", *self._equations(), *(f"  {line}" for line in lines)]
+        )
 
     def _equations(self):
         try:
@@ -407,62 +388,15 @@ class GatedRNN(keras.layers.RNN):
         ]
 
     def _loop(self, sequences, states, mask, training):
-        if cudnn.is_near(sequences):
-            found = self._by_cudnn(sequences, states, mask, training)
-            if found is not None:
-                return found
-        obstacle = self._general_obstacle()
-        if obstacle and self.backprop == "fused":
-            raise ValueError(
-                f"backprop='fused' is impossible in {self.name!r}: {obstacle}. Use 'auto'."
-            )
-        if sequences.shape[0] == 0:
-            obstacle = obstacle or "there are no samples"
-        obstacle = obstacle or engine.why_not_fused_here(self, sequences)
-        self._obstacles["training" if training else "inference"] = obstacle
-        if not obstacle:
-            try:
-                if self._engine is None:
-                    self._engine = engine.make_engine(self.cell, self.backprop == "fused")
-                return self._engine.run(self, sequences, states, mask, training)
-            except (engine.NotFusableError, NotTraceableError) as reason:
-                self._not_fusable = str(reason)
-                return self._loop(sequences, states, mask, training)
+        found = self._paths.run(sequences, states, mask, training)
+        if found is not None:
+            return found
         if training and self.cell.zoneout:
             masks = zoneout.drawn(self.cell, ops.shape(sequences)[:2])
             sequences = zoneout.beside(sequences, masks)
         if self.return_gates:
             return gates.loop(self, sequences, states, mask, training)
         return super().inner_loop(sequences, states, mask, training=training)
-
-    def _by_cudnn(self, sequences, states, mask, training):
-        """What `inner_loop` returns, as cuDNN computes it; None where it does not."""
-        what = "training" if training else "inference"
-        reason = self._why_not_cudnn or engine.why_not_cudnn_here(sequences, mask)
-        if not reason:
-            try:
-                if self._cudnn is None:
-                    self._cudnn = engine.make_cudnn(self.cell)
-                found = self._cudnn.run(self, sequences, states, mask, training)
-            except NotImplementedError:
-                reason = f"Keras {keras.__version__} could not call it here"
-            else:
-                self._obstacles[what] = self._without_cudnn[what] = None
-                return found
-        self._without_cudnn[what] = reason
-        return None
-
-    @functools.cached_property
-    def _why_not_cudnn(self):
-        """Of the built layer."""
-        return engine.why_not_cudnn(self)
-
-    def _general_obstacle(self):
-        if self.backprop == "autodiff":
-            return "backprop='autodiff' was given"
-        if self.return_gates:
-            return "return_gates=True was given"
-        return self._not_fusable or engine.why_not_fusable(self)
 
     def get_config(self):
         names = ("return_gates", "initial_state", "backprop")

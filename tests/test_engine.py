@@ -240,7 +240,7 @@ def test_cells_that_share_a_plan_keep_their_own_weights(rng):
                 layer.set_weights(weights)
             fused, plain = (tf.function(layer)(x) for layer in layers)
             np.testing.assert_allclose(fused, plain, 1e-5, 1e-5)
-            engines.append(layers[0]._engine)
+            engines.append(layers[0]._paths.fused.engine)
         assert engines[0].plan is engines[1].plan
 
 
@@ -292,7 +292,7 @@ def test_fit_and_predict(options, rng):
     compiled = "XLA compiles this function, and the kernel is none of its operations"
     expected = compiled if options.get("jit_compile") else None
     for layer in (forward, backward):
-        assert layer._obstacles == {"training": expected, "inference": expected}
+        assert layer._paths.fused.obstacles == {"training": expected, "inference": expected}
     assert plain.layers[2].explain().startswith(f"{plain.layers[2].name}: Keras' own loop, because")
 
 

@@ -283,7 +283,7 @@ def test_outputs_equal_the_paper(name, backprop, rng):
     for one, other in zip(last, states, strict=True):
         assert_close(one, other)
     if backprop == "auto" and BACKEND == "tensorflow":
-        assert layer._obstacles == {"inference": None}
+        assert layer._paths.fused.obstacles == {"inference": None}
 
 
 @pytest.mark.parametrize("check", checks.CHECKS)

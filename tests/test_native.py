@@ -267,7 +267,7 @@ def test_cells_shapes_masks_and_options_drawn_at_random(seed, monkeypatch):
     mask = rng.random((batch, time)) > 0.3 if rng.random() < 0.5 else None
     states = [0.3 * rng.normal(size=(batch, UNITS)) for _ in layers[0].cell.state_names]
     found, wanted = (outputs_and_gradients(layer, x, mask, states) for layer in layers)
-    assert layers[0]._obstacles == {"training": None}
+    assert layers[0]._paths.fused.obstacles == {"training": None}
     for one, other in zip(found, wanted, strict=True):
         scale = max(1.0, float(np.abs(other).max()))
         np.testing.assert_allclose(one, other, 1e-6, 1e-6 * scale)

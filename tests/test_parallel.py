@@ -98,7 +98,7 @@ def outputs_and_gradients(layer, fused, x, states, mask, training):
 
     weights = [w.value for w in layer.trainable_weights]
     seed = layer.cell.seed_generator.state
-    layer._engine, engine_before = fused, layer._engine
+    layer._paths.fused.engine, engine_before = fused, layer._paths.fused.engine
 
     def loss(given):
         weights, x, states = given
@@ -109,8 +109,8 @@ def outputs_and_gradients(layer, fused, x, states, mask, training):
         return total + 9 * sum(scope.losses), found
 
     (_, found), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))((weights, x, states))
-    layer._engine = engine_before
-    assert not any(layer._obstacles.values())
+    layer._paths.fused.engine = engine_before
+    assert not any(layer._paths.fused.obstacles.values())
     return [*found, *jax.tree.leaves(gradients)]
 
 
@@ -224,6 +224,6 @@ def test_half_precision_adds_up_in_float32(rng):
     found = []
     for layer in layers:
         _, fused = engines(layer)
-        layer._engine, layer.backprop = fused, "fused"
+        layer._paths.fused.engine, layer.backprop = fused, "fused"
         found.append(np.asarray(ops.cast(layer(x), "float32")))
     np.testing.assert_allclose(found[1], found[0], atol=0.05)

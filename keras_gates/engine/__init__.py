@@ -1,10 +1,9 @@
 """How a cell runs over time.
 
 `why_not_fusable` and `why_not_fused_here` say why a layer's sequences do not go through the fused
-engine of the backend, which `make_engine` makes. Everything else goes through the loop of
-`keras.layers.RNN` and the backend's own automatic differentiation. On a GPU cuDNN comes before
-both: `why_not_cudnn` and `why_not_cudnn_here` say why it does not, `make_cudnn` makes its engine.
-`use` has layers run on other engines for a while.
+engine of the backend, which `make_engine` makes; `why_not_cudnn`, `why_not_cudnn_here` and
+`make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers run on other engines for
+a while.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import keras
 from keras_gates._keras.calls import is_compiling, is_exporting
 from keras_gates.cells import GatedCell
 from keras_gates.engine import cudnn
-from keras_gates.engine.base import Engine, in_use, use, used
+from keras_gates.engine.base import PLAIN, Engine, in_use, use, used
 from keras_gates.engine.native import library
 from keras_gates.engine.recurrence import NotFusableError
 from keras_gates.equations import NotTraceableError
@@ -63,7 +62,7 @@ def why_not_cudnn(layer):
 def why_not_cudnn_here(sequences, mask):
     """Why cuDNN cannot run what is being computed now, or None."""
     if in_use():
-        return "an exported model consists of plain operations"
+        return PLAIN
     return cudnn.why_not_here(sequences, mask)
 
 
@@ -71,7 +70,7 @@ def why_not_fused_here(layer, sequences):
     """Why the layer does not take the fused path in what is being computed now, or None."""
     automatic = layer.backprop != "fused"
     if in_use():
-        return "an exported model consists of plain operations"
+        return PLAIN
     if keras.backend.backend() == "jax":
         return _why_not_on_jax(automatic, sequences)
     if keras.backend.backend() == "torch":
@@ -83,7 +82,7 @@ def _why_not_on_jax(automatic, sequences):
     import jax
 
     if is_exporting():
-        return "an exported model consists of plain operations"
+        return PLAIN
     if automatic and not isinstance(sequences, jax.core.Tracer) and not _kernel_serves_jax():
         return "outside jit and grad every call would be compiled"
     return None
@@ -122,7 +121,7 @@ def _why_not_on_tensorflow(automatic):
 
     if not tf.executing_eagerly():
         if is_exporting():
-            return "an exported model consists of plain operations"
+            return PLAIN
         if is_compiling():
             return "XLA compiles this function, and the kernel is none of its operations"
     if automatic and tf.config.list_physical_devices("GPU"):

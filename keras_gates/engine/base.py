@@ -11,6 +11,8 @@ from keras_gates._keras.calls import may_be_recorded
 from keras_gates.cells import zoneout
 from keras_gates.engine.recurrence import Dropout
 
+PLAIN = "an exported model consists of plain operations"
+
 
 class Engine(abc.ABC):
     """Runs one built cell over sequences."""

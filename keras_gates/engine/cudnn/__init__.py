@@ -12,6 +12,7 @@ from keras_gates._keras.calls import is_compiling, is_exporting
 from keras_gates.cells import GatedCell, zoneout
 from keras_gates.cells.program import trace
 from keras_gates.cells.step import projected_blocks, recurrent_blocks
+from keras_gates.engine.base import PLAIN
 from keras_gates.equations import NotTraceableError, apply, leaf
 
 # The equations that Keras has cuDNN compute, by backend.
@@ -122,7 +123,7 @@ def why_not_here(sequences, mask):
     if backend == "torch":
         return _why_not_on_torch()
     if is_exporting():
-        return "an exported model consists of plain operations"
+        return PLAIN
     if backend == "tensorflow" and is_compiling():
         return "XLA compiles this function, and cuDNN's are none of its operations"
     return None
