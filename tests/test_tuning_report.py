@@ -830,6 +830,23 @@ def test_parallel_coordinates_of_numbers(plt, tmp_path):
     assert min(line.get_ydata()[0] for line in axes.lines[:13]) == 0.0
 
 
+def test_parallel_coordinates_are_as_wide_as_there_are_choices(plt, tmp_path):
+    from keras_gates.tuning.report.plots import plot_parallel
+
+    trials = [finished(str(i), {f"choice_{k}": i for k in range(11)}, 0.1 * i) for i in range(3)]
+    found = search_report(written(tmp_path, trials))
+    figure = plot_parallel(found).figure
+    assert figure.get_size_inches()[0] == 13
+    figure.canvas.draw()
+    names = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(b.x1 - a.x1 > 50 for a, b in itertools.pairwise(names))
+    given = plt.figure(figsize=(5, 4))
+    plot_parallel(found, given.add_subplot())
+    assert given.get_size_inches()[0] == 5  # yours is as you made it
+    found.to_html(tmp_path / "report.html")
+    assert "width: 13in" in (tmp_path / "report.html").read_text()
+
+
 def test_learning_curves_of_the_best_and_the_default(plt, tmp_path):
     from keras_gates.tuning.report.plots import plot_learning_curves
 

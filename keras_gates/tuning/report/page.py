@@ -75,7 +75,8 @@ def _pictures(found):
         what += f" in {cell}" if cell else ""
         yield from _drawn(plots.plot_scores, found, size, what, cell=cell)
     yield from _drawn(plots.plot_learning_curves, found, (3.8, 2.8), "learning curves")
-    yield from _drawn(plots.plot_parallel, found, (7.0, 3.2), "all trials, by their choices")
+    size = (max(7.0, len(text.differing(found)) + 2), 3.2)
+    yield from _drawn(plots.plot_parallel, found, size, "all trials, by their choices")
 
 
 def _drawn(plot, found, size, description, **options):

@@ -106,9 +106,12 @@ def plot_parallel(report: SearchReport, axes: Any = None) -> Any:
             "`report` must hold finished or diverged trials that differ in a choice. Received: a "
             f"report with the outcomes {report.counts}"
         )
-    axes = axes_or_new(axes)
+    own, axes = axes is None, axes_or_new(axes)
     import matplotlib as mpl
 
+    if own:
+        width, height = axes.figure.get_size_inches()
+        axes.figure.set_size_inches(max(width, len(values) + 2), height)  # an inch each
     scores = np.array([np.nan if row["score"] is None else row["score"] for row in rows])
     low, high = (np.nanmin(scores), np.nanmax(scores)) if len(scores[scores == scores]) else (0, 1)
     colors = mpl.cm.ScalarMappable(mpl.colors.Normalize(low, high), _colors(report))
