@@ -4,6 +4,8 @@ The contract tests run through it as well (test_contracts.py); here it is in the
 users have: `fit`, XLA, several devices, exports, dynamic shapes.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -496,6 +498,76 @@ def test_second_derivatives_equal_those_of_keras_loop(arguments, how, rng):
         second = tf.function(second, jit_compile=how == "jit")
     for one, other in zip(second(layer), second(plain), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def _pushed(function, at, tangent):
+    with tf.autodiff.ForwardAccumulator(at, tangent) as accumulator:
+        results = function()
+    return accumulator.jvp(results)
+
+
+@pytest.mark.parametrize("how", ["eager", "function", "traced before", "inside"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cell": "gru", "return_sequences": True},
+        {"cell": "lstm", "candidate_activation": "relu"},
+        {"cell": MGUCell},
+    ],
+    ids=lambda arguments: str(arguments["cell"]),
+)
+def test_derivatives_forward_equal_differences(arguments, how, rng):
+    """The kernel knows none; what it computes would count as constant."""
+    if how == "inside":  # TensorFlow knows no derivatives forward of arrays in a graph's loop
+        arguments = {**arguments, "return_sequences": False}
+    layer, _ = pair(rng, **arguments)
+    x, mask = tf.constant(rng.normal(size=(3, 5, FEATURES))), rng.random((3, 5)) > 0.2
+    tangent, call = tf.constant(rng.normal(size=x.shape)), lambda x: layer(x, mask=mask)
+    if how in ("function", "traced before"):
+        call = tf.function(call)
+    if how == "traced before":
+        call(x)
+    run = functools.partial(_pushed, lambda: call(x), x, tangent)
+    found = (tf.function(run) if how == "inside" else run)()
+    step = 1e-6
+    expected = (layer(x + step * tangent, mask=mask) - layer(x - step * tangent, mask=mask)) / step
+    np.testing.assert_allclose(found, expected / 2, 1e-7, 1e-7)
+    if how == "eager":
+        weight = layer.trainable_weights[1].value
+        of_weight = tf.constant(rng.normal(size=weight.shape))
+        found = _pushed(lambda: call(x), weight, of_weight)
+        sides = []
+        for sign in (1, -1):
+            weight.assign_add(sign * step * of_weight)
+            sides.append(layer(x, mask=mask))
+            weight.assign_sub(sign * step * of_weight)
+        np.testing.assert_allclose(found, (sides[0] - sides[1]) / (2 * step), 1e-7, 1e-7)
+
+
+def test_hessian_products_by_any_mixture(rng):
+    """Forward over reverse, and two tapes around a function of a graph, which looks for gradients
+    at all that is kept."""
+    layers = pair(rng)
+    x = tf.constant(rng.normal(size=(3, 5, FEATURES)))
+    direction = tf.constant(rng.normal(size=x.shape))
+
+    def gradient(call):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(call(x) ** 3)
+        return tape.gradient(loss, x)
+
+    def twice(call):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            along = tf.reduce_sum(gradient(call) * direction)
+        return tape.gradient(along, x)
+
+    expected = twice(layers[1])
+    for call in (layers[0], tf.function(layers[0])):
+        np.testing.assert_allclose(twice(call), expected, 1e-9, 1e-9)
+        found = _pushed(functools.partial(gradient, call), x, direction)
+        np.testing.assert_allclose(found, expected, 1e-9, 1e-9)
 
 
 @keras.saving.register_keras_serializable("test_engine")

@@ -41,6 +41,13 @@ def is_watched(tensor):
     return record.should_record_backprop([tensor])
 
 
+def has_tangents(tensors):
+    """Whether a `ForwardAccumulator` of TensorFlow pushes something forward to the tensors."""
+    from tensorflow.python.eager import forwardprop_util
+
+    return bool(forwardprop_util.pack_tangents(tensors).indices)
+
+
 def is_pulled_by_a_tape():
     """Whether the gradient of a `tf.custom_gradient` is being computed by a tape that saw it,
     rather than for a graph that was traced before."""

@@ -1,9 +1,16 @@
 """cuDNN on TensorFlow, with every mask."""
 
+import functools
+
 import tensorflow as tf
 
+from keras_gates._keras.calls import has_tangents
 from keras_gates.engine.cudnn.engine import CudnnEngine
-from keras_gates.engine.differentiable.tensorflow import differentiable, pulled_again
+from keras_gates.engine.differentiable.tensorflow import (
+    differentiable,
+    pulled_again,
+    step_by_step,
+)
 
 
 class FusedEngine(CudnnEngine):
@@ -30,12 +37,16 @@ class FusedEngine(CudnnEngine):
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
 
-        def again(given, d, v):
-            return pulled_again(self.recurrence, mask, dropout, return_sequences, given, d, v)
+        again = functools.partial(pulled_again, self.recurrence, return_sequences)
 
         given = [sequences, *states, *self.recurrence.values()]
-        run = differentiable(forward, backward, again)
-        return self.apart(run(*given) if gradients else infer(given), return_sequences)
+        given, around = [tf.convert_to_tensor(value) for value in given], (mask, dropout)
+        if has_tangents(given):  # derivatives forward, which cuDNN has none of
+            results = step_by_step(self.recurrence, return_sequences, given, around)
+        else:
+            run = differentiable(forward, backward, again, around)
+            results = run(*given) if gradients else infer(given)
+        return self.apart(results, return_sequences)
 
     def masked(self, x, states, mask, weights, return_sequences):
         """A masked step carries the states, so that the valid steps run as a sequence of their own:

@@ -1,21 +1,26 @@
 """On TensorFlow."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_gates._keras.calls import is_pulled_by_a_tape
 
 
-def differentiable(forward, backward, again, watched=True):
+def differentiable(forward, backward, again, around, watched=True):
     """A function of tensors, with its derivatives.
 
     Args:
         forward: from a list of tensors to the list of results, and what it keeps for `backward`.
         backward: from the list, what was kept, gradients at the results and whether one at the
             first of the list is wanted, to these gradients.
-        again: from the list, gradients at the results and gradients at what `backward` gives (of
-            all of the list) to the gradients at both; see `pulled_again`.
+        again: from the list, gradients at the results, gradients at what `backward` gives (of all
+            of the list) and `around` to the gradients at both; see `pulled_again`.
+        around: further tensors, nested, which have no gradients; None stands for none.
         watched: whether somebody may want a gradient at the first of the list.
     """
+    nested = tf.nest.flatten(around)
+    further = [value for value in nested if value is not None]
 
     @tf.custom_gradient
     def run(*given):
@@ -24,21 +29,27 @@ def differentiable(forward, backward, again, watched=True):
         def grad(*d):
             # Of a first layer the gradient at its input is wanted by nobody.
             wants_first = watched or not is_pulled_by_a_tape()
+            ends = len(d), len(d) + len(given)
 
             @tf.custom_gradient
-            def pull(*d_and_given):
-                stopped = [tf.stop_gradient(value) for value in d_and_given]
-                d, given = d_and_given[: len(results)], d_and_given[len(results) :]
+            def pull(*values):
+                d, given, further = values[: ends[0]], values[slice(*ends)], values[ends[1] :]
 
                 def pull_again(*v):
                     if not wants_first:
                         v = [tf.zeros_like(given[0]), *v]
-                    return again(given, d, v)
+                    present = iter(further)
+                    filled = [None if value is None else next(present) for value in nested]
+                    found = again(given, d, v, tf.nest.pack_sequence_as(around, filled))
+                    return [*found, *[None] * len(further)]
 
-                given_now, d_now = stopped[len(results) :], stopped[: len(results)]
+                given_now, d_now = ([tf.stop_gradient(v) for v in values] for values in (given, d))
                 return backward(given_now, memory, d_now, wants_first), pull_again
 
-            found = pull(*d, *given)
+            here = [*given, *further]
+            if not tf.executing_eagerly():  # tensors of this graph, to be found from it again
+                here = [tf.identity(value) for value in here]
+            found = pull(*d, *here)
             return found if wants_first else [None, *found]
 
         return results, grad
@@ -46,43 +57,43 @@ def differentiable(forward, backward, again, watched=True):
     return run
 
 
-def pulled_again(recurrence, mask, dropout, return_sequences, given, d, v):
+def pulled_again(recurrence, return_sequences, given, d, v, around):
     """The vector-Jacobian product of a backward pass.
 
     The sequence runs once more, step by step, and TensorFlow differentiates it twice.
 
     Args:
         recurrence: a `Recurrence`.
-        mask: (batch, time) or None.
-        dropout: a `Dropout` of masks.
         return_sequences: whether the hidden states of all steps are among the results.
         given: what the recurrence is a function of: the sequences, the states, the weights.
         d: gradients at its results, which the backward pass made into gradients at `given`.
         v: gradients at those.
+        around: the mask, (batch, time) or None, and a `Dropout` of masks.
 
     Returns:
         A list of gradients: at each of `d` and each of `given`.
     """
-    weights = len(given) - len(recurrence.variables)
-    x, *states = given[:weights]
+    run = functools.partial(step_by_step, recurrence, return_sequences, around=around)
+    zero = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
+    if not tf.executing_eagerly():  # what a ForwardAccumulator has computed here no tape sees
+        d, given = ([tf.identity(value) for value in values] for values in (d, given))
+        found = tf.gradients(run(given), given, d, **zero)
+        return tf.gradients(found, [*d, *given], v, **zero)
     with tf.GradientTape() as outer:
         outer.watch([*d, *given])
         with tf.GradientTape() as inner:
             inner.watch(given)
-            results = _run(recurrence, x, states, given[weights:], mask, dropout, return_sequences)
-        found = inner.gradient(
-            results, given, output_gradients=d, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-    return outer.gradient(
-        found,
-        [*d, *given],
-        output_gradients=v,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+            results = run(given)
+        found = inner.gradient(results, given, d, **zero)
+    return outer.gradient(found, [*d, *given], v, **zero)
 
 
-def _run(recurrence, x, states, values, mask, dropout, return_sequences):
-    """The hidden states, with `return_sequences`, and the last states."""
+def step_by_step(recurrence, return_sequences, given, around):
+    """The hidden states, with `return_sequences`, and the last states, by operations that have
+    derivatives of every kind; see `pulled_again`."""
+    mask, dropout = around
+    weights = len(given) - len(recurrence.variables)
+    (x, *states), values = given[:weights], given[weights:]
     x = tf.transpose(x, (1, 0, 2))
     valid = None if mask is None else tf.transpose(tf.cast(mask, tf.bool))[:, :, None]
     kept = [tf.transpose(m, (1, 0, 2)) for m in dropout.kept]

@@ -1,9 +1,15 @@
 """The kernel on TensorFlow, as an operation."""
 
+import functools
+
 import tensorflow as tf
 
-from keras_gates._keras.calls import is_watched
-from keras_gates.engine.differentiable.tensorflow import differentiable, pulled_again
+from keras_gates._keras.calls import has_tangents, is_watched
+from keras_gates.engine.differentiable.tensorflow import (
+    differentiable,
+    pulled_again,
+    step_by_step,
+)
 from keras_gates.engine.native.engine import NativeEngine
 from keras_gates.engine.native.library import operation
 
@@ -15,12 +21,12 @@ class FusedEngine(NativeEngine):
         """See `Engine`."""
         dtype = sequences.dtype
         given = [sequences, *states, *self.recurrence.values()]
-        given = [tf.cast(value, self.dtype) for value in given]
+        given = [tf.cast(tf.convert_to_tensor(value), self.dtype) for value in given]
         more = [] if mask is None else [tf.cast(mask, "bool")]
         more += [tf.cast(m, self.dtype) for masks in dropout[:2] for m in masks]
         more += [tf.cast(m, "bool") for m in dropout.kept]
         counts = (int(mask is not None), *map(len, dropout))
-        shapes = [s.shape for s in states]
+        around, shapes = (mask, dropout), [s.shape for s in states]
         if return_sequences:
             shapes.insert(0, [*sequences.shape[:2], self.recurrence.cell.units])
 
@@ -30,7 +36,7 @@ class FusedEngine(NativeEngine):
         def forward(given):
             call = self.call("forward", counts, return_sequences)
             *results, memory = _done(call, [*given, *more], [*shapes, [None]])
-            return results, memory
+            return results, tf.stop_gradient(memory)  # nothing goes back through it but `backward`
 
         def backward(given, memory, d_results, wants_d_x):
             call = self.call("backward", counts, return_sequences, wants_d_x)
@@ -38,11 +44,15 @@ class FusedEngine(NativeEngine):
             tensors = [*given, *more, memory, *d_results]
             return _done(call, tensors, [w.shape for w in wanted])
 
-        def again(given, d, v):
-            return pulled_again(self.recurrence, mask, dropout, return_sequences, given, d, v)
+        again = functools.partial(pulled_again, self.recurrence, return_sequences)
 
-        run = differentiable(forward, backward, again, watched=is_watched(sequences))
-        results = list(run(*given) if gradients else infer(given))
+        if has_tangents(given):  # derivatives forward, which the kernel has none of
+            results = step_by_step(self.recurrence, return_sequences, given, around)
+        elif gradients:
+            run = differentiable(forward, backward, again, around, is_watched(sequences))
+            results = list(run(*given))
+        else:
+            results = list(infer(given))
         hidden = tf.cast(results.pop(0), dtype) if return_sequences else None
         return hidden, [tf.cast(r, state.dtype) for r, state in zip(results, states, strict=True)]
 
