@@ -102,6 +102,33 @@ def test_a_model_of_ones_own_class(rng):
     )
 
 
+@pytest.mark.parametrize("trained", [0, 1], ids=["the original", "the copy"])
+def test_training_either_leaves_the_other_as_it_is(trained, rng):
+    stateful = keras.backend.backend() != "torch"  # where Keras cannot train layers with states
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(4, 5, 3)),
+            keras.layers.GRU(4, activation="softsign", return_sequences=True, stateful=stateful),
+            keras.layers.Bidirectional(kg.GatedRNN(3, dropout=0.2, return_sequences=True)),
+            keras.layers.RNN([keras.layers.LSTMCell(2), keras.layers.SimpleRNNCell(2)]),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("adam", "mse", metrics=["mae"])
+    x, y = rng.normal(size=(8, 5, 3)), rng.normal(size=(8, 1))
+    models = model, quietly(model, grad_clip_norm=1.0)
+    other = models[1 - trained]
+    variables = [*other.variables, *other.optimizer.variables]
+    before = [np.array(v) for v in variables]
+    models[trained].fit(x, y, batch_size=4, verbose=0)  # JAX reuses the memory of variables
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(variable), value)
+    assert np.isfinite(other.predict(x, batch_size=4, verbose=0)).all()
+    assert np.isfinite(other.fit(x, y, batch_size=4, verbose=0).history["loss"]).all()
+
+
 def test_a_model_within_a_model_is_compiled_too():
     inner = keras.Sequential([keras.Input((5, 3)), keras.layers.GRU(4)])
     inner.compile("sgd", halved)

@@ -319,7 +319,7 @@ class _Conversion:
             if original.built:
                 weights: dict = {}
                 original.save_own_variables(weights)
-                copy.load_own_variables(weights)
+                copy.load_own_variables({name: _apart(one) for name, one in weights.items()})
                 for one, other in self._activations(original, copy):
                     copy_state(one, other)
         for original, copy in self.stateful:
@@ -327,7 +327,7 @@ class _Conversion:
                 for one, other in zip(
                     tree.flatten(original.states), tree.flatten(copy.states), strict=True
                 ):
-                    other.assign(one)
+                    other.assign(_apart(one))
 
     def _rnn(self, layer):
         """keras.layers.RNN of Keras' cells: the cells change, a stack stays one."""
@@ -437,17 +437,23 @@ def _cells(layer):
 def copy_state(original, copy):
     """Weights, states of random numbers, and what a layer was adapted to, such as a vocabulary."""
     for one, other in zip(original.variables, copy.variables, strict=True):
-        other.assign(one)
+        other.assign(_apart(one))
     for one, other in zip(original._flatten_layers(), copy._flatten_layers(), strict=True):
         store: dict = {}
         one.save_own_variables(store)
         if store:
-            other.load_own_variables(store)
+            other.load_own_variables({name: _apart(value) for name, value in store.items()})
         if hasattr(one, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 one.save_assets(folder)
                 if os.listdir(folder):
                     other.load_assets(folder)
+
+
+def _apart(value):
+    """A variable's value in memory of its own. JAX's variables share what one is assigned of the
+    other, and Keras' training step gives it away."""
+    return keras.ops.copy(value) if isinstance(value, keras.Variable) else value
 
 
 def _verify(original, copy):
