@@ -3,6 +3,7 @@
 import io
 import pathlib
 import re
+import time
 import traceback
 import warnings
 
@@ -11,9 +12,10 @@ import keras_tuner
 import numpy as np
 import pytest
 from helpers import BACKEND
+from keras import ops
 
 from keras_gates import tuning
-from keras_gates.tuning import oracles, records
+from keras_gates.tuning import oracles, records, resuming
 from keras_gates.tuning.progress import Progress
 from keras_gates.tuning.training import described
 
@@ -150,6 +152,11 @@ def test_an_objective_that_only_the_hypermodel_knows_is_no_mistake(tmp_path):
         ({"steps_per_epoch": 1}, "its `steps_per_epoch` is None, not 1"),
         ({"x": X[:16], "y": Y[:16]}, r"its `x` is \[24, 1\], not \[16, 1\]"),
         ({"validation_data": (X[:8], Y[:8])}, "its `validation_data` is"),
+        ({"x": X * 0 + 1, "y": Y * 0}, "the values of its `x` are others"),
+        ({"x": X[::-1]}, "the values of its `x` are others"),
+        ({"y": ops.convert_to_tensor(Y + 1)}, "the values of its `y` are others"),
+        ({"validation_data": (X, Y + 1)}, r"the values of its `validation_data\[1\]` are others"),
+        ({"sample_weight": np.ones(24)}, r"its `sample_weight` is None, not \[24\]"),
     ],
 )
 def test_trials_that_do_not_compare_are_refused(changed, message, tmp_path):
@@ -162,14 +169,67 @@ def test_trials_that_do_not_compare_are_refused(changed, message, tmp_path):
     assert len(records.read_search(tmp_path / "search").trials) == 3
 
 
-def test_a_search_from_before_settings_of_training_were_kept_goes_on(tmp_path):
+@pytest.mark.parametrize("unknown", [["training", "values"], ["values"]])
+def test_a_search_from_before_it_was_kept_how_its_trials_were_trained_goes_on(unknown, tmp_path):
     tuner_in(tmp_path).search(X, Y, verbose=0, **DATA)
     path = tmp_path / "search" / records.SEARCH
-    search = records.json.loads(path.read_text())
-    assert search.pop("training")["epochs"] == 2
-    records.write_json(path, search)
+    search = records.read_json(path)
+    assert search["training"]["epochs"] == 2
+    assert set(search["values"]) == {"x", "y", "validation_data[0]", "validation_data[1]"}
+    records.write_json(path, {n: v for n, v in search.items() if n not in unknown})
     tuner_in(tmp_path, max_trials=3).search(X, Y, verbose=0, **DATA)
     assert len(records.read_search(tmp_path / "search").trials) == 3
+    assert records.read_json(path) == search  # from now on
+
+
+def test_other_data_are_refused_in_confirm(tmp_path):
+    tuner = tuner_in(tmp_path)
+    tuner.search(X, Y, verbose=0, **DATA)
+    with pytest.raises(ValueError, match="the values of its `x` are others"):
+        tuner.confirm(X[::-1], Y, trials=["0000", "0001"], verbose=0, **DATA)
+
+
+def test_values_are_told_apart_in_any_container(rng):
+    def checksums(x):
+        return resuming._checksums({"x": x})
+
+    array = rng.normal(size=(300, 5, 4)).astype("float32")
+    known = checksums(array)["x"]
+    same = [array.copy(order="F"), np.repeat(array, 2, 0)[::2], ops.convert_to_tensor(array)]
+    assert [checksums(each)["x"] for each in same] == [known] * 3
+    nested = {"left": array, "right": [array, array[::-1]]}
+    found = checksums(nested)
+    assert list(found) == ["x['left']", "x['right'][0]", "x['right'][1]"]
+    assert found["x['left']"] == found["x['right'][0]"] == known != found["x['right'][1]"]
+    texts = np.array(["ab", b"c", "\u00e4"], dtype=object)
+    assert checksums(texts) != checksums(texts[[1, 0, 2]])
+    # As another process had it.
+    assert resuming._checksum(np.arange(6, dtype="float32")) == 2447872023
+    assert resuming._checksum(texts) == 3736904364
+
+
+def test_values_of_large_arrays_are_told_apart_by_some_of_all_features():
+    array = np.zeros((150_000, 30), "float32")  # two steps of 3 would see every third feature
+    known = resuming._checksum(array)
+    for feature in range(30):
+        array[:, feature] = 1
+        assert resuming._checksum(array) != known
+        array[:, feature] = 0
+    huge = np.lib.stride_tricks.as_strided(array, (10**9,), (0,))  # of 4 GB, in no memory
+    began = time.perf_counter()
+    assert resuming._checksum(huge)
+    assert time.perf_counter() - began < 1
+
+
+def test_what_has_no_values_at_hand_is_not_compared():
+    def generator():
+        yield X, Y
+
+    class Data(keras.utils.PyDataset):
+        def __getitem__(self, index):
+            raise AssertionError("nothing is read")
+
+    assert resuming._checksums({"x": generator(), "validation_data": Data(), "epochs": 3}) == {}
 
 
 def test_hyperband_takes_epochs_and_does_not_use_them(tmp_path):

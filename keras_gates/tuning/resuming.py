@@ -2,13 +2,17 @@
 
 import inspect
 import json
+import math
 import pathlib
+import zlib
 
 import keras
+import numpy as np
 
 from keras_gates.tuning import records
 
 _CURE = "Give another `project_name`, or overwrite=True to delete what is there."
+_MOST = 2_000_000  # values of an array that are looked at, which takes some 0.1 s
 
 
 def begin(folder, settings):
@@ -39,21 +43,26 @@ def refuse_another_search(folder, settings):
 def refuse_other_training(folder, args, kwargs):
     """An error where the trials of the search were trained otherwise."""
     path = pathlib.Path(folder, records.SEARCH)
-    search, here = records.read_json(path), _arguments_of_fit(args, kwargs)
-    if difference := _difference(search.get("training", here), here):
+    search, given = records.read_json(path), _arguments_of_fit(args, kwargs)
+    here, values = _without_none({n: _plain(v) for n, v in given.items()}), _checksums(given)
+    difference = _difference(search.get("training", here), here)
+    difference = difference or _other_values(search.get("values", values), values)
+    if difference:
         raise ValueError(
             f"The trials of the search in {folder!r} were trained otherwise, so that others do not "
             f"compare with them: {difference}. {_CURE}"
         )
-    records.write_json(path, {**search, "training": here})
+    records.write_json(path, {**search, "training": here, "values": values})
 
 
 def _arguments_of_fit(args, kwargs):
-    """What of the arguments of `fit` must be the same for scores to compare, as plain data: numbers
-    and shapes."""
+    """Those by name that must be the same for scores to compare."""
     names = [*inspect.signature(keras.Model.fit).parameters][1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    found = {n: _plain(v) for n, v in given.items() if n not in ("callbacks", "verbose")}
+    return {n: v for n, v in given.items() if n not in ("callbacks", "verbose")}
+
+
+def _without_none(found):
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -71,6 +80,42 @@ def _plain(value):
         return None
 
 
+def _checksums(given):
+    """Of the values of each array and tensor: from its place, such as "validation_data[0]"."""
+    found = {
+        path[0] + "".join(f"[{part!r}]" for part in path[1:]): _checksum(value)
+        for path, value in keras.tree.flatten_with_path(given)
+        if hasattr(value, "shape")
+    }
+    return _without_none(found)
+
+
+def _checksum(array):
+    """Of many evenly spaced values, in their order; None where they are not at hand."""
+    shape = array.shape
+    try:
+        array = np.asarray(array)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if array.shape != tuple(shape):  # one object: a sparse or ragged tensor
+        return None
+    step = math.ceil(array.size / _MOST) or 1
+    while math.gcd(step, array.size) > 1:  # else a step could see some of the features alone
+        step += 1
+    values = array.flat[::step]
+    if array.dtype == object:  # texts
+        return zlib.crc32(repr(values.tolist()).encode())
+    return zlib.crc32(values.tobytes())
+
+
+def _other_values(there, here):
+    """Which array is another than in the trials, in words; None if none is."""
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            return f"the values of its `{name}` are others (are they drawn without a seed?)"
+    return None
+
+
 def _difference(there, here):
     """In what the settings of two searches first differ, in words; None if they do not."""
     there, here = _flat(there), _flat(json.loads(json.dumps(here)))  # as on disk
@@ -82,9 +127,8 @@ def _difference(there, here):
 
 def _flat(settings):
     named = {"seeds": "`seed` and `executions_per_trial` (all seeds)"}
-    flat = {
-        named.get(n, f"`{n}`"): v for n, v in settings.items() if n not in ("space", "training")
-    }
+    others = ("space", "training", "values")
+    flat = {named.get(n, f"`{n}`"): v for n, v in settings.items() if n not in others}
     for hp in settings.get("space", ()):
         where = "".join(f" under {c['config']}" for c in hp["config"]["conditions"])
         flat[f"hyperparameter {hp['config']['name']!r}{where}"] = hp["config"]

@@ -39,7 +39,8 @@ class Tuner(keras_tuner.Tuner):
       model.)
     - `executions.json` in each trial's folder keeps every training: its history, its end and why.
     - A search that was killed goes on where it was when the same script is run again. A folder with
-      another search in it is refused, and other data, epochs or batches than its trials had.
+      another search in it is refused, and other data (arrays are known by a checksum), epochs or
+      batches than its trials had.
     - While it runs, one line says what is done, running, diverged, and best.
     - `confirm` trains the best trial and the best with the default pair with further seeds, and
       tells whether the difference holds.
