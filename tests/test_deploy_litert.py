@@ -312,6 +312,27 @@ def test_int8_is_smaller_and_its_cost_is_reported(tmp_path, rng):
     assert (tmp_path / "small.tflite").read_bytes() == before
 
 
+def test_what_integers_cost_is_found_on_all_of_the_data(tmp_path, rng):
+    """The first sequences, which are zeros, cost less."""
+    model = sequential(rng, kg.GatedRNN(3), LAYERS.Dense(3, "softmax", name="scores"), time=4)
+    x = rng.normal(0, 3, (30, 4, 3)).astype("float32")
+    x[:6] = 0
+    options = {"quantize": "full_int8", "representative_data": x, "length": 4}
+    report = export(model, tmp_path / "m", "litert", sample=x, **options)
+    run = interpreter.Interpreter(report.path).get_signature_runner("serving_default")
+    found = np.concatenate([run(frames=one[None])["scores"] for one in x])
+    expected = model.predict(x, verbose=0)
+    (cost,) = report.on_data
+    apart = abs(found - expected)
+    assert apart[:6].max() < 0.7 * apart.max()
+    assert cost.largest == report.difference.absolute == pytest.approx(apart.max(), rel=1e-3)
+    assert cost.mean == pytest.approx(apart.mean(), rel=1e-3)
+    assert cost.same_class == (found.argmax(1) == expected.argmax(1)).mean()
+    told = f"on 30 sequences of your data: 'scores' differs by {cost.mean:.2g} on average"
+    assert told in str(report)
+    assert told in report.to_model_card()
+
+
 @pytest.mark.slow
 def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
     written = Written(sequential(rng, kg.GatedRNN(4)), tmp_path, quantize="int8")

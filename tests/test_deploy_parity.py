@@ -44,6 +44,54 @@ def valid_steps(values, blank):
     return (values.reshape(*values.shape[:2], -1) != blank).any(-1)
 
 
+def given(data, batch=None, length=None):
+    """The `Sample` of the user's data of a file with such a batch size and length."""
+    tensors = {"frames": {"shape": [batch, length, 3], "dtype": "float32"}}
+    outputs = {"scores": {"shape": [batch, 2], "dtype": "float32"}}
+    signatures = {"serving_default": {"inputs": tensors, "outputs": outputs}}
+    samples = Samples(ModelSpec(small_model(kg.GatedRNN(2))), data, signatures, True)
+    return samples, *samples.given()
+
+
+def test_data_of_the_users_are_compared_from_end_to_end():
+    data = np.zeros((1001, 5, 3)) + np.arange(1001)[:, None, None]
+    samples, sample = given(data, batch=10)
+    assert (sample.batch, sample.given, sample.length) == (10, 250, 5)
+    rows = [samples.values(sample, part=part)[0][:, 0, 0] for part in samples.parts(sample)]
+    assert {len(part) for part in rows} == {10}
+    rows = np.concatenate(rows)
+    assert (rows[0], rows[-1], len(rows)) == (0, 1000, 250)
+    assert set(np.diff(rows)) == {4, 5}
+    # All of few, in one batch; of few for a fixed batch size, some twice.
+    assert given(data[:7])[1] == Sample(7, 5, given=7)
+    samples, sample = given(data[:7], batch=10)
+    assert (sample.given, list(samples.parts(sample))) == (7, [0])
+    assert samples.values(sample)[0][:, 0, 0].tolist() == [*range(7), *range(3)]
+    # Fewer of long ones, and in the length that the file has fixed.
+    assert given(np.ones((300, 3000, 3)))[1].given == 10
+    assert given(np.ones((300, 3000, 3)), length=60)[1] == Sample(256, 60, given=256)
+    assert len(given(None)) == 1
+
+
+def test_differences_on_data_are_told_per_output():
+    classes = np.array([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3]], "float32")
+    wrong = np.array([[0.3, 0.6, 0.1], [0.3, 0.4, 0.3]], "float32")
+    sample = Sample(2, 3, given=4)
+    pairs = [
+        (Sample(2, 3), "scores", classes, 1 - classes),
+        (sample, "scores", classes, wrong),
+        (sample, "scores", classes, classes),
+        (sample, "values", GOOD, GOOD + 0.5),
+    ]
+    scores, values = verify.on_data(pairs)
+    assert scores.output == "scores"
+    assert scores.largest == pytest.approx(0.4)
+    assert scores.mean == pytest.approx(0.8 / 12)
+    assert scores.same_class == 0.75
+    assert (values.largest, values.mean, values.same_class) == (0.5, 0.5, None)
+    assert verify.on_data(pairs[:1]) == []
+
+
 def test_a_runner_cannot_import_the_package(tmp_path, monkeypatch):
     shutil.copy(verify.RUNNERS / "shared.py", tmp_path)
     (tmp_path / "probe.py").write_text(
@@ -78,8 +126,9 @@ def test_a_difference_that_grows_with_the_length_may_be_chaos(short, monkeypatch
     for index, sample in enumerate(samples.whole()):
         ((_, name, value),) = verify._expected(sample, samples, None)
         error = 1.0 if sample.length > 7 else short
-        found |= {f"whole/{index}/0/{name}": value + error, f"whole/{index}/seconds": [0.0]}
-    found |= {f"latency/{index}/seconds": [0.0] for index in range(2)}
+        label = f"whole/{index}.0"
+        found |= {f"{label}/0/{name}": value + error, f"{label}/seconds": [0.0]}
+    found |= {f"latency/{index}.0/seconds": [0.0] for index in range(2)}
     monkeypatch.setattr(verify, "run", lambda *_: found)
     with pytest.raises(deployment.ParityError) as error:
         verify.verify("onnx", None, samples, tolerance=verify.TOLERANCE)

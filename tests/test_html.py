@@ -16,7 +16,7 @@ from test_tuning_report import diverged, finished, pair, written
 
 import keras_gates as kg
 from keras_gates import html as pages
-from keras_gates.deployment import Difference, ExportReport, Latency, Sample
+from keras_gates.deployment import DataDifference, Difference, ExportReport, Latency, Sample
 from keras_gates.tuning import search_report
 
 EVIL = "<script>alert('1')</script>&\"x\""
@@ -159,9 +159,21 @@ def test_an_export():
             Latency("serving_default", 64, 100, 1.2345, 9.8765),
             Latency("step", 1, 1, 0.5, None),
         ],
+        on_data=[DataDifference(EVIL, 3.5e-6, 4.5e-7, 0.875)],
     )
     page = harmless(report._repr_html_())
-    for expected in ("123 kB", "GRU 2", "1.5e-06", "2.5e-07", "5 batches", "1.23", "9.88", EVIL):
+    for expected in (
+        "123 kB",
+        "GRU 2",
+        "1.5e-06",
+        "2.5e-07",
+        "5 batches",
+        "1.23",
+        "9.88",
+        EVIL,
+        "4.5e-07",
+        "87.5%",
+    ):
         assert expected in page.text, expected
     read = dataclasses.replace(report, difference=None, samples=[], latency=[], notes=[])
     assert "largest difference" not in harmless(read._repr_html_()).text

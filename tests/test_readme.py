@@ -122,6 +122,8 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         "__name__": "page",
         "x_train": rng.normal(size=(20, 5, 12)).astype("float32"),
         "y_train": rng.integers(9, size=20),
+        "x_test": rng.normal(size=(6, 5, 12)).astype("float32"),
+        "y_test": rng.integers(9, size=6),
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning.RandomSearch, "__init__", small_search)

@@ -75,8 +75,9 @@ def export(
             interleaved. An "onnx" or "openvino" file has one graph, which is `chunk` then: states
             come out as "<name>_next", and begin with zeros.
         sample: data to compare with: an array, or a list or dict of arrays (by the names of the
-            model's inputs), with the samples along the first axis. Default:
-            `representative_data`, or random numbers.
+            model's inputs), with the samples along the first axis. Up to 256 are compared, evenly
+            spaced, fewer of more than 128 steps; the first of them in several batch sizes and
+            lengths, too. Default: `representative_data`, or random numbers.
         tolerance: the largest accepted difference, as a share of the largest value of an output.
             Default: 1e-5; more for a model that computes in half precision; any for a quantized
             file, whose report tells what it costs.

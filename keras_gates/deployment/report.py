@@ -36,6 +36,24 @@ class Difference:
 
 
 @dataclasses.dataclass
+class DataDifference:
+    """How far a written file is from its model on data that were given, in one output.
+
+    Attributes:
+        output: its name.
+        largest, mean: of |file - model|.
+        same_class: of an output that looks like the probabilities of classes, whose rows sum to 1,
+            the share of sequences, or of their time steps, in which file and model agree on the
+            most probable class; None of others.
+    """
+
+    output: str
+    largest: float
+    mean: float
+    same_class: float | None = None
+
+
+@dataclasses.dataclass
 class Latency:
     """How long a call takes: medians, in milliseconds.
 
@@ -68,6 +86,7 @@ class ExportReport:
         difference: the largest `Difference` to the model; None from `inspect`.
         samples: the `Sample`s that were compared.
         latency: the `Latency`s that were measured.
+        on_data: the `DataDifference` of each output, where data were given to compare on.
     """
 
     path: str
@@ -79,6 +98,7 @@ class ExportReport:
     difference: Difference | None = None
     samples: list[Sample] = dataclasses.field(default_factory=list)
     latency: list[Latency] = dataclasses.field(default_factory=list)
+    on_data: list[DataDifference] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, lists, strings and numbers, for JSON."""
@@ -128,6 +148,7 @@ class ExportReport:
             html.table(["signature", "inputs", "outputs"], signatures),
             html.element("p", f"{self._operators()}."),
             self.difference and html.element("p", f"{self._difference()}."),
+            *[html.element("p", f"{line}.") for line in self._on_data()],
             html.table(header, latency) if latency else None,
             *[html.finding("note", note) for note in self.notes],
         )
@@ -140,6 +161,7 @@ class ExportReport:
     def _figures(self):
         if self.difference is not None:
             yield self._difference()
+        yield from self._on_data()
         for given in self.latency:
             what = f"{given.signature}, batch {given.batch}"
             if given.model is None:
@@ -152,12 +174,33 @@ class ExportReport:
 
     def _difference(self):
         found = self.difference
-        most, longest = max(s.batch for s in self.samples), max(s.length for s in self.samples)
+        batches = [sample for sample in self.samples if sample.given is None]
+        most, longest = max(s.batch for s in batches), max(s.length for s in batches)
+        given = f"{self._given()} and " if self._given() else ""
+        random = "" if given else " of random numbers"
         return (
             f"largest difference to the model: {found.absolute:.2g}, {found.relative:.2g} of "
-            f"the scale of {found.output!r}, on {len(self.samples)} batches of up to "
-            f"{most} sequences and {longest} steps"
+            f"the scale of {found.output!r}, on {given}{_count(len(batches), 'batch', 'batches')}"
+            f"{random} of up to {_count(most, 'sequence')} and {_count(longest, 'step')}"
         )
+
+    def _given(self):
+        """How many sequences of the user's data were compared, or nothing."""
+        return "".join(
+            f"{_count(s.given, 'sequence')} of your data" for s in self.samples if s.given
+        )
+
+    def _on_data(self):
+        for one in self.on_data:
+            same = f", the most probable class is the same in {one.same_class:.1%} of cases"
+            yield (
+                f"on {self._given()}: {one.output!r} differs by {one.mean:.2g} on average, by "
+                f"{one.largest:.2g} at most{'' if one.same_class is None else same}"
+            )
+
+
+def _count(number, one, many=None):
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _milliseconds(value):

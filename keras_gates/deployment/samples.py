@@ -1,6 +1,7 @@
 """What a file and its model are run on: several batch sizes, lengths and paddings."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from keras_gates.deployment.runners.shared import STATIC
 LONG = 230
 # Beyond the batch sizes at which files choose between ways.
 MANY = 130
+# Of the user's data so many sequences are compared, if they have no more steps in all, or numbers
+# in an input or output. Where each step is a call, it takes ten times as long.
+MOST, MOST_STEPS, MOST_CALLS, MOST_NUMBERS = 256, 2**15, 2**12, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +24,22 @@ class Sample:
         batch, length: how many samples and time steps.
         mask: "none", "right" (padded at the end), or "any" (at the start and in between as well).
         mode: "whole", or how a stream was cut: "step" or "chunk".
+        given: how many sequences of the user's data, evenly spaced over them, in such batches one
+            after the other; None of one batch, which begins with the first of the data.
     """
 
     batch: int
     length: int
     mask: str = "none"
     mode: str = "whole"
+    given: int | None = None
 
     def __str__(self):
         mask = {"none": "", "right": ", padded at the end", "any": ", padded anywhere"}[self.mask]
         mode = {"whole": "", "step": ", step by step", "chunk": ", in chunks"}[self.mode]
-        return f"batch {self.batch} of {self.length} steps{mask}{mode}"
+        if self.given is None:
+            return f"batch {self.batch} of {self.length} steps{mask}{mode}"
+        return f"{self.given} sequences of your data, of {self.length} steps{mode}"
 
 
 class Samples:
@@ -45,7 +54,7 @@ class Samples:
 
     def __init__(self, spec, sample, signatures, interior_masks):
         self.spec = spec
-        self.data = spec.data(sample)
+        self.data, self.is_users = spec.data(sample), sample is not None
         self.masked, self.interior_masks = spec.has_mask, interior_masks
         over_time = [i for i, one in enumerate(spec.inputs) if one.has_time]
         self.usual_length = 100
@@ -53,11 +62,8 @@ class Samples:
             self.usual_length = self.data[over_time[0]].shape[1]
         shapes = {one.name: {"shape": list(one.shape)} for one in spec.inputs}
         self.of_model = _fixed(spec.inputs, shapes)
-        self.fixed = {
-            name: _fixed(spec.inputs, signature["inputs"])
-            for name, signature in signatures.items()
-            if name != "initial_state"
-        }
+        self.signatures = {n: found for n, found in signatures.items() if n != "initial_state"}
+        self.fixed = {n: _fixed(spec.inputs, s["inputs"]) for n, s in self.signatures.items()}
 
     def whole(self):
         """Of calls for whole sequences."""
@@ -84,6 +90,33 @@ class Samples:
             found += self._fitted(wanted, mode)
         return found
 
+    def given(self):
+        """Of the user's own data."""
+        if not self.is_users:
+            return []
+        whole = "serving_default" in self.fixed
+        signature = "serving_default" if whole else next(iter(self.fixed))
+        mode = "whole" if whole else signature
+        (sample,) = self._fitted([Sample(0, self.usual_length, mode=mode)], signature)
+        length, calls = sample.length, MOST_CALLS if mode == "step" else MOST_STEPS
+        shapes = [
+            tensor["shape"] or []
+            for tensors in self.signatures[signature].values()
+            for tensor in tensors.values()
+        ]
+        numbers = max(math.prod(size or length for size in shape[1:]) for shape in shapes)
+        numbers *= length if mode == "step" else 1
+        most = max(1, min(MOST, calls // length, MOST_NUMBERS // numbers))
+        count = min(len(self.data[0]), most)
+        batch = sample.batch or count
+        # Batches are full: of few data, they repeat them.
+        count = max(count - count % batch, min(count, batch))
+        return [dataclasses.replace(sample, batch=batch, given=count)]
+
+    def parts(self, sample):
+        """The numbers of the batches that it is run in."""
+        return range(1 if sample.given is None else -(-sample.given // sample.batch))
+
     def timed(self):
         """Of what is timed: one sequence, and many."""
         if "serving_default" not in self.fixed:
@@ -91,9 +124,15 @@ class Samples:
         wanted = [Sample(batch, self.usual_length, mode="latency") for batch in (1, 64)]
         return self._fitted(wanted, "serving_default")
 
-    def values(self, sample, length=None):
-        """The flat list of the inputs of a sample, or of its first `length` steps."""
-        found = self.spec.sized(self.data, sample.batch, sample.length)
+    def values(self, sample, length=None, part=0):
+        """The flat list of the inputs of a sample, in its batch number `part`, or of its first
+        `length` steps."""
+        data = self.data
+        if sample.given is not None:
+            chosen = np.linspace(0, len(data[0]) - 1, sample.given).round().astype(int)
+            chosen = chosen[part * sample.batch : (part + 1) * sample.batch]
+            data = [value[chosen] for value in data]
+        found = self.spec.sized(data, sample.batch, sample.length)
         if sample.mask != "none":
             valid = np.arange(sample.length) < _lengths(sample)[:, None]
             if sample.mask == "any":
@@ -106,13 +145,13 @@ class Samples:
             for value, one in zip(found, self.spec.inputs, strict=True)
         ]
 
-    def by_name(self, sample):
-        """The inputs of a sample as a runner wants them."""
+    def by_name(self, sample, part=0):
+        """The inputs of a sample, in its batch number `part`, as a runner wants them."""
         return {
             one.name
             if one.has_time or sample.mode in ("whole", "latency")
             else STATIC + one.name: v
-            for one, v in zip(self.spec.inputs, self.values(sample), strict=True)
+            for one, v in zip(self.spec.inputs, self.values(sample, part=part), strict=True)
         }
 
     def _fitted(self, samples, signature):

@@ -15,7 +15,7 @@ from keras import tree
 
 from keras_gates.deployment.errors import ParityError
 from keras_gates.deployment.names import output_names
-from keras_gates.deployment.report import Difference, Latency
+from keras_gates.deployment.report import DataDifference, Difference, Latency
 from keras_gates.deployment.runners import shared
 from keras_gates.deployment.streaming import AT_END, OVER_TIME
 
@@ -51,14 +51,20 @@ def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: N
         advance: is called when the file has been run, and when it has been compared.
 
     Returns:
-        The largest `Difference`, the list of `Sample`s, and a list of `Latency`s.
+        The largest `Difference`, the list of `Sample`s, a list of `Latency`s, and one of a
+        `DataDifference` per output, on data of the user's.
 
     Raises:
         ParityError: file and model disagree, or the file does not run.
     """
-    compared = {f"{s.mode}/{i}": s for i, s in enumerate([*samples.whole(), *samples.streamed()])}
+    listed = [*samples.whole(), *samples.streamed(), *samples.given()]
+    compared = {f"{s.mode}/{i}": s for i, s in enumerate(listed)}
     timed = {f"latency/{i}": s for i, s in enumerate(samples.timed())}
-    calls = {label: samples.by_name(s) for label, s in {**compared, **timed}.items()}
+    calls = {
+        f"{label}.{part}": samples.by_name(sample, part)
+        for label, sample in {**compared, **timed}.items()
+        for part in samples.parts(sample)
+    }
     _log.info("running the file in a process of its own, on %d samples", len(compared))
     found = run(format, path, calls)
     advance()
@@ -66,21 +72,23 @@ def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: N
     pairs = []
     with _keeping_states(samples.spec):
         for label, sample in compared.items():
-            for call, name, expected in _expected(sample, samples, stream):
-                pairs.append((sample, name, expected, found[f"{label}/{call}/{name}"]))
+            for part in samples.parts(sample):
+                for call, name, expected in _expected(sample, samples, stream, part):
+                    given = found[f"{label}.{part}/{call}/{name}"]
+                    pairs.append((sample, name, expected, given))
         latency = [
             Latency(
                 "serving_default",
                 sample.batch,
                 sample.length,
-                _median(found[f"{label}/seconds"]),
+                _median(found[f"{label}.0/seconds"]),
                 _median(_seconds_of_model(samples, sample)),
             )
             for label, sample in timed.items()
         ]
     for label, sample in compared.items():
         if sample.mode == "step":
-            seconds = found[f"{label}/seconds"][1:]
+            seconds = found[f"{label}.0/seconds"][1:]
             latency.append(Latency("step", sample.batch, 1, _median(seconds), None))
             break
     difference = compare(pairs, tolerance)
@@ -95,7 +103,7 @@ def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: N
             f"than the tolerance {tolerance:.3g}: {difference.sample}."
             + (_AMPLIFIES if rounding else "")
         )
-    return difference, list(compared.values()), latency
+    return difference, list(compared.values()), latency, on_data(pairs)
 
 
 def run(format, path, calls):
@@ -175,22 +183,50 @@ def compare(pairs, tolerance=None):
     return worst
 
 
+def on_data(pairs):
+    """How far the file is from its model on the user's data: a `DataDifference` per output."""
+    outputs = {}
+    for sample, name, expected, given in pairs:
+        if sample.given is not None:
+            outputs.setdefault(name, []).append((expected, given))
+    return [_on_data(name, *zip(*found, strict=True)) for name, found in outputs.items()]
+
+
+def _on_data(name, expected, given):
+    # Without those that are in both no numbers.
+    apart = [abs(g - e)[np.isfinite(e)] for e, g in zip(expected, given, strict=True)]
+    apart = np.concatenate(apart)
+    found = DataDifference(name, float(apart.max(initial=0.0)), float(apart.mean()))
+    if all(map(_are_probabilities, expected)):
+        same = [e.argmax(-1) == g.argmax(-1) for e, g in zip(expected, given, strict=True)]
+        found.same_class = float(np.concatenate([x.ravel() for x in same]).mean())
+    return found
+
+
+def _are_probabilities(values):
+    """Whether they look like those of classes, along the last axis."""
+    several = values.ndim > 1 and values.shape[-1] > 1
+    # To the precision of a sum in half precision.
+    return several and (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-2)
+
+
 def default_tolerance(spec):
     """The tolerance for a model: that of the least precise of its layers."""
     dtypes = {layer.compute_dtype for layer in spec.layers}
     return max([TOLERANCE, *(_TOLERANCES.get(dtype, 0) for dtype in dtypes)])
 
 
-def _expected(sample, samples, stream):
-    """(index of the call, name of an output, its value) of what the file should have given."""
+def _expected(sample, samples, stream, part=0):
+    """(index of the call, name of an output, its value) of what the file should have given for
+    the batch number `part` of a sample."""
     if sample.mode == "whole":
-        for name, value in _outputs(samples, sample).items():
+        for name, value in _outputs(samples, sample, part=part).items():
             yield 0, name, value
         return
     sizes = shared.sizes(sample.mode, sample.length)
     ends = np.cumsum(sizes)
     _reset_states(samples.spec)
-    whole = _outputs(samples, sample)
+    whole = _outputs(samples, sample, part=part)
     for name, kind in stream.outputs.items():
         for call, (size, end) in enumerate(zip(sizes, ends, strict=True)):
             if kind == OVER_TIME:
@@ -198,16 +234,16 @@ def _expected(sample, samples, stream):
                 yield call, name, whole[name][:, steps]
             elif kind != AT_END or end == sample.length:
                 yield call, name, whole[name]
-            elif samples.spec.all_lengths and call % 5 == 2:
+            elif samples.spec.all_lengths and call % 5 == 2 and sample.given is None:
                 # As if the sequence ended here.
                 _reset_states(samples.spec)
                 yield call, name, _outputs(samples, sample, end)[name]
 
 
-def _outputs(samples, sample, length=None):
+def _outputs(samples, sample, length=None, part=0):
     """What the model gives, by name."""
     model = samples.spec.model
-    given = samples.spec.pack(samples.values(sample, length))
+    given = samples.spec.pack(samples.values(sample, length, part))
     if any(isinstance(layer, keras.layers.TimeDistributed) for layer in samples.spec.layers):
         # Keras' graph of it is wrong where neither the batch size nor the length is known.
         found = model(given)
