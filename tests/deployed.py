@@ -21,13 +21,19 @@ WORKER = """
     sys.modules["keras_gates"] = None
     sys.path.insert(0, sys.argv[1])
     for line in sys.stdin:
-        sys.argv = json.loads(line)
+        sys.argv, before = json.loads(line), dict(sys.modules)
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except Exception:
             print(json.dumps(traceback.format_exc()), flush=True)
         else:
             print("null", flush=True)
+        # What one runner does without the next may need.
+        blocked = [name for name, module in sys.modules.items() if module is None]
+        for name in blocked:
+            del sys.modules[name]
+            if name in before:
+                sys.modules[name] = before[name]
 """
 
 
