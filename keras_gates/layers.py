@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_gates import activations, engine, gates, inputs, regularizers, verdicts
 from keras_gates._keras.calls import outer_steps, stacklevel
+from keras_gates._keras.layers import not_converted
 from keras_gates.cells import CELLS, GatedCell, of_keras, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
@@ -197,6 +198,7 @@ class GatedRNN(keras.layers.RNN):
             ]
         self.input_spec = keras.layers.InputSpec(ndim=3, axes={-1: features})
 
+    @not_converted
     def __call__(self, *args, **kwargs):
         if args or "sequences" in kwargs:
             sequences = args[0] if args else kwargs["sequences"]

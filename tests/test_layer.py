@@ -282,3 +282,16 @@ def test_mirrored_strategy(data):
         model = sequential(kg.GatedRNN(5, **FULL))
         model.compile("adam", "mse")
     assert np.isfinite(model.fit(*data, verbose=0).history["loss"]).all()
+
+
+def test_autograph_leaves_the_code_of_the_layer_alone(caplog, monkeypatch, rng):
+    def look(layer, sequences, states):  # a new one, since AutoGraph complains of each but once
+        assert (shape := sequences.shape)[-1] == 4, shape
+
+    monkeypatch.setattr("keras_gates.inputs.check_initial_state", look)
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    layer = kg.GatedRNN(8)
+    x = rng.normal(size=(2, 3, 4)).astype("float32")
+    found = tf.function(lambda x: layer(x))(x)
+    assert not caplog.records
+    np.testing.assert_allclose(found, layer(x), atol=1e-6)

@@ -2,6 +2,8 @@
 
 import contextlib
 
+import keras
+
 # Without it as a base `keras.layers.RNN` does not renew the dropout masks of a cell.
 # A layer's own `__call__` casts its weights with the scope.
 from keras.src.backend import get_keras_mask
@@ -15,9 +17,19 @@ __all__ = [
     "DropoutRNNCell",
     "get_input_signature",
     "get_keras_mask",
+    "not_converted",
     "standing_in",
     "to_snake_case",
 ]
+
+
+def not_converted(method):
+    """`method`, with its Python code left alone by TensorFlow's AutoGraph, as Keras' own is."""
+    if keras.backend.backend() != "tensorflow":
+        return method
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(method)
 
 
 @contextlib.contextmanager
