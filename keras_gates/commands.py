@@ -17,6 +17,7 @@ import h5py
 import keras
 import numpy as np
 
+from keras_gates.cells.arguments import refuse_given
 from keras_gates.deployment.errors import NotExportableError, ParityError
 from keras_gates.initializers import Chrono
 from keras_gates.verdicts import check_activations
@@ -99,6 +100,9 @@ def search(given):
 def bench(given):
     from keras_gates import timing
 
+    chosen = _chosen(given)
+    own = ("cell", "units", "batch", "steps", "features", "rounds")
+    refuse_given("`--with`", chosen, own, "bench is given it by itself")
     return timing.compare(
         _cell(given.cell),
         given.units,
@@ -106,7 +110,7 @@ def bench(given):
         steps=given.steps,
         features=given.features,
         rounds=given.rounds,
-        **_chosen(given),
+        **chosen,
     )
 
 

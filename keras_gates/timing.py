@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_gates.cells.arguments import refuse_given
 from keras_gates.layers import GatedRNN
 from keras_gates.validation import positive_integer
 
@@ -45,14 +46,15 @@ class Timing:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        width = 2 + max(map(len, self.train))
         lines = [
             f"{self.layer}: {self.units} units, batch {self.batch}, {self.steps} steps, "
             f"{self.features} features, on {self.backend}",
-            f"  {'':<20}{'training step':<24}prediction",
+            f"  {'':<{width}}{'training step':<24}prediction",
         ]
         for side in self.train:
             columns = [self._column(of[side], of[OURS]) for of in (self.train, self.predict)]
-            lines.append(f"  {side:<20}{columns[0]:<24}{columns[1]}".rstrip())
+            lines.append(f"  {side:<{width}}{columns[0]:<24}{columns[1]}".rstrip())
         return "\n".join([*lines, f"  {self.path}"])
 
     def _column(self, seconds, ours):
@@ -70,11 +72,14 @@ def compare(cell, units=64, *, batch=32, steps=100, features=32, rounds=5, **arg
         cell: the name or class of a cell.
         units, batch, steps, features: sizes.
         rounds: medians are over so many.
-        **arguments: of the cell.
+        **arguments: of the cell, or of the layer but for `backprop`.
 
     Returns:
         A `Timing`.
     """
+    refuse_given(
+        "bench", arguments, ("backprop",), "it measures the layer with 'auto' and with 'autodiff'"
+    )
     shape = [positive_integer(n, v) for n, v in (("steps", steps), ("features", features))]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(positive_integer("batch", batch), *shape)).astype("float32")

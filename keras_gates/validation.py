@@ -21,7 +21,7 @@ def close_matches(name, known):
     known = {one.lower(): one for one in sorted(map(str, known))}
     matches = [name.lower()]
     if matches[0] not in known:
-        matches = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        matches = difflib.get_close_matches(name.lower(), known, n=3)
     matches = [known[match] for match in matches]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 

@@ -16,7 +16,7 @@ from helpers import GOLDEN, run_python
 
 import keras_gates as kg
 import keras_gates_command
-from keras_gates import commands, diagnostics
+from keras_gates import commands, diagnostics, timing
 from keras_gates_command import arguments, without_backend
 
 TEXT = keras_gates_command.__doc__
@@ -191,6 +191,9 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
         ("check gru --candidate 3", "`--candidate` must be"),
         ("check gru --with grad_clip_norm=-1", "`grad_clip_norm` must be a positive"),
         ("check gru --with bate=1", "takes no argument `bate`"),
+        ("check gru --with nonsense=1", "GRUCell takes no argument `nonsense`\n"),
+        ("bench gru --with backprop=fused", "bench takes no argument `backprop`: it measures the"),
+        ("bench gru --with units=3", "takes no argument `--units`: bench is given it by itself"),
         ("check no_such:Cell", "`cell` must be a module that can be imported"),
         ("check keras_gates:Cell", "`cell` must be module:Class. Received: cell='keras_gates:Cel"),
         ("check keras:Model", "`cell` must be one of"),
@@ -577,6 +580,19 @@ def test_bench_measures_what_it_names(capsys):
     )
     assert "2 units, batch 2, 2 steps, 32 features" in out
     assert "keras.layers" not in out
+
+
+def test_the_columns_of_bench_stand_below_each_other():
+    sides = {"keras_gates": 1.5, "keras.layers.SimpleRNN": 9.471, "Keras' own loop": 20.0}
+    lines = str(
+        timing.Timing("simple", 2, 3, 4, 5, "tensorflow", "a path", sides, sides)
+    ).splitlines()
+    assert lines[1:-1] == [
+        "                          training step           prediction",
+        "  keras_gates             1.5e+03 ms              1.5e+03 ms",
+        "  keras.layers.SimpleRNN  9.47e+03 ms  x 6.31     9.47e+03 ms  x 6.31",
+        "  Keras' own loop         2e+04 ms  x 13.33       2e+04 ms  x 13.33",
+    ]
 
 
 def test_search_launches_the_script(here, capsys, monkeypatch):
