@@ -7,7 +7,7 @@ that GatedRNN is faster. PyTorch takes part where it is installed (`pip install 
 GatedRNN has its default settings. The first training step, and a fit of 20 steps over 10 lengths,
 are measured in new processes, and so are JAX and PyTorch as Keras' backends, where installed.
 
-    python examples/benchmark.py            # all rows, about 25 minutes on two cores
+    python examples/benchmark.py            # all rows, about 15 minutes on two cores
     python examples/benchmark.py --quick    # the two small shapes, three rounds
     python examples/benchmark.py --device gpu   # another script: see benchmark_gpu.py
 """
@@ -463,17 +463,22 @@ def main(argv=None):
     )
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), metavar="L")
     parser.add_argument("--device", choices=["cpu"], default="cpu", help="or gpu, in the shell")
-    parser.add_argument("--rounds", type=int, default=None, help="default: 7")
+    parser.add_argument("--rounds", type=int, help="default: 5")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}. With --device gpu, --rehearse and "
+            "--turn can be given"
+        )
     if arguments.task:
         task, given = arguments.task
         print(json.dumps({**TASKS, "against keras": against_keras}[task](given)))
         return None
     tf.get_logger().setLevel("ERROR")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rounds = arguments.rounds or (3 if arguments.quick else 7)
+    rounds = arguments.rounds or (3 if arguments.quick else 5)
     print("  ".join(f"{name} {value}" for name, value in machine().items()))
     rate = matrix_product_rate()
     print(f"matrix products: {rate / 1e9:.0f} GFLOP/s; `floor`: share of the time that they need\n")

@@ -431,6 +431,12 @@ def print_row(row):
         print(f"    {side} failed: {error}", flush=True)
 
 
+def positive_integer(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text}")
+    return int(text)
+
+
 def main(argv=None):
     """Runs the benchmark; returns what it also writes to benchmark_gpu_<backend>.json."""
     started = time.perf_counter()
@@ -442,11 +448,18 @@ def main(argv=None):
         "--rehearse", action="store_true", help="tiny shapes, on a CPU if need be; writes nothing"
     )
     parser.add_argument(
-        "--turn", type=int, help="on JAX: time steps of one turn of a loop, in the place of 8"
+        "--turn",
+        type=positive_integer,
+        help="on JAX: time steps of one turn of a loop, in the place of 8",
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("out"))
     parser.add_argument("--others", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}. With --device gpu, --rehearse (tiny "
+            "shapes), --turn and --out can be given"
+        )
     shapes = REHEARSED if arguments.rehearse else SHAPES
     seconds = 0.0 if arguments.rehearse else 1.0  # of one mode of one row, about
     if arguments.others:
@@ -454,6 +467,12 @@ def main(argv=None):
             sys.exit("PyTorch sees no GPU")
         print(json.dumps(others(shapes, seconds / 2)))
         return None
+    chosen = os.environ["KERAS_BACKEND"]
+    if importlib.util.find_spec(chosen) is None:
+        sys.exit(
+            f"The {chosen} backend is not installed here. Install it with CUDA, or choose another "
+            f"one of {', '.join(BACKENDS)} with KERAS_BACKEND"
+        )
     if gpu_name() is None and not arguments.rehearse:
         sys.exit(
             f"The {backend()} backend sees no GPU here. Install it with CUDA, choose another one "

@@ -275,6 +275,28 @@ def test_the_benchmark_for_gpus_wants_one(monkeypatch):
         benchmark.main([])
 
 
+def test_the_benchmark_for_gpus_wants_a_backend_that_is_installed(monkeypatch):
+    benchmark = load("benchmark_gpu")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="The jax backend is not installed here. Install it with"):
+        benchmark.main(["--rehearse"])
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("benchmark", "--turn 16", "--turn 16. With --device gpu, --rehearse and --turn can be"),
+        ("benchmark_gpu", "--quick", "--quick. With --device gpu, --rehearse (tiny shapes), --tu"),
+        ("benchmark_gpu", "--turn 0", "--turn: must be a positive integer. Received: 0"),
+    ],
+)
+def test_the_benchmarks_say_which_arguments_they_take(script, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        load(script).main(arguments.split())
+    assert message in capsys.readouterr().err
+
+
 def test_the_benchmark_for_gpus_notes_what_fails_and_goes_on():
     benchmark = load("benchmark_gpu")
     called, failed = [], {}
