@@ -512,6 +512,23 @@ def test_what_cannot_be_integers_is_refused(tmp_path, rng):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "layer", "message"),
+    [
+        ("int32", LAYERS.Embedding(9, 3), "'chars' is read by an Embedding, and with quantize='in"),
+        ("float32", LAYERS.Embedding(9, 3), "'chars' is read by an Embedding, and with quantize="),
+        ("int32", LAYERS.CategoryEncoding(9), "'chars' is of dtype int32, .* Take quantize='full_"),
+    ],
+)
+def test_integers_as_inputs_of_int16x8_are_refused_before_all(dtype, layer, message, tmp_path):
+    chars = keras.Input((4,), dtype=dtype, name="chars")
+    model = keras.Model(chars, LAYERS.Dense(2)(layer(chars)))
+    options = {"quantize": "int16x8", "length": 4, "representative_data": np.ones((2, 4), "int32")}
+    with pytest.raises(NotExportableError, match=f"the input {message}") as error:
+        export(model, tmp_path / "m", "litert", **options)
+    assert error.value.__cause__ is None
+
+
 def test_missing_package_is_named_with_the_command(tmp_path, rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(ImportError, match=r'pip install "keras_gates\[litert\]"'):

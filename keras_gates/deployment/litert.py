@@ -89,6 +89,8 @@ class LiteRT(Format):
                 f"so that the one over time is written out. Received: length={length!r}, "
                 f"streaming={streaming!r}"
             )
+        if quantize == "int16x8":
+            _refuse_integers(spec)
         if representative_data is not None:
             spec.data(representative_data, "representative_data")
         _batch_size(spec, batch_size)
@@ -226,6 +228,18 @@ def unrolled(layers):
             if isinstance(layer, keras.layers.RNN):
                 stack.enter_context(standing_in(layer, unroll=True))
         yield
+
+
+def _refuse_integers(spec):
+    """Raises for inputs that LiteRT casts, which it cannot do between values of 16 bits."""
+    for one in spec.inputs:
+        if one.tokens or "float" not in one.dtype:
+            what = "is read by an Embedding" if one.tokens else f"is of dtype {one.dtype}"
+            raise NotExportableError(
+                f"the input {one.name!r} {what}, and with quantize='int16x8' LiteRT computes with "
+                "inputs of real numbers alone. Take quantize='full_int8' or 'int8', or leave what "
+                "makes numbers of that input out of the model that you export."
+            )
 
 
 def _refuse_other_states(stream, quantize):
