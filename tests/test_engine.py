@@ -344,9 +344,25 @@ def test_it_is_used_from_the_first_step_on_eagerly_too(rng):
     assert "inference, when last traced: fused" in layer.explain()
 
 
-def test_without_the_kernel_keras_loop_runs_and_one_warning_says_so(rng, monkeypatch):
+def kernel_in(folder, monkeypatch):
+    """Has the package be in a folder, where no kernel was built."""
     library.why_not.cache_clear()
+    path = folder / "keras_gates" / "engine" / "native" / "kernel.so"
+    monkeypatch.setattr(library, "_PATH", path)
     monkeypatch.setattr(library, "load", lambda: None)
+
+
+def test_a_folder_of_sources_without_a_kernel_is_named(tmp_path, monkeypatch):
+    """As where the package is installed, and imported from its sources all the same."""
+    kernel_in(tmp_path, monkeypatch)
+    (tmp_path / "setup.py").touch()
+    with pytest.warns(UserWarning, match=f"imported from {tmp_path}, .* `pip install -e .` there"):
+        assert "run from another folder" in library.why_not()
+    library.why_not.cache_clear()
+
+
+def test_without_the_kernel_keras_loop_runs_and_one_warning_says_so(rng, tmp_path, monkeypatch):
+    kernel_in(tmp_path, monkeypatch)
     x = rng.normal(size=(2, 3, FEATURES)).astype("float32")
     layers = [kg.GatedRNN(4, backprop=backprop) for backprop in ("auto", "fused")]
     with pytest.warns(UserWarning, match="not built .* C\\+\\+ compiler: install one") as warned:

@@ -130,6 +130,13 @@ def why_not():
         "the kernel of keras_gates was not built when the package was installed, for want of a "
         "C++ compiler: install one, or `pip install ziglang`, and install keras_gates again"
     )
+    sources = _PATH.parents[3]
+    if (sources / "setup.py").exists() and not _PATH.exists():
+        reason = (
+            f"keras_gates is imported from {sources}, a folder of its sources, in which no kernel "
+            "was built: `pip install -e .` there builds it, with a C++ compiler or `pip install "
+            "ziglang`; where keras_gates is installed already, run from another folder"
+        )
     warnings.warn(f"Recurrent layers run several times slower: {reason}", stacklevel=stacklevel())
     return reason
 
