@@ -621,6 +621,17 @@ def test_the_file_of_a_scan_says_what_it_cannot_and_holds_its_weights_once(tmp_p
     np.testing.assert_array_equal(h, np.zeros((2, 40)))
 
 
+@pytest.mark.parametrize(
+    ("cell", "masked", "told"),
+    [("simple", True, True), ("gru", False, False), ("lstm", True, False)],
+)
+def test_the_file_says_where_a_mask_makes_many_sequences_slow(cell, masked, told, tmp_path, rng):
+    start = [LAYERS.Masking()] if masked else []
+    written = Written(sequential(rng, *start, kg.GatedRNN(4, cell)), tmp_path)
+    assert (onnx_format._MASKED in written.found.notes) == told
+    assert (onnx_format._TWICE in written.found.notes) == (not masked)
+
+
 @pytest.mark.slow
 def test_a_layer_with_code_of_its_own_is_left_alone(rng):
     model = sequential(rng, OwnRNN(4, name="own"))
@@ -661,6 +672,7 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert {sample.mask for sample in report.samples} == {"none", "right", "any"}
     assert report.notes == [
         "mgu runs as a Scan, because ONNX has no operator for the cell MGUCell.",
+        onnx_format._MASKED,
         onnx_format._NO_STEPS,
         onnx_format.NOT_A_NUMBER.format(runtime="ONNX Runtime"),
         onnx_format._ELSEWHERE,

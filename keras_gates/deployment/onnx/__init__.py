@@ -53,6 +53,11 @@ _TWICE = (
     "What runs over time is there twice: as ONNX's own operator for a few sequences, and for many "
     "as a Scan, which ONNX Runtime runs faster."
 )
+_MASKED = (
+    "A GRU or simple RNN with a mask is there as ONNX's own operator alone: for one sequence that "
+    "is fast, for many ONNX Runtime may take several times as long as without the mask, and longer "
+    "than a SavedModel."
+)
 STREAM_NOTE = (
     "A call takes the states and some time steps: what comes out under a name that ends in _next "
     "goes into the next call under the name without it. A stream begins with zeros, or with what "
@@ -90,10 +95,12 @@ class ONNX(Format):
     def write(self, spec, path, *, stream=None, opset=None):
         import onnx
 
-        from keras_gates.deployment.onnx.batches import suit_all_batches
+        from keras_gates.deployment.onnx.batches import have_masks, suit_all_batches
         from keras_gates.deployment.onnx.convert import nodes
 
         file, notes = to_onnx(spec, stream=stream, opset=opset)
+        if have_masks(file):
+            notes.append(_MASKED)
         if suit_all_batches(file):
             notes.append(_TWICE)
         if any(" runs as a " in note for note in notes):

@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from keras_gates.deployment.onnx.convert import names_read, subgraphs
+from keras_gates.deployment.onnx.convert import names_read, nodes, subgraphs
 
 # From so many sequences on a Scan is faster, if their states hold so many numbers in all. For an
 # LSTM it never is.
@@ -30,6 +30,12 @@ def suit_all_batches(model):
         Whether any of them is a Scan for many sequences.
     """
     return _suit(model.graph, names_read(model.graph))
+
+
+def have_masks(model):
+    """Whether a GRU or RNN of an `onnx.ModelProto` has a mask to obey, so that no Scan runs many
+    sequences."""
+    return any(node.op_type in MANY and node.input[4] for node in nodes(model.graph))
 
 
 def _suit(graph, read):
