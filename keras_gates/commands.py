@@ -158,11 +158,15 @@ def _load(given, compile=True):
         from keras_gates.convert import load_keras2
 
         return load_keras2(given.model)
+    if given.model.lower().endswith(".keras") and not zipfile.is_zipfile(given.model):
+        raise _damaged(given.model, "it is not a zip file")
     try:
         with warnings.catch_warnings():
             # Of a model that was never trained; nothing is trained here.
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return keras.saving.load_model(given.model, compile=compile)
+    except zipfile.BadZipFile as error:
+        raise _damaged(given.model, error) from error
     except TypeError as error:  # of a class or function that Keras cannot find
         # Between the configs of all that it is in, and its own.
         reason = str(error).rpartition("Exception encountered: ")[2]
@@ -174,10 +178,16 @@ def _load(given, compile=True):
         ) from error
 
 
+def _damaged(path, reason):
+    return ValueError(
+        f"`model` is not a .keras file, or damaged: {reason}. Received: model={path!r}"
+    )
+
+
 def _saved_by_keras2(path):
     version = ""
     if zipfile.is_zipfile(path):
-        with contextlib.suppress(KeyError), zipfile.ZipFile(path) as archive:
+        with contextlib.suppress(KeyError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             version = json.loads(archive.read("metadata.json"))["keras_version"]
     elif h5py.is_hdf5(path):
         with h5py.File(path) as file:

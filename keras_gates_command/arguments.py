@@ -51,6 +51,8 @@ def parse(text, argv=None):
 def in_terms_of_options(given, message):
     """An error of a function of keras_gates, with its arguments as they are called here."""
     for name, option in given.options.items():
+        if isinstance(getattr(given, name, None), bool):  # a flag, which takes no value
+            message = message.replace(f" {name}=True", f" {option}")
         message = message.replace(f"`{name}`", f"`{option}`").replace(f" {name}=", f" {option}=")
     return message
 

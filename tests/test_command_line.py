@@ -164,6 +164,14 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
     assert status == 0, err
 
 
+def test_a_flag_in_an_error_has_no_value():
+    given = arguments.parse(TEXT, ["export", "model.keras", "out", "--streaming"])
+    told = "of streaming=True, `length` or length=3. Export without streaming=True."
+    assert arguments.in_terms_of_options(given, told) == (
+        "of --streaming, `--length` or --length=3. Export without --streaming."
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -176,13 +184,14 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
         ("export model.keras out --opset 15", "takes no option `--opset`"),
         ("export model.keras m.tflite --representative-data x.npy", "`--representative-data` mus"),
         ("inspect nope", "`path` must be a file or folder that is there. Received: path='nope'"),
-        ("inspect other.npz", "a file that ends in .onnx, .tflite, .xml or .keras (which in"),
+        ("inspect other.npz", "a file that ends in .onnx, .tflite, .xml or .keras. Received: p"),
         ("inspect text.keras --import no_such", "`--import` must be a module that can be"),
         ("inspect text.keras", "`path` is not a .keras file, or damaged"),
         ("diagnose model.keras short.npz --samples 3", "`y` must have as many samples as `x`, 20"),
         ("diagnose model.keras other.npz", "`data` must hold the array x or frames. Received"),
         ("diagnose model.keras data.npz --import no_such", "`--import` must be a module that"),
-        ("diagnose text.keras data.npz", "text.keras"),
+        ("diagnose text.keras data.npz", "`model` is not a .keras file, or damaged: it is not a z"),
+        ("export cut.keras out", "`model` is not a .keras file, or damaged: Bad CRC-32 for file"),
         ("diagnose model.keras data.npz --html no/d.html", "the folder that `--html` is in must"),
         ("check gur", "`cell` must be one of 'gru', 'lstm'"),
         ("check gru --gate rleu", "Unknown name: --gate='rleu'; did you mean 'relu'"),
@@ -203,6 +212,9 @@ def test_a_module_is_imported_first(here, monkeypatch, capsys):
 def test_mistakes_are_told_without_a_traceback(command, message, saved, here, capsys):
     (here / "text.npz").write_text("no arrays")
     (here / "text.keras").write_text("no model")
+    whole = bytearray((here / "model.keras").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (here / "cut.keras").write_bytes(whole)
     np.savez("other.npz", z=np.ones(3))
     np.savez("short.npz", x=np.zeros((20, 5, 3), "float32"), y=np.zeros(2))
     before = sorted(here.iterdir())

@@ -272,6 +272,9 @@ def test_inspect_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file or folder `path`"):
         deployment.inspect(tmp_path / "model")
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "m.keras").write_text("a model")
+    with pytest.raises(ValueError, match="deployment.inspect_keras tells what is in a .keras file"):
+        deployment.inspect(tmp_path / "m.keras")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ValueError, match="`path` must be the folder of a SavedModel or a file"):
             deployment.inspect(path)

@@ -344,6 +344,12 @@ def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
 # ---------------------------------------------------------------------- refusals
 
 
+def test_length_and_streaming_exclude_each_other_in_integers(tmp_path, rng):
+    options = {"quantize": "full_int8", "length": 4, "representative_data": np.zeros((2, 4, 3))}
+    with pytest.raises(ValueError, match="Received: both, length=4 and streaming=True"):
+        export(sequential(rng, kg.GatedRNN(4)), tmp_path / "m", "litert", streaming=True, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -368,7 +374,9 @@ def test_int8_of_small_weights_says_that_it_changed_nothing(tmp_path, rng):
         (
             {"quantize": "full_int8", "representative_data": np.zeros((2, 4, 3))},
             ValueError,
-            "`length`, the number of time steps, or streaming=True, for one step at a time, must",
+            "with quantize='full_int8' either `length` must be given, how many time steps the file "
+            "takes, or streaming=True, for a file that takes one step at a time: LiteRT quantizes "
+            "no loop over time. Received: neither",
         ),
         (
             {"quantize": "int16x8", "length": 4, "representative_data": np.zeros((2, 4, 5))},

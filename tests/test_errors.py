@@ -99,7 +99,7 @@ BAD_ARGUMENTS = [
     ({"backprop": np.array([1, 2])}, ValueError, "`backprop` must be one of.*Received"),
     ({"recurrent_initializer": None}, ValueError, "`recurrent_initializer` must be.*=None"),
     ({"kernel_initializer": "glorot"}, ValueError, "`kernel_initializer` must be.*'glorot'"),
-    ({"bias_initializer": 3}, ValueError, "`bias_initializer` must be the name.*=3"),
+    ({"bias_initializer": 3}, ValueError, "`bias_initializer` must be the name of an .*=3"),
     ({"kernel_regularizer": "l3"}, ValueError, "`kernel_regularizer` must be the name.*'l3'"),
     ({"bias_constraint": 3}, ValueError, "`bias_constraint` must be the name.*=3"),
     (

@@ -11,11 +11,12 @@ from keras_gates.validation import one_of
 def keras_object(argument, given):
     """The initializer, regularizer or constraint that an argument stands for."""
     kind = argument.rpartition("_")[2]
+    a_kind = f"{'an' if kind == 'initializer' else 'a'} {kind}"
     try:
         found = getattr(keras, f"{kind}s").get(given)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"`{argument}` must be the name of a {kind} of Keras, an instance or a function. "
+            f"`{argument}` must be the name of {a_kind} of Keras, an instance or a function. "
             f"Received: {argument}={given!r}. {_start_meant(given) or error}"
         ) from error
     if found is None and kind == "initializer":

@@ -221,10 +221,14 @@ def _format_of(path):
         return "saved_model"
     if path.suffix.lower() in _SUFFIXES and path.is_file():
         return _SUFFIXES[path.suffix.lower()]
+    if path.suffix.lower() == ".keras":
+        raise ValueError(
+            "`path` must be that of an exported file; deployment.inspect_keras tells what is in a "
+            f".keras file. Received: path={str(path)!r}"
+        )
     raise ValueError(
         f"`path` must be the folder of a SavedModel or a file that ends in {', '.join(_SUFFIXES)} "
-        "or .keras (which in Python deployment.inspect_keras reads). Received: "
-        f"path={str(path)!r}"
+        f"or .keras. Received: path={str(path)!r}"
     )
 
 

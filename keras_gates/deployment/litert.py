@@ -84,10 +84,10 @@ class LiteRT(Format):
         if quantize in _INTEGERS and (length is None) != streaming:
             # Of both, the ranges of one were seen to spoil the other (int16x8, TensorFlow 2.21).
             raise ValueError(
-                f"`length`, the number of time steps, or streaming=True, for one step at a time, "
-                f"must be given with quantize={quantize!r}, not both: LiteRT quantizes no loop, "
-                f"so that the one over time is written out. Received: length={length!r}, "
-                f"streaming={streaming!r}"
+                f"with quantize={quantize!r} either `length` must be given, how many time steps "
+                "the file takes, or streaming=True, for a file that takes one step at a time: "
+                "LiteRT quantizes no loop over time. Received: "
+                + (f"both, length={length!r} and streaming=True" if streaming else "neither")
             )
         if quantize == "int16x8":
             _refuse_integers(spec)
