@@ -224,8 +224,9 @@ def test_backends_that_cannot_write_are_told_apart(monkeypatch):
 @pytest.mark.parametrize("name", ["variables/mine.txt", "assets/vocabulary.txt", "eval/notes"])
 def test_what_is_put_into_the_folder_of_a_saved_model_is_not_lost(name, quick, tmp_path):
     path = tmp_path / "model"
-    deployment.export(small(), path)
-    deployment.export(small(), path)
+    path.mkdir()
+    assert not deployment.export(small(), path).replaced  # an empty folder is no older file
+    assert deployment.export(small(), path).replaced
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_text("mine")
     with pytest.raises(ValueError, match=f"would be lost, '{name}': move it away"):

@@ -680,6 +680,13 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert [*tmp_path.iterdir()] == [tmp_path / "model.onnx"]
 
 
+def test_the_report_says_whether_a_file_was_replaced(tmp_path, rng, quick):
+    model = sequential(rng, kg.GatedRNN(2))
+    told = [str(export(model, tmp_path / "model.onnx")).splitlines()[0] for _ in range(2)]
+    assert [line.endswith("; replaced an older file") for line in told] == [False, True]
+    assert not inspect(tmp_path / "model.onnx").replaced
+
+
 def refused(model):
     """The message with which a model is refused."""
     with pytest.raises(NotExportableError) as caught:

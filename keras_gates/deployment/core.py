@@ -66,7 +66,8 @@ def export(
     Args:
         model: a built Keras model.
         path: where to; the suffix of the format is added if it is missing. An older file there
-            is replaced, the folder of an older SavedModel too unless something else is in it.
+            is replaced, as the report says then, the folder of an older SavedModel too unless
+            something else is in it.
         format: "saved_model" (a folder), "onnx", "litert" or "openvino". Default: that of the
             suffix of `path`, ".onnx", ".tflite" or ".xml", and else "saved_model".
         streaming: whether to add signatures for live data: `initial_state` (batch_size to
@@ -143,6 +144,7 @@ def export(
         tolerance = default_tolerance(spec)
     if streaming:
         options["stream"] = Stream(spec)
+    replaced = bool(chosen.files(path))
     with bar(STEPS, verbose) as advance, atomic_write(path) as beside:
         _log.info("writing %s as %s", path, name)
         written = chosen.write(spec, beside, **options)
@@ -155,9 +157,10 @@ def export(
             raise ParityError(
                 f"{model.name!r} as {name}: {error} Nothing was written to {path}."
             ) from error
-    return ExportReport(
-        str(path), name, size, written.signatures, written.operators, written.notes, *found
-    )
+    of_file = written.signatures, written.operators, written.notes
+    report = ExportReport(str(path), name, size, *of_file, *found)
+    report.replaced = replaced
+    return report
 
 
 sign(export)

@@ -87,6 +87,7 @@ class ExportReport:
         samples: the `Sample`s that were compared.
         latency: the `Latency`s that were measured.
         on_data: the `DataDifference` of each output, where data were given to compare on.
+        replaced: whether there was an older file, whose place it took.
     """
 
     path: str
@@ -99,13 +100,14 @@ class ExportReport:
     samples: list[Sample] = dataclasses.field(default_factory=list)
     latency: list[Latency] = dataclasses.field(default_factory=list)
     on_data: list[DataDifference] = dataclasses.field(default_factory=list)
+    replaced: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, lists, strings and numbers, for JSON."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.format}, {size_as_text(self.size)}"]
+        lines = [self._title()]
         for name, signature in self.signatures.items():
             lines.append(f"  {name}({_tensors(signature['inputs'])})")
             lines.append(f"    -> {_tensors(signature['outputs'])}")
@@ -144,7 +146,7 @@ class ExportReport:
         ]
         header = ["signature", "batch", "steps", "file, ms", "model, ms"]
         return html.block(
-            html.element("h3", f"{self.path}: {self.format}, {size_as_text(self.size)}"),
+            html.element("h3", self._title()),
             html.table(["signature", "inputs", "outputs"], signatures),
             html.element("p", f"{self._operators()}."),
             self.difference and html.element("p", f"{self._difference()}."),
@@ -152,6 +154,10 @@ class ExportReport:
             html.table(header, latency) if latency else None,
             *[html.finding("note", note) for note in self.notes],
         )
+
+    def _title(self):
+        replaced = "; replaced an older file" if self.replaced else ""
+        return f"{self.path}: {self.format}, {size_as_text(self.size)}{replaced}"
 
     def _operators(self):
         names = sorted(self.operators, key=lambda name: name not in _RECURRENT)
