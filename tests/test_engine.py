@@ -5,6 +5,7 @@ users have: `fit`, XLA, several devices, exports, dynamic shapes.
 """
 
 import functools
+import re
 
 import keras
 import numpy as np
@@ -345,11 +346,13 @@ def test_it_is_used_from_the_first_step_on_eagerly_too(rng):
 
 
 def kernel_in(folder, monkeypatch):
-    """Has the package be in a folder, where no kernel was built."""
-    library.why_not.cache_clear()
+    """Has the package be in a folder; the path of its kernel there."""
     path = folder / "keras_gates" / "engine" / "native" / "kernel.so"
+    path.parent.mkdir(parents=True)
     monkeypatch.setattr(library, "_PATH", path)
-    monkeypatch.setattr(library, "load", lambda: None)
+    for cached in (library._loaded, library.operation, library.why_not):
+        monkeypatch.setattr(library, cached.__name__, functools.cache(cached.__wrapped__))
+    return path
 
 
 def test_a_folder_of_sources_without_a_kernel_is_named(tmp_path, monkeypatch):
@@ -358,21 +361,32 @@ def test_a_folder_of_sources_without_a_kernel_is_named(tmp_path, monkeypatch):
     (tmp_path / "setup.py").touch()
     with pytest.warns(UserWarning, match=f"imported from {tmp_path}, .* `pip install -e .` there"):
         assert "run from another folder" in library.why_not()
-    library.why_not.cache_clear()
 
 
-def test_without_the_kernel_keras_loop_runs_and_one_warning_says_so(rng, tmp_path, monkeypatch):
-    kernel_in(tmp_path, monkeypatch)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, r"was not built .* C\+\+ compiler: install one"),
+        (b"no library" * 99, r"cannot be loaded \(.*kernel\.so.*\): install keras_gates again"),
+    ],
+    ids=["missing", "junk"],
+)
+def test_without_the_kernel_keras_loop_runs_and_one_warning_says_so(
+    content, reason, rng, monkeypatch, tmp_path
+):
+    path = kernel_in(tmp_path, monkeypatch)
+    if content is not None:
+        path.write_bytes(content)
     x = rng.normal(size=(2, 3, FEATURES)).astype("float32")
     layers = [kg.GatedRNN(4, backprop=backprop) for backprop in ("auto", "fused")]
-    with pytest.warns(UserWarning, match="not built .* C\\+\\+ compiler: install one") as warned:
+    with pytest.warns(UserWarning, match=f"slower: the kernel of keras_gates {reason}") as warned:
         layers[0](x)
     assert layers[1](x).shape == (2, 4)
     for layer in layers:
-        assert "the kernel of keras_gates was not built" in layer.explain()
+        first = layer.explain().splitlines()[0]
+        assert re.search(f": Keras' own loop, because the kernel of keras_gates {reason}", first)
     assert len(warned) == 1
     assert warned[0].filename == __file__
-    library.why_not.cache_clear()
 
 
 def test_what_cannot_be_fused_says_why(rng):

@@ -1,9 +1,9 @@
 """How a cell runs over time.
 
-`why_not_fusable` and `why_not_fused_here` say why a layer's sequences do not go through the fused
-engine of the backend, which `make_engine` makes; `why_not_cudnn`, `why_not_cudnn_here` and
-`make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers run on other engines for
-a while.
+`why_not_fusable`, `why_never_fused_here` and `why_not_fused_here` say why a layer's sequences do
+not go through the fused engine of the backend, which `make_engine` makes; `why_not_cudnn`,
+`why_not_cudnn_here` and `make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers
+run on other engines for a while.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ __all__ = [
     "make_engine",
     "use",
     "used",
+    "why_never_fused_here",
     "why_not_cudnn",
     "why_not_cudnn_here",
     "why_not_fusable",
@@ -64,6 +65,19 @@ def why_not_cudnn_here(sequences, mask):
     if in_use():
         return PLAIN
     return cudnn.why_not_here(sequences, mask)
+
+
+def why_never_fused_here():
+    """Why no layer can take the fused path on this machine, or None. The kernel is for CPUs, and on
+    JAX there are scans without it."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return None if cudnn.is_near() else library.why_none()
+    if backend == "torch":
+        import torch
+
+        return None if torch.cuda.is_available() else library.why_none()
+    return None
 
 
 def why_not_fused_here(layer, sequences):

@@ -90,16 +90,46 @@ class CallFields(ctypes.Structure):
     _fields_ = _fields(_CALL)
 
 
-@functools.cache
 def load():
-    """The library, or None where it was not built, or from other sources than these."""
+    """The library, or None where there is none of use: see `why_none`."""
+    return _loaded()[0]
+
+
+def why_none():
+    """Why there is no library of use, or None."""
+    return _loaded()[1]
+
+
+@functools.cache
+def _loaded():
+    """The library and None, or None and why there is none."""
     if not _PATH.exists():
-        return None
+        if (_PATH.parents[3] / "setup.py").exists():
+            return None, (
+                f"keras_gates is imported from {_PATH.parents[3]}, a folder of its sources, in which "
+                "no kernel was built: `pip install -e .` there builds it, with a C++ compiler or "
+                "`pip install ziglang`; where keras_gates is installed already, run from another "
+                "folder"
+            )
+        return None, (
+            "the kernel of keras_gates was not built when the package was installed, for want of a "
+            "C++ compiler: install one, or `pip install ziglang`, and install keras_gates again"
+        )
     if keras.backend.backend() == "tensorflow":
         operation()  # TensorFlow learns of operations only of a library that it is first to load
-    library = ctypes.CDLL(str(_PATH))
-    if library.size_of_call() != ctypes.sizeof(CallFields):
-        return None
+    try:
+        library = ctypes.CDLL(str(_PATH))
+        size = library.size_of_call()
+    except (OSError, AttributeError) as error:  # no library, one for other machines, or another one
+        return None, (
+            f"the kernel of keras_gates cannot be loaded ({error}): install keras_gates again, on "
+            "the machine that it is to run on"
+        )
+    if size != ctypes.sizeof(CallFields):
+        return None, (
+            "the kernel of keras_gates was built from other sources than are here: install "
+            "keras_gates again"
+        )
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.operations.restype = library.instructions.restype = ctypes.c_char_p
     library.run.argtypes = [pointer, number, number, pointer, pointer, pointer]
@@ -107,7 +137,7 @@ def load():
     library.take.argtypes, library.take.restype = [number], pointer
     library.give.argtypes, library.give.restype = [pointer], None
     library.add_call.argtypes, library.add_call.restype = [pointer], number
-    return library
+    return library, None
 
 
 @functools.cache
@@ -124,20 +154,11 @@ def operation():
 @functools.cache
 def why_not():
     """Why no layer can run in the kernel, or None; a warning says so as well, once."""
-    if load() is not None:
-        return None
-    reason = (
-        "the kernel of keras_gates was not built when the package was installed, for want of a "
-        "C++ compiler: install one, or `pip install ziglang`, and install keras_gates again"
-    )
-    sources = _PATH.parents[3]
-    if (sources / "setup.py").exists() and not _PATH.exists():
-        reason = (
-            f"keras_gates is imported from {sources}, a folder of its sources, in which no kernel "
-            "was built: `pip install -e .` there builds it, with a C++ compiler or `pip install "
-            "ziglang`; where keras_gates is installed already, run from another folder"
+    reason = why_none()
+    if reason:
+        warnings.warn(
+            f"Recurrent layers run several times slower: {reason}", stacklevel=stacklevel()
         )
-    warnings.warn(f"Recurrent layers run several times slower: {reason}", stacklevel=stacklevel())
     return reason
 
 
