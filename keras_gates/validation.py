@@ -14,14 +14,17 @@ def invalid(argument, expected, value, hint=""):
     return ValueError(f"`{argument}` must be {expected}. Received: {argument}={value!r}{hint}")
 
 
-def close_matches(name, known):
-    """`"; did you mean 'gru'?"` where `known` holds something like `name`, else an empty string."""
+def close_matches(name, known, cutoff=0.5):
+    """`"; did you mean 'gru'?"` where `known` holds something like `name`, else an empty string.
+
+    How much alike the two are is at least `cutoff`, from 0 to 1.
+    """
     if not isinstance(name, str):
         return ""
     known = {one.lower(): one for one in sorted(map(str, known))}
     matches = [name.lower()]
     if matches[0] not in known:
-        matches = difflib.get_close_matches(name.lower(), known, n=3)
+        matches = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
     matches = [known[match] for match in matches]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 

@@ -92,6 +92,8 @@ def test_weights_that_are_not_finite_are_refused(format, tmp_path):
     ("path", "format"),
     [
         ("served.v1", "saved_model"),
+        ("served.tf", "saved_model"),
+        ("served.final", "saved_model"),
         ("m.onnx", "onnx"),
         ("M.TFLITE", "litert"),
         ("m.xml", "openvino"),
@@ -109,6 +111,18 @@ def test_the_format_is_that_of_the_suffix(path, format, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         deployment.export(model, tmp_path / path)
     assert asked == [format]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "meant"),
+    [(".tflit", ".tflite"), (".ONX", ".onnx"), (".lite", ".tflite"), (".xm", ".xml")],
+)
+def test_a_suffix_with_a_typing_error_is_no_name_of_a_folder(suffix, meant, tmp_path):
+    path = tmp_path / f"m{suffix}"
+    message = f"`path` must end in .*format='saved_model'.*{suffix}'; did you mean '{meant}'"
+    with pytest.raises(ValueError, match=message):
+        deployment.export(small(), path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

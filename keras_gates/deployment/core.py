@@ -69,7 +69,8 @@ def export(
             is replaced, as the report says then, the folder of an older SavedModel too unless
             something else is in it.
         format: "saved_model" (a folder), "onnx", "litert" or "openvino". Default: that of the
-            suffix of `path`, ".onnx", ".tflite" or ".xml", and else "saved_model".
+            suffix of `path`, ".onnx", ".tflite" or ".xml", and else "saved_model", unless the
+            suffix is nearly one of these.
         streaming: whether to add signatures for live data: `initial_state` (batch_size to
             states), `step` (one time step and states to outputs and states) and `chunk` (the same
             for some time steps). States are the caller's to keep, so that streams can be
@@ -118,7 +119,7 @@ def export(
     name: str | None = format
     if name is None:
         _check_path(path)
-        name = _SUFFIXES.get(os.path.splitext(path)[1].lower(), "saved_model")
+        name = _of_suffix(path)
     chosen = _format(one_of("format", name, FORMATS))
     true_or_false("streaming", streaming)
     check_verbose(verbose)
@@ -204,6 +205,19 @@ def inspect(path: str | os.PathLike) -> ExportReport:
 def _check_path(path):
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"`path` must be a path. Received: path={path!r}")
+
+
+def _of_suffix(path):
+    """The format of a path; an error where its suffix is one with a typing error, maybe."""
+    suffix = os.path.splitext(path)[1].lower()
+    # ".tf" stands for a SavedModel in other programs.
+    if suffix not in _SUFFIXES and (hint := close_matches(suffix, _SUFFIXES, cutoff=0.7)):
+        raise ValueError(
+            f"`path` must end in {', '.join(_SUFFIXES)}, or `format` say what it is: "
+            "format='saved_model' writes a folder of any name. Received: "
+            f"path={os.fspath(path)!r}{hint}"
+        )
+    return _SUFFIXES.get(suffix, "saved_model")
 
 
 def _format(name):
