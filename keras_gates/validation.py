@@ -14,7 +14,7 @@ def invalid(argument, expected, value, hint=""):
     return ValueError(f"`{argument}` must be {expected}. Received: {argument}={value!r}{hint}")
 
 
-def close_matches(name, known, cutoff=0.5):
+def close_matches(name, known, cutoff=0.6):
     """`"; did you mean 'gru'?"` where `known` holds something like `name`, else an empty string.
 
     How much alike the two are is at least `cutoff`, from 0 to 1.
