@@ -4,13 +4,8 @@ import functools
 
 import tensorflow as tf
 
-from keras_gates._keras.calls import has_tangents
 from keras_gates.engine.cudnn.engine import CudnnEngine
-from keras_gates.engine.differentiable.tensorflow import (
-    differentiable,
-    pulled_again,
-    step_by_step,
-)
+from keras_gates.engine.differentiable.tensorflow import differentiable, step_by_step
 
 
 class FusedEngine(CudnnEngine):
@@ -37,16 +32,10 @@ class FusedEngine(CudnnEngine):
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
 
-        again = functools.partial(pulled_again, self.recurrence, return_sequences)
-
+        steps = functools.partial(step_by_step, self.recurrence, return_sequences)
+        run = differentiable(infer, forward, backward, steps, (mask, dropout))
         given = [sequences, *states, *self.recurrence.values()]
-        given, around = [tf.convert_to_tensor(value) for value in given], (mask, dropout)
-        if has_tangents(given):  # derivatives forward, which cuDNN has none of
-            results = step_by_step(self.recurrence, return_sequences, given, around)
-        else:
-            run = differentiable(forward, backward, again, around)
-            results = run(*given) if gradients else infer(given)
-        return self.apart(results, return_sequences)
+        return self.apart(run(given, gradients), return_sequences)
 
     def masked(self, x, states, mask, weights, return_sequences):
         """A masked step carries the states, so that the valid steps run as a sequence of their own:

@@ -1,28 +1,26 @@
 """On TensorFlow."""
 
-import functools
-
 import tensorflow as tf
 
-from keras_gates._keras.calls import is_pulled_by_a_tape
+from keras_gates._keras.calls import has_tangents, is_pulled_by_a_tape
 
 
-def differentiable(forward, backward, again, around, watched=True):
-    """A function of tensors, with its derivatives.
+def differentiable(infer, forward, backward, steps, around, watched=True):
+    """A function of a list of tensors and of whether gradients may be asked for, with derivatives.
 
     Args:
-        forward: from a list of tensors to the list of results, and what it keeps for `backward`.
+        infer: from the list to the list of results.
+        forward: the same, and what it keeps for `backward`.
         backward: from the list, what was kept, gradients at the results and whether one at the
             first of the list is wanted, to these gradients.
-        again: from the list, gradients at the results, gradients at what `backward` gives (of all
-            of the list) and `around` to the gradients at both; see `pulled_again`.
+        steps: from the list and `around` to the results, by operations that have derivatives of
+            every kind; see `step_by_step`.
         around: further tensors, nested, which have no gradients; None stands for none.
         watched: whether somebody may want a gradient at the first of the list.
     """
     nested = tf.nest.flatten(around)
     further = [value for value in nested if value is not None]
 
-    @tf.custom_gradient
     def run(*given):
         results, memory = forward([tf.stop_gradient(value) for value in given])
 
@@ -40,7 +38,9 @@ def differentiable(forward, backward, again, around, watched=True):
                         v = [tf.zeros_like(given[0]), *v]
                     present = iter(further)
                     filled = [None if value is None else next(present) for value in nested]
-                    found = again(given, d, v, tf.nest.pack_sequence_as(around, filled))
+                    found = _pulled_again(
+                        steps, given, d, v, tf.nest.pack_sequence_as(around, filled)
+                    )
                     return [*found, *[None] * len(further)]
 
                 given_now, d_now = ([tf.stop_gradient(v) for v in values] for values in (given, d))
@@ -54,43 +54,54 @@ def differentiable(forward, backward, again, around, watched=True):
 
         return results, grad
 
-    return run
+    def computed(given, gradients):
+        if not gradients:
+            return list(infer(given))
+        given = [tf.convert_to_tensor(value) for value in given]
+        if has_tangents(given):  # derivatives forward, of which `backward` knows nothing
+            return steps(given, around)
+        return list(tf.custom_gradient(run)(*given))
+
+    return computed
 
 
-def pulled_again(recurrence, return_sequences, given, d, v, around):
+def _pulled_again(steps, given, d, v, around):
     """The vector-Jacobian product of a backward pass.
 
     The sequence runs once more, step by step, and TensorFlow differentiates it twice.
 
     Args:
-        recurrence: a `Recurrence`.
-        return_sequences: whether the hidden states of all steps are among the results.
+        steps, around: see `differentiable`.
         given: what the recurrence is a function of: the sequences, the states, the weights.
         d: gradients at its results, which the backward pass made into gradients at `given`.
         v: gradients at those.
-        around: the mask, (batch, time) or None, and a `Dropout` of masks.
 
     Returns:
         A list of gradients: at each of `d` and each of `given`.
     """
-    run = functools.partial(step_by_step, recurrence, return_sequences, around=around)
     zero = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
     if not tf.executing_eagerly():  # what a ForwardAccumulator has computed here no tape sees
         d, given = ([tf.identity(value) for value in values] for values in (d, given))
-        found = tf.gradients(run(given), given, d, **zero)
+        found = tf.gradients(steps(given, around), given, d, **zero)
         return tf.gradients(found, [*d, *given], v, **zero)
     with tf.GradientTape() as outer:
         outer.watch([*d, *given])
         with tf.GradientTape() as inner:
             inner.watch(given)
-            results = run(given)
+            results = steps(given, around)
         found = inner.gradient(results, given, d, **zero)
     return outer.gradient(found, [*d, *given], v, **zero)
 
 
 def step_by_step(recurrence, return_sequences, given, around):
-    """The hidden states, with `return_sequences`, and the last states, by operations that have
-    derivatives of every kind; see `pulled_again`."""
+    """The hidden states, with `return_sequences`, and the last states.
+
+    Args:
+        recurrence: a `Recurrence`.
+        return_sequences: whether the hidden states of all steps are among the results.
+        given: the sequences, the states, the weights.
+        around: the mask, (batch, time) or None, and a `Dropout` of masks.
+    """
     mask, dropout = around
     weights = len(given) - len(recurrence.variables)
     (x, *states), values = given[:weights], given[weights:]

@@ -4,12 +4,8 @@ import functools
 
 import tensorflow as tf
 
-from keras_gates._keras.calls import has_tangents, is_watched
-from keras_gates.engine.differentiable.tensorflow import (
-    differentiable,
-    pulled_again,
-    step_by_step,
-)
+from keras_gates._keras.calls import is_watched
+from keras_gates.engine.differentiable.tensorflow import differentiable, step_by_step
 from keras_gates.engine.native.engine import NativeEngine
 from keras_gates.engine.native.library import operation
 
@@ -21,12 +17,12 @@ class FusedEngine(NativeEngine):
         """See `Engine`."""
         dtype = sequences.dtype
         given = [sequences, *states, *self.recurrence.values()]
-        given = [tf.cast(tf.convert_to_tensor(value), self.dtype) for value in given]
+        given = [tf.cast(value, self.dtype) for value in given]
         more = [] if mask is None else [tf.cast(mask, "bool")]
         more += [tf.cast(m, self.dtype) for masks in dropout[:2] for m in masks]
         more += [tf.cast(m, "bool") for m in dropout.kept]
         counts = (int(mask is not None), *map(len, dropout))
-        around, shapes = (mask, dropout), [s.shape for s in states]
+        shapes = [s.shape for s in states]
         if return_sequences:
             shapes.insert(0, [*sequences.shape[:2], self.recurrence.cell.units])
 
@@ -44,15 +40,11 @@ class FusedEngine(NativeEngine):
             tensors = [*given, *more, memory, *d_results]
             return _done(call, tensors, [w.shape for w in wanted])
 
-        again = functools.partial(pulled_again, self.recurrence, return_sequences)
-
-        if has_tangents(given):  # derivatives forward, which the kernel has none of
-            results = step_by_step(self.recurrence, return_sequences, given, around)
-        elif gradients:
-            run = differentiable(forward, backward, again, around, is_watched(sequences))
-            results = list(run(*given))
-        else:
-            results = list(infer(given))
+        steps = functools.partial(step_by_step, self.recurrence, return_sequences)
+        run = differentiable(
+            infer, forward, backward, steps, (mask, dropout), is_watched(sequences)
+        )
+        results = run(given, gradients)
         hidden = tf.cast(results.pop(0), dtype) if return_sequences else None
         return hidden, [tf.cast(r, state.dtype) for r, state in zip(results, states, strict=True)]
 
