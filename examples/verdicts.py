@@ -87,6 +87,7 @@ GRIDS = {
     "verdicts_again": (SECOND, GATES_AGAIN, CANDIDATES_AGAIN),
     "verdicts_third": (THIRD, GATES_THIRD, CANDIDATES_THIRD),
 }
+FITTED = ["verdicts", "verdicts_again"]  # the tables that the probabilities come from
 
 
 # ---------------------------------------------------------------------- tasks
@@ -426,7 +427,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.fit:
-        tables = [read(arguments.out / f"{name}.csv") for name in list(GRIDS)[:2]]
+        tables = [read(arguments.out / f"{name}.csv") for name in FITTED]
         return fit([row for table in tables for row in table if not SETTINGS[row["task"]].cure])
     grids, most = GRIDS, None
     if arguments.quick:
@@ -443,7 +444,7 @@ def main(argv=None):
                 report(of)
         calibration(rows)
     if not arguments.quick:
-        cured(*[read(arguments.out / f"{name}.csv") for name in list(grids)[:2]])
+        cured(*[read(arguments.out / f"{name}.csv") for name in FITTED])
     rows = read(arguments.out / "verdicts.csv")
     print(f"written: {arguments.out}/*.csv, {draw(rows, arguments.out / 'verdicts.png')}")
     return rows

@@ -104,9 +104,10 @@ def why_none():
 def _loaded():
     """The library and None, or None and why there is none."""
     if not _PATH.exists():
-        if (sources := _PATH.parents[3] / "setup.py").exists():
+        folder = _PATH.parents[3]
+        if (folder / "setup.py").exists():
             return None, (
-                f"keras_gates is imported from {sources.parent}, a folder of its sources, in which "
+                f"keras_gates is imported from {folder}, a folder of its sources, in which "
                 "no kernel was built: `pip install -e .` there builds it, with a C++ compiler or "
                 "`pip install ziglang`; where keras_gates is installed already, run from another "
                 "folder"
