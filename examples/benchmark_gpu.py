@@ -4,10 +4,14 @@
     KERAS_BACKEND=jax python examples/benchmark.py --device gpu
     python examples/benchmark.py --device gpu --rehearse    # tiny, on a CPU, and writes nothing
 
+It takes keras_gates and a backend that sees the GPU: `pip install "tensorflow[and-cuda]"`, or
+`pip install "jax[cuda12]"`, or PyTorch built with CUDA and `pip install triton`.
+
 A training step is the layer over the batch, the gradients of the mean of squares of all hidden
 states at its weights, and gradient descent: one compiled function on JAX and on TensorFlow (by XLA
 where Keras would). The sides take turns, and a call ends when the GPU is done. Each row also says
-how far outputs and gradients are from those of keras.layers, and which path the layers took.
+how far outputs and gradients are from those of keras.layers, and which path the layers took;
+in brackets stands how many times as long keras.layers takes.
 
 PyTorch's own layers, which cuDNN runs, and haste (`haste_pytorch`) are measured where they are
 installed, in a process of their own: two libraries that bring cuDNN do not go together in one.
@@ -21,6 +25,7 @@ import collections
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -418,10 +423,37 @@ def machine():
     }
 
 
+def ratios(row, mode):
+    """How many times as long keras.layers takes as each other side."""
+    medians = {side: of["median"] for side, of in row[mode].items()}
+    theirs = medians.pop(THEIRS, None)
+    return {side: theirs / median for side, median in medians.items()} if theirs else {}
+
+
+def print_means(rows):
+    """The same over the rows of each activation: the geometric mean and the least."""
+    print("how many times as long keras.layers takes, geometric mean (least):")
+    for activation, mode in itertools.product(ACTIVATIONS, MODES):
+        found = collections.defaultdict(list)
+        for row in rows:
+            if row["activation"] == activation:
+                for side, ratio in ratios(row, mode).items():
+                    found[side].append(ratio)
+        text = "  ".join(
+            f"{side} {np.exp(np.mean(np.log(over))):.2f} ({min(over):.2f})"
+            for side, over in found.items()
+        )
+        print(f"    {activation}, {mode}: {text}")
+
+
 def print_row(row):
     for mode in MODES:
-        times = {side: of["median"] for side, of in row[mode].items()}
-        text = "  ".join(f"{side} {1e3 * seconds:.3g} ms" for side, seconds in times.items())
+        faster = ratios(row, mode)
+        text = "  ".join(
+            f"{side} {1e3 * of['median']:.3g} ms"
+            + (f" ({faster[side]:.2f})" if side in faster else "")
+            for side, of in row[mode].items()
+        )
         name = f"{row['cell'].upper()}({row['activation']})"
         print(f"{name:<15} {'x'.join(map(str, row['shape'])):<16} {mode:<10} {text}", flush=True)
     for side, of in row["deviation"].items():
@@ -489,7 +521,7 @@ def main(argv=None):
         for cell in CELLS:
             for activation in ACTIVATIONS:
                 before = time.perf_counter()
-                if before - started + longest > SECONDS:
+                if result["rows"] and before - started + longest > SECONDS:
                     result["left_out"].append([cell, activation, *shape])
                     continue
                 row = measure(cell, activation, shape, seconds)
@@ -504,6 +536,7 @@ def main(argv=None):
                     arguments.out.mkdir(parents=True, exist_ok=True)
                     path.write_text(json.dumps(result, indent=2) + "\n")
                 longest = max(longest, time.perf_counter() - before)
+    print_means(result["rows"])
     if result["left_out"]:
         print(f"left out for time: {result['left_out']}")
     print("a rehearsal: nothing is written" if arguments.rehearse else f"written: {path}")

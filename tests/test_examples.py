@@ -315,7 +315,7 @@ def test_the_benchmark_for_gpus_notes_what_fails_and_goes_on():
     assert benchmark.deviation(np.array([1.0, -4.1]), np.array([1.0, -4.0])) == pytest.approx(0.025)
 
 
-def test_the_benchmark_for_gpus_writes_its_rows(tmp_path, monkeypatch):
+def test_the_benchmark_for_gpus_writes_its_rows(tmp_path, monkeypatch, capsys):
     """As on a GPU, of one tiny row; the next has no time."""
     benchmark = load("benchmark_gpu")
     monkeypatch.setattr(benchmark, "gpu_name", lambda: "a GPU of tests")
@@ -324,7 +324,7 @@ def test_the_benchmark_for_gpus_writes_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SHAPES", benchmark.REHEARSED)
     monkeypatch.setattr(benchmark, "CELLS", ("lstm",))
     monkeypatch.setattr(benchmark, "ACTIVATIONS", ("relu", "tanh"))
-    monkeypatch.setattr(benchmark, "SECONDS", 0.1)
+    monkeypatch.setattr(benchmark, "SECONDS", 0)
     result = benchmark.main(["--device", "gpu", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "benchmark_gpu_tensorflow.json").read_text())
     assert written["machine"]["gpu"] == "a GPU of tests"
@@ -336,6 +336,10 @@ def test_the_benchmark_for_gpus_writes_its_rows(tmp_path, monkeypatch):
     for side in (benchmark.AUTO, benchmark.FUSED):
         assert max(row["deviation"][side].values()) < 1e-5
         assert row["path"][side][0] == "training, when last traced: fused"
+    ratio = row["train"][benchmark.THEIRS]["median"] / row["train"][benchmark.AUTO]["median"]
+    printed = capsys.readouterr().out
+    assert f"ms ({ratio:.2f})" in printed
+    assert f"    relu, train: {benchmark.AUTO} {ratio:.2f} ({ratio:.2f})" in printed
 
 
 @pytest.mark.slow
