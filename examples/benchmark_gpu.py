@@ -101,6 +101,7 @@ class OnTensorFlow:
     def __init__(self, layer, x):
         import tensorflow as tf
 
+        tf.get_logger().setLevel("ERROR")  # each row is traced anew, which it warns of
         x = tf.constant(x)
         compiled = {"jit_compile": self.compiled(layer), "autograph": False}
         variables = layer.trainable_variables
@@ -156,31 +157,32 @@ class OnJax:
         weights = [v.value for v in layer.trainable_variables]
         others = [v.value for v in layer.non_trainable_variables]
 
-        def loss_of(weights):
+        # Of x too: what jit is not told of is a constant, which is no sequence to be compiled for.
+        def loss_of(weights, x):
             output, _ = layer.stateless_call(weights, others, x, training=True)
             return jax.numpy.mean(output**2), output
 
         @jax.jit
-        def step(weights):
-            (loss, _), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights)
+        def step(weights, x):
+            (loss, _), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, x)
             return [w - RATE * g for w, g in zip(weights, gradients, strict=True)], loss
 
         @jax.jit
-        def predict(weights):
+        def predict(weights, x):
             return layer.stateless_call(weights, others, x)[0]
 
         @jax.jit
-        def values(weights):
-            (_, output), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights)
+        def values(weights, x):
+            (_, output), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, x)
             return [output, *gradients]
 
         def train():
-            weights[:], loss = jax.block_until_ready(step(weights))
+            weights[:], loss = jax.block_until_ready(step(weights, x))
             return loss
 
         self.train = train
-        self.inference = lambda: jax.block_until_ready(predict(weights))
-        self.values = lambda: [np.asarray(value) for value in values(weights)]
+        self.inference = lambda: jax.block_until_ready(predict(weights, x))
+        self.values = lambda: [np.asarray(value) for value in values(weights, x)]
 
     @staticmethod
     def gpu():
@@ -514,6 +516,10 @@ def main(argv=None):
         importlib.import_module("keras_gates.engine.jax").STEPS_OF_A_TURN = arguments.turn
     result = {"machine": machine(), "turn": arguments.turn, "rows": [], "left_out": []}
     print("  ".join(f"{name} {value}" for name, value in result["machine"].items()))
+    print(
+        "Shapes are batch x time steps x features x units; (1.50) says that keras.layers takes 1.5 "
+        "times as long."
+    )
     result["others"] = in_own_process(arguments.rehearse)
     path = arguments.out / f"benchmark_gpu_{backend()}.json"
     longest = 0.0
@@ -539,7 +545,10 @@ def main(argv=None):
     print_means(result["rows"])
     if result["left_out"]:
         print(f"left out for time: {result['left_out']}")
-    print("a rehearsal: nothing is written" if arguments.rehearse else f"written: {path}")
+    if arguments.rehearse:
+        print("a rehearsal: times of tiny shapes tell nothing, and nothing is written")
+    else:
+        print(f"written: {path}")
     return result
 
 

@@ -165,8 +165,9 @@ class GatedRNN(keras.layers.RNN):
         # Keras 3.16 no longer lets recurrent layers inherit this.
         self.supports_masking = True
         on_tensorflow = keras.backend.backend() == "tensorflow"
-        if on_tensorflow and cudnn.is_near() and not engine.why_not_cudnn(self):
-            self.supports_jit = False  # as in Keras' own layers: XLA knows no operation of cuDNN
+        if on_tensorflow and cudnn.is_near():
+            # As in Keras' own layers: XLA knows no operation of cuDNN, and none of the kernel.
+            self.supports_jit = backprop != "fused" and bool(engine.why_not_cudnn(self))
         verdicts.warn_if_unstable(self.cell)
 
     def __getattr__(self, name):

@@ -622,9 +622,14 @@ def test_explain_says_why_not(rng, calls):
     x = given("lstm", rng)[0]
     layer = kg.GatedRNN(UNITS, cell="lstm", zoneout=0.1)
     layer(x)
-    path = layer.explain().splitlines()[-1]
-    assert path.endswith("; not cuDNN, because cuDNN has no zoneout")
-    assert path.startswith("  inference, when last traced: ")
+    found = layer.explain().splitlines()
+    if BACKEND == "tensorflow":  # which has no other kernel on a GPU, whatever is called
+        assert found[0].endswith(
+            "TensorFlow has a GPU here; not cuDNN, because cuDNN has no zoneout"
+        )
+    else:
+        assert found[-1].startswith("  inference, when last traced: ")
+        assert found[-1].endswith("; not cuDNN, because cuDNN has no zoneout")
     assert not calls
     layer = kg.GatedRNN(UNITS, cell="lstm")
     layer(x[:0])
@@ -666,6 +671,17 @@ def test_an_lstm_without_gradients_is_not_taken(rng, calls, monkeypatch):
     assert "could not call it" in layer.explain()
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a kernel for CPUs alone")
+def test_explain_says_that_a_gpu_gains_nothing(calls):
+    start = (
+        "Keras' own loop, because the kernel is made for CPUs, and TensorFlow has a GPU here; not "
+        "cuDNN, because cuDNN computes nothing but a GRU"
+    )
+    assert start in kg.GatedRNN(UNITS, candidate_activation="relu").explain()
+    for arguments in ({}, {"candidate_activation": "relu", "backprop": "fused"}):
+        assert "can run fused" in kg.GatedRNN(UNITS, **arguments).explain()
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="graphs of TensorFlow")
 def test_xla_and_exports_leave_cudnn(rng, calls, tmp_path):
     import tensorflow as tf
@@ -679,6 +695,8 @@ def test_xla_and_exports_leave_cudnn(rng, calls, tmp_path):
     assert calls == ["gru"]
     assert not layer.supports_jit
     assert kg.GatedRNN(UNITS, zoneout=0.1).supports_jit
+    # The kernel for CPUs that was asked for is no operation of XLA either.
+    assert not kg.GatedRNN(UNITS, zoneout=0.1, backprop="fused").supports_jit
 
     model = keras.Sequential([keras.Input((None, FEATURES), name="x"), layer])
     calls.clear()

@@ -350,7 +350,7 @@ def test_the_benchmark_for_gpus_can_be_rehearsed(tmp_path):
     )
     assert done.stdout.count("train ") == done.stdout.count("inference ") == 6
     assert "failed" not in done.stdout
-    assert done.stdout.rstrip().endswith("a rehearsal: nothing is written")
+    assert done.stdout.rstrip().endswith("and nothing is written")
     assert not [*tmp_path.iterdir()]
 
 

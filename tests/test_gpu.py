@@ -494,15 +494,23 @@ import keras_gates as kg
 from test_gpu import VARIANTS, plan_of, sources
 from keras_gates.engine.gpu import triton as kernels
 
-for units, generation, most, (cell, options) in [
-    (256, 90, 227, ("lstm", {})), (256, 80, 163, ("gru", {"reset_after": False})),
-    (33, 90, 227, VARIANTS[-4]), (64, 80, 163, ("n_brc", {})), (100, 90, 227, VARIANTS[-3]),
+# What is as it is in the layer's compute dtype.
+PROJECTED = ("x_", "u_", "recurrent_kernel_", "transposed_")
+
+for dtype, units, generation, most, (cell, options) in [
+    ("fp32", 256, 90, 227, ("lstm", {})), ("fp32", 256, 80, 163, ("gru", {"reset_after": False})),
+    ("fp32", 33, 90, 227, VARIANTS[-4]), ("fp32", 64, 80, 163, ("n_brc", {})),
+    ("fp32", 100, 90, 227, VARIANTS[-3]), ("bf16", 128, 90, 227, ("lstm", {})),
+    ("bf16", 33, 80, 163, VARIANTS[-4]),
 ]:
     layer = kg.GatedRNN(units, cell=cell, **options)
     layer.build((None, None, 3))
     for text in sources(plan_of(layer, training=True)):
         made = kernels.kernel(text, units)
-        kinds = dict.fromkeys(made.function.arg_names, "*fp32") | {"time": "i32", "batch": "i32"}
+        kinds = {
+            name: f"*{dtype if name.startswith(PROJECTED) else 'fp32'}"
+            for name in made.function.arg_names
+        } | {"time": "i32", "batch": "i32"}
         compiled = triton.compile(
             ASTSource(fn=made.function, signature=kinds),
             target=GPUTarget("cuda", generation, 32),

@@ -214,6 +214,23 @@ def test_which_cells_take_it_where_there_is_an_accelerator(rng, monkeypatch):
 
 
 @on_jax
+def test_a_compiled_function_takes_scans_of_a_constant_too(rng, monkeypatch):
+    import jax
+
+    monkeypatch.setattr(engine, "_kernel_serves_jax", lambda: False)
+    x, layer = rng.normal(size=(2, 4, FEATURES)).astype("float32"), built("gru")
+    expected = layer(x)
+    assert "Keras' own loop, because outside jit and grad" in layer.explain()
+    values = (
+        [v.value for v in layer.trainable_variables],
+        [v.value for v in layer.non_trainable_variables],
+    )
+    found = jax.jit(lambda *values: layer.stateless_call(*values, x)[0])(*values)
+    assert "inference, when last traced: fused, in scans" in layer.explain()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@on_jax
 def test_half_precision_adds_up_in_float32(rng):
     """A model of bfloat16 is near that of float32, over many steps of a slow state."""
     x = rng.normal(size=(2, 1000, FEATURES)).astype("float32")

@@ -36,6 +36,7 @@ __all__ = [
 
 BACKPROP = ("auto", "fused", "autodiff")
 _BACKENDS = ("tensorflow", "jax", "torch")
+_FOR_CPUS = "the kernel is made for CPUs, and TensorFlow has a GPU here"
 
 
 def why_not_fusable(layer):
@@ -67,12 +68,15 @@ def why_not_cudnn_here(sequences, mask):
     return cudnn.why_not_here(sequences, mask)
 
 
-def why_never_fused_here():
-    """Why no layer can take the fused path on this machine, or None. The kernel is for CPUs, and on
-    JAX there are scans without it."""
+def why_never_fused_here(layer):
+    """Why the layer cannot take the fused path on this machine, nor cuDNN, or None. The kernel is
+    for CPUs, and on JAX there are scans without it."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return None if cudnn.is_near() else library.why_none()
+        if layer.backprop == "fused" or not cudnn.is_near():
+            return library.why_none()
+        reason = why_not_cudnn(layer)
+        return f"{_FOR_CPUS}; not cuDNN, because {reason}" if reason else None
     if backend == "torch":
         import torch
 
@@ -86,18 +90,20 @@ def why_not_fused_here(layer, sequences):
     if in_use():
         return PLAIN
     if keras.backend.backend() == "jax":
-        return _why_not_on_jax(automatic, sequences)
+        return _why_not_on_jax(layer, sequences)
     if keras.backend.backend() == "torch":
         return _why_not_on_torch(automatic, sequences)
     return library.why_not() or _why_not_on_tensorflow(automatic)
 
 
-def _why_not_on_jax(automatic, sequences):
+def _why_not_on_jax(layer, sequences):
     import jax
 
     if is_exporting():
         return PLAIN
-    if automatic and not isinstance(sequences, jax.core.Tracer) and not _kernel_serves_jax():
+    given = sequences, *layer.cell.weights
+    traced = any(isinstance(getattr(v, "value", v), jax.core.Tracer) for v in given)
+    if layer.backprop != "fused" and not traced and not _kernel_serves_jax():
         return "outside jit and grad every call would be compiled"
     return None
 
@@ -138,8 +144,8 @@ def _why_not_on_tensorflow(automatic):
             return PLAIN
         if is_compiling():
             return "XLA compiles this function, and the kernel is none of its operations"
-    if automatic and tf.config.list_physical_devices("GPU"):
-        return "the kernel is made for CPUs, and TensorFlow has a GPU here"
+    if automatic and cudnn.is_near():
+        return _FOR_CPUS
     return None
 
 

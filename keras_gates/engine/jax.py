@@ -31,6 +31,8 @@ class FusedEngine(Engine):
         cell: a built GatedCell.
     """
 
+    how = "fused, in scans"
+
     def __init__(self, cell):
         self.recurrence = Recurrence(cell)
         self.state_count = len(cell.state_names)

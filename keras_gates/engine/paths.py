@@ -105,7 +105,7 @@ class Paths:
     def explained(self):
         """Which path is taken and why: in words what holds always, and a line for each way of
         calling the layer so far."""
-        obstacle = self._obstacle() or engine.why_never_fused_here()
+        obstacle = self._obstacle() or engine.why_never_fused_here(self._layer)
         if obstacle:
             return f"Keras' own loop, because {obstacle}", []
         lines = [f"{what}, when last traced: {self._taken(what)}" for what in self.fused.obstacles]
