@@ -171,6 +171,75 @@ def test_programs_of_all_cells_and_options_equal_the_executed_update(name, place
     check(built(cell, rng), rng)
 
 
+@keras.saving.register_keras_serializable(package="test_equations")
+def scaled(x):
+    """With constants of keras.ops: a number, and one per unit."""
+    return ops.sqrt(2 / np.pi) * ops.tanh(x * ops.linspace(0.5, 1.0, UNITS))
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def shifted(x):
+    return ops.convert_to_tensor(0.5) - x / ops.cast([1, 2, 3, 4], x.dtype)
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def of_numpy(x):
+    return np.float64(0.3) - np.sqrt(2 / np.pi) * x + np.float32(2) / (2 + x**2)
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def sinc(x):
+    """With a comparison that Python does for objects of any kind."""
+    return ops.where(x == 0, 1.0, ops.sin(x) / ops.where(x != 0, x, 1.0))
+
+
+def in_a_graph(function, x):
+    if BACKEND == "torch":
+        return function(x)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)(x)
+    import tensorflow as tf
+
+    return tf.function(function)(tf.constant(x))
+
+
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+@pytest.mark.parametrize("surroundings", ["eager", "graph", "fit"])
+@pytest.mark.parametrize("activation", [scaled, shifted, of_numpy, sinc])
+def test_constants_and_comparisons_in_equations(activation, surroundings, rng):
+    layer, plain = (
+        kg.GatedRNN(
+            UNITS,
+            cell="simple",
+            candidate_activation=activation,
+            use_bias=False,
+            backprop=backprop,
+            return_sequences=True,
+        )
+        for backprop in ("auto", "autodiff")
+    )
+    x = rng.normal(size=(ROWS, 6, 3)).astype("float32")
+    x[:, 0] = 0  # the first pre-activation too
+    if surroundings == "fit":
+        model = keras.Sequential([keras.Input((None, 3)), layer])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.fit(x, np.zeros((ROWS, 6, UNITS)), verbose=0)
+        found = model.predict(x, verbose=0)
+    else:
+        layer.build((None, None, 3))
+        found = layer(x) if surroundings == "eager" else in_a_graph(layer, x)
+    plain.build((None, None, 3))
+    plain.set_weights(layer.get_weights())
+    expected = plain(tensor(x))
+    np.testing.assert_allclose(*map(ops.convert_to_numpy, (found, expected)), 1e-5, 1e-6)
+    always, *rest = layer.explain().splitlines()
+    assert f"can run fused on {BACKEND}" in always
+    assert not any("cannot be traced" in line for line in rest)
+    assert "native" in type(layer._paths.fused.engine).__module__
+
+
 def test_a_normalization_written_out_is_known(rng):
     """As Keras 3.8 does it: with `moments`, and weights that have one more axis."""
 
