@@ -1,5 +1,6 @@
 """Programs: what is traced equals what runs, and its derivative that of finite differences."""
 
+import re
 import threading
 
 import keras
@@ -402,13 +403,58 @@ def test_what_cannot_be_traced_is_told_apart_with_a_reason():
     assert "outside is not among the cell's weights" in not_traceable(foreign)
     assert "needs keepdims=True" in not_traceable(narrow)
     assert "along axis 0 and not along the units" in not_traceable(over_samples)
+
+    def rounding(self, x, u, states):
+        return (x.candidate * ops.cast(x.candidate, "int32"),)
+
+    assert "no program rounds numbers to int32" in not_traceable(rounding)
+
+
+def functions_of_the_backend():
+    """The name of the backend, and functions of it as an activation may call them."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        def raw(self, x, u, states):
-            return (tf.nn.relu(x.candidate),)
+        return "TensorFlow", (lambda x: tf.nn.relu(x) * tf.sigmoid(x)), tf.math.erf
+    if BACKEND == "jax":
+        import jax
 
-        assert "KerasTensor" in not_traceable(raw)
+        return "JAX", (lambda x: jax.nn.relu(x) * jax.numpy.tanh(x)), jax.jit(jax.lax.tanh)
+    import torch
+
+    return "PyTorch", (lambda x: torch.relu(x) * x.tanh()), torch.nn.Tanh()
+
+
+@pytest.mark.filterwarnings("ignore:.*works for training")
+def test_functions_that_cannot_be_traced_are_named_in_one_sentence():
+    library, written, own = functions_of_the_backend()
+    said = "written with keras.ops, the equations can be traced"
+    place = r"in `<lambda>` \(test_equations.py, line \d+\)"
+
+    def update(self, x, u, states):
+        return (self.candidate(x.candidate + u.candidate),)
+
+    def reason(activation):
+        return not_traceable(update, candidate_activation=activation)
+
+    assert re.fullmatch(f"functions of {library} are called {place}: {said}", reason(written))
+    assert re.fullmatch(
+        f"functions of NumPy are called {place}: {said}", reason(lambda x: np.tanh(x))
+    )
+    assert reason(own) == f"functions of {library} are called: {said}"
+    assert re.fullmatch(
+        f"the value of a tensor is asked for {place}, as by .*keras.ops.where.*",
+        reason(lambda x: x if x > 0 else -x),
+    )
+    assert reason(lambda x: ops.sum(x, axis=7)).startswith("ValueError: axis 7 is out of bounds")
+    # As users read it, on JAX of what runs in scans.
+    layer = kg.GatedRNN(3, candidate_activation=written)
+    assert "n = <lambda>(x_n + r * u_n)" in layer.explain()
+    layer(np.ones((1, 2, 3), "float32"))
+    if BACKEND == "jax":
+        in_a_graph(layer, np.ones((1, 2, 3), "float32"))
+    how = "fused, in scans" if BACKEND == "jax" else "Keras' own loop"
+    assert f"{how}, because functions of {library} are called" in layer.explain()
 
 
 def test_threads_trace_side_by_side():

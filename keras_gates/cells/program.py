@@ -13,7 +13,13 @@ from keras_gates.cells.step import named, projected_blocks, recurrent_blocks, ru
 from keras_gates.cells.zoneout import shares
 from keras_gates.eager import eager_scope
 from keras_gates.equations.program import Program
-from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
+from keras_gates.equations.trace import (
+    NotTraceableError,
+    Symbolic,
+    read,
+    reason_of,
+    symbolic,
+)
 from keras_gates.equations.values import leaf
 from keras_gates.validation import one_of
 
@@ -43,9 +49,7 @@ def trace(cell, opaque=False, training=False):
             raise
         except Exception as error:
             unbuilt = "" if cell.built else " (the cell is not built yet)"
-            raise NotTraceableError(
-                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{unbuilt}"
-            ) from error
+            raise NotTraceableError(f"{reason_of(error)}{unbuilt}") from error
         if len(scope.state_mapping) > known:
             raise NotTraceableError("its equations change variables (random numbers?)")
     return outputs
@@ -203,7 +207,7 @@ def traced(cell):
             copy = built_copy(cell)
     except Exception as error:
         raise NotTraceableError(
-            f"it is not built, and building a copy raised {type(error).__name__}: {error}"
+            f"it is not built, and building a copy fails: {reason_of(error)}"
         ) from error
     return copy, trace(copy, opaque=True)
 

@@ -6,7 +6,6 @@ not go through the fused engine of the backend, which `make_engine` makes; `why_
 run on other engines for a while.
 """
 
-import contextlib
 import importlib.util
 
 import keras
@@ -157,10 +156,15 @@ def make_engine(cell, forced=False):
     if backend != "jax":
         return _engine_of(f"native.{backend}", cell)
     # On JAX there are scans for what the kernels cannot do.
+    reasons = []
     for module in _of_jax(forced):
-        with contextlib.suppress(NotFusableError, NotTraceableError):
+        try:
             return _engine_of(module, cell)
-    return _engine_of("jax", cell)
+        except (NotFusableError, NotTraceableError) as reason:
+            reasons.append(f", because {reason}")
+    scans = _engine_of("jax", cell)
+    scans.how = "fused, in scans" + (reasons[0] if _kernel_serves_jax() else "")
+    return scans
 
 
 def _of_jax(forced):
