@@ -136,7 +136,10 @@ def _why_not_on_tensorflow(automatic):
         if is_exporting():
             return PLAIN
         if is_compiling():
-            return "XLA compiles this function, and the kernel is none of its operations"
+            return (
+                "XLA compiles this function (jit_compile=True), and the kernel is none of its "
+                "operations"
+            )
     if automatic and tf.config.list_physical_devices("GPU"):
         return "the kernel is made for CPUs, and TensorFlow has a GPU here"
     return None
