@@ -1,9 +1,10 @@
 """How a cell runs over time.
 
 `why_not_fusable`, `why_never_fused_here` and `why_not_fused_here` say why a layer's sequences do
-not go through the fused engine of the backend, which `make_engine` makes; `why_not_cudnn`,
-`why_not_cudnn_here` and `make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers
-run on other engines for a while.
+not go through the fused engine of the backend, which `make_engine` makes; those do not either of
+which `is_symbolic` says that they have no values. `why_not_cudnn`, `why_not_cudnn_here` and
+`make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers run on other engines for
+a while.
 """
 
 import importlib.util
@@ -22,6 +23,7 @@ __all__ = [
     "BACKPROP",
     "Engine",
     "NotFusableError",
+    "is_symbolic",
     "make_cudnn",
     "make_engine",
     "use",
@@ -77,6 +79,15 @@ def why_never_fused_here():
 
         return None if torch.cuda.is_available() else library.why_none()
     return None
+
+
+def is_symbolic(sequences):
+    """Whether Keras asks for shapes alone, on PyTorch and on JAX: of tensors that have no values,
+    or dimensions that are symbols."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return sequences.device.type == "meta"
+    return backend == "jax" and not all(isinstance(size, int) for size in sequences.shape)
 
 
 def why_not_fused_here(layer, sequences):

@@ -52,8 +52,8 @@ class Paths:
         Raises:
             ValueError: the fused engine was asked for, and cannot run the layer.
         """
-        if getattr(getattr(sequences, "device", None), "type", None) == "meta":
-            return None  # Keras on PyTorch asks for shapes alone
+        if engine.is_symbolic(sequences):
+            return None
         given = sequences, states, mask, training
         what = "training" if training else "inference"
         if cudnn.is_near(sequences):
