@@ -23,9 +23,10 @@ test-all: $(INSTALLED)
 
 # KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
 test-backend: $(INSTALLED)-$(KERAS_BACKEND)
-	ALL_TESTS=1 KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_contracts.py tests/test_gradients.py \
-		tests/test_gallery.py tests/test_zoneout.py tests/test_parallel.py tests/test_gpu.py tests/test_cudnn.py \
-		tests/test_convert_compiled.py tests/test_without_tensorflow.py
+	ALL_TESTS=1 KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_equations.py \
+		tests/test_contracts.py tests/test_gradients.py tests/test_gallery.py tests/test_zoneout.py \
+		tests/test_parallel.py tests/test_gpu.py tests/test_cudnn.py tests/test_convert_compiled.py \
+		tests/test_without_tensorflow.py
 
 # The contracts on the oldest packages that setup.cfg allows, in an environment of their own.
 OLDEST = "tensorflow==2.18.*" "keras==3.8.*" "keras-tuner==1.4.7"

@@ -55,7 +55,9 @@ class GatedRNN(keras.layers.RNN):
             the backend, step by step. "auto": on a GPU by cuDNN where `keras.layers` would, else
             fused wherever it is possible and pays; `explain` says which and why. The results are
             the same, gradients of gradients too (with clipping, each of the paths that these take
-            back is clipped on its own). "fused" raises where the cell makes it impossible.
+            back is clipped on its own). "fused" raises where the layer makes it impossible, and
+            warns where its surroundings do, and Keras' loop runs: TensorFlow's `jit_compile=True`,
+            `torch.compile`, a device or a machine that there is no kernel for.
         gate_activation: σ, for all gates, or a dict per gate. Default: "sigmoid".
         candidate_activation: φ. Default: "tanh".
         grad_clip_value, grad_clip_norm, grad_clip_at: clip gradients inside backpropagation

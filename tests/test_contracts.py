@@ -391,3 +391,38 @@ def test_transformations_of_jax(cell, rng, backprop):
         found.append(jax.tree.leaves(values))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+class Wrapping(keras.layers.Layer):
+    """A layer of one's own that says nothing of the shape of its outputs."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.masking, self.inner = keras.layers.Masking(), inner
+
+    def call(self, x):
+        return self.inner(self.masking(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kg.GatedRNN(UNITS, activation_l1=0.1),
+        lambda: kg.GatedRNN(UNITS, "lstm", return_sequences=True, dropout=0.2, zoneout=0.2),
+        lambda: kg.GatedRNN(UNITS, initial_state="learned", go_backwards=True),
+        lambda: keras.layers.Bidirectional(kg.GatedRNN(UNITS, "simple", return_sequences=True)),
+    ],
+)
+def test_in_a_layer_of_ones_own_with_any_batch_and_length(make, rng):
+    """Keras finds its shapes by calling it with symbols of the backend, on JAX of dimensions."""
+    inner = make()
+    inputs = keras.Input((None, FEATURES))
+    model = keras.Model(inputs, Wrapping(inner)(inputs))
+    assert model.output_shape == inner.compute_output_shape((None, None, FEATURES))
+    x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+    x[:2, 3:] = 0
+    found = model.predict(x, verbose=0)
+    expected = inner(ops.convert_to_tensor(x), mask=ops.any(x != 0, axis=-1))
+    np.testing.assert_allclose(found, ops.convert_to_numpy(expected), 1e-5, 1e-6)
+    model.compile("sgd", "mse")
+    model.fit(x, np.zeros_like(found), verbose=0)

@@ -292,7 +292,9 @@ def test_fit_and_predict(options, rng):
     plain, expected = trained("autodiff", x, y, **options)
     assert_same(given, expected, 1e-5)
     forward, backward = fused.layers[1].forward_layer, fused.layers[1].backward_layer
-    compiled = "XLA compiles this function, and the kernel is none of its operations"
+    compiled = (
+        "XLA compiles this function (jit_compile=True), and the kernel is none of its operations"
+    )
     expected = compiled if options.get("jit_compile") else None
     for layer in (forward, backward):
         assert layer._paths.fused.obstacles == {"training": expected, "inference": expected}
@@ -413,6 +415,26 @@ def test_what_cannot_be_fused_says_why(rng):
         assert reason in layer.explain()
     with pytest.raises(ValueError, match="`backprop` must be one of"):
         kg.GatedRNN(4, backprop="fast")
+
+
+def test_fused_that_is_impossible_where_it_runs_warns_once(rng, recwarn, tmp_path):
+    x = rng.normal(size=(2, 3, FEATURES)).astype("float32")
+    layers = [kg.GatedRNN(4, backprop=given, name=given) for given in ("auto", "fused")]
+    for layer in layers:
+        layer(x)
+        kg.export(keras.Sequential([keras.Input((None, FEATURES)), layer]), tmp_path / layer.name)
+        layer(x[:0])
+    assert not [w for w in recwarn if "fused" in str(w.message)]
+    for layer in layers:
+        compiled = tf.function(layer, jit_compile=True)
+        np.testing.assert_allclose(compiled(x), layer(x), 1e-5, 1e-6)
+        compiled(x[:, :2])
+    (warned,) = [w for w in recwarn if "fused" in str(w.message)]
+    assert str(warned.message) == (
+        "'fused' was made with backprop='fused', and runs in Keras' own loop here: XLA compiles "
+        "this function (jit_compile=True), and the kernel is none of its operations."
+    )
+    assert warned.filename == __file__
 
 
 def _eagerly(layer, x):

@@ -1,5 +1,6 @@
 """Programs: what is traced equals what runs, and its derivative that of finite differences."""
 
+import re
 import threading
 
 import keras
@@ -171,6 +172,75 @@ def test_programs_of_all_cells_and_options_equal_the_executed_update(name, place
     check(built(cell, rng), rng)
 
 
+@keras.saving.register_keras_serializable(package="test_equations")
+def scaled(x):
+    """With constants of keras.ops: a number, and one per unit."""
+    return ops.sqrt(2 / np.pi) * ops.tanh(x * ops.linspace(0.5, 1.0, UNITS))
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def shifted(x):
+    return ops.convert_to_tensor(0.5) - x / ops.cast([1, 2, 3, 4], x.dtype)
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def of_numpy(x):
+    return np.float64(0.3) - np.sqrt(2 / np.pi) * x + np.float32(2) / (2 + x**2)
+
+
+@keras.saving.register_keras_serializable(package="test_equations")
+def sinc(x):
+    """With a comparison that Python does for objects of any kind."""
+    return ops.where(x == 0, 1.0, ops.sin(x) / ops.where(x != 0, x, 1.0))
+
+
+def in_a_graph(function, x):
+    if BACKEND == "torch":
+        return function(x)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)(x)
+    import tensorflow as tf
+
+    return tf.function(function)(tf.constant(x))
+
+
+@pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
+@pytest.mark.parametrize("surroundings", ["eager", "graph", "fit"])
+@pytest.mark.parametrize("activation", [scaled, shifted, of_numpy, sinc])
+def test_constants_and_comparisons_in_equations(activation, surroundings, rng):
+    layer, plain = (
+        kg.GatedRNN(
+            UNITS,
+            cell="simple",
+            candidate_activation=activation,
+            use_bias=False,
+            backprop=backprop,
+            return_sequences=True,
+        )
+        for backprop in ("auto", "autodiff")
+    )
+    x = rng.normal(size=(ROWS, 6, 3)).astype("float32")
+    x[:, 0] = 0  # the first pre-activation too
+    if surroundings == "fit":
+        model = keras.Sequential([keras.Input((None, 3)), layer])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.fit(x, np.zeros((ROWS, 6, UNITS)), verbose=0)
+        found = model.predict(x, verbose=0)
+    else:
+        layer.build((None, None, 3))
+        found = layer(x) if surroundings == "eager" else in_a_graph(layer, x)
+    plain.build((None, None, 3))
+    plain.set_weights(layer.get_weights())
+    expected = plain(tensor(x))
+    np.testing.assert_allclose(*map(ops.convert_to_numpy, (found, expected)), 1e-5, 1e-6)
+    always, *rest = layer.explain().splitlines()
+    assert f"can run fused on {BACKEND}" in always
+    assert not any("cannot be traced" in line for line in rest)
+    assert "native" in type(layer._paths.fused.engine).__module__
+
+
 def test_a_normalization_written_out_is_known(rng):
     """As Keras 3.8 does it: with `moments`, and weights that have one more axis."""
 
@@ -333,13 +403,58 @@ def test_what_cannot_be_traced_is_told_apart_with_a_reason():
     assert "outside is not among the cell's weights" in not_traceable(foreign)
     assert "needs keepdims=True" in not_traceable(narrow)
     assert "along axis 0 and not along the units" in not_traceable(over_samples)
+
+    def rounding(self, x, u, states):
+        return (x.candidate * ops.cast(x.candidate, "int32"),)
+
+    assert "no program rounds numbers to int32" in not_traceable(rounding)
+
+
+def functions_of_the_backend():
+    """The name of the backend, and functions of it as an activation may call them."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        def raw(self, x, u, states):
-            return (tf.nn.relu(x.candidate),)
+        return "TensorFlow", (lambda x: tf.nn.relu(x) * tf.sigmoid(x)), tf.math.erf
+    if BACKEND == "jax":
+        import jax
 
-        assert "KerasTensor" in not_traceable(raw)
+        return "JAX", (lambda x: jax.nn.relu(x) * jax.numpy.tanh(x)), jax.jit(jax.lax.tanh)
+    import torch
+
+    return "PyTorch", (lambda x: torch.relu(x) * x.tanh()), torch.nn.Tanh()
+
+
+@pytest.mark.filterwarnings("ignore:.*works for training")
+def test_functions_that_cannot_be_traced_are_named_in_one_sentence():
+    library, written, own = functions_of_the_backend()
+    said = "written with keras.ops, the equations can be traced"
+    place = r"in `<lambda>` \(test_equations.py, line \d+\)"
+
+    def update(self, x, u, states):
+        return (self.candidate(x.candidate + u.candidate),)
+
+    def reason(activation):
+        return not_traceable(update, candidate_activation=activation)
+
+    assert re.fullmatch(f"functions of {library} are called {place}: {said}", reason(written))
+    assert re.fullmatch(
+        f"functions of NumPy are called {place}: {said}", reason(lambda x: np.tanh(x))
+    )
+    assert reason(own) == f"functions of {library} are called: {said}"
+    assert re.fullmatch(
+        f"the value of a tensor is asked for {place}, as by .*keras.ops.where.*",
+        reason(lambda x: x if x > 0 else -x),
+    )
+    assert reason(lambda x: ops.sum(x, axis=7)).startswith("ValueError: axis 7 is out of bounds")
+    # As users read it, on JAX of what runs in scans.
+    layer = kg.GatedRNN(3, candidate_activation=written)
+    assert "n = <lambda>(x_n + r * u_n)" in layer.explain()
+    layer(np.ones((1, 2, 3), "float32"))
+    if BACKEND == "jax":
+        in_a_graph(layer, np.ones((1, 2, 3), "float32"))
+    how = "fused, in scans" if BACKEND == "jax" else "Keras' own loop"
+    assert f"{how}, because functions of {library} are called" in layer.explain()
 
 
 def test_threads_trace_side_by_side():

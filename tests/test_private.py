@@ -54,6 +54,20 @@ def test_a_variable_stands_for_a_keras_tensor():
         assert variable.value is x
 
 
+def test_keras_tensors_in_operators():
+    x = keras.KerasTensor((None, 3), name="x")
+    one = keras.ops.ones(())
+    with graph.operators_of_tensors():
+        found = [np.float64(2) * x, np.ones(3) - x, one / x, x == 0.0, x != np.float32(1), x == x]
+    names = [type(graph.origin(y)[0]).__name__ for y in found]
+    assert names == ["Multiply", "Subtract", "TrueDivide", "Equal", "NotEqual", "Equal"]
+    assert graph.origin(found[0])[1][1] is x
+    assert (x == 0.0) is False
+    assert len({x: 1, found[0]: 2}) == 2
+    with pytest.raises(ValueError, match="cannot convert it to a NumPy array"):
+        np.float64(2) * x
+
+
 def test_a_copy_of_a_layer_has_records_of_its_own():
     layer = keras.layers.Dense(1)
     copy = object.__new__(type(layer))

@@ -2,6 +2,9 @@
 
 import collections
 import contextlib
+import contextvars
+import functools
+import math
 import re
 
 import keras
@@ -26,6 +29,38 @@ def names_kept():
         yield
     finally:
         global_state.set_global_attribute("object_name_uids", before)
+
+
+_in_operators = contextvars.ContextVar("in_operators", default=False)
+
+
+@contextlib.contextmanager
+def operators_of_tensors():
+    """While it lasts, a KerasTensor may stand where a tensor of the backend may: on the right of a
+    NumPy number, a NumPy array or an array of JAX, which ask it for its values otherwise, at which
+    it raises; and on the left of `==`, which compares objects otherwise, unlike `!=`."""
+    _prepare_operators()
+    token = _in_operators.set(True)
+    try:
+        yield
+    finally:
+        _in_operators.reset(token)
+
+
+@functools.cache
+def _prepare_operators():
+    kind = keras.KerasTensor
+
+    def either(here, elsewhere):
+        return lambda self, *other: (here if _in_operators.get() else elsewhere)(self, *other)
+
+    def equal(self, other):
+        return keras.ops.equal(self, other) if hasattr(other, "__float__") else NotImplemented
+
+    kind.__jax_array__ = either(lambda self: NotImplemented, kind.__jax_array__)
+    # NumPy leaves operators to what has a higher priority; what has none is below all.
+    kind.__array_priority__ = property(either(lambda self: 100.0, lambda self: -math.inf))
+    kind.__eq__ = either(equal, kind.__eq__)
 
 
 def calls(layer):

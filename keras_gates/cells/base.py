@@ -440,8 +440,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
 
     def get_initial_state(self, batch_size=None):
         """The states before the first step, zeros: a list of (batch_size, units)."""
-        if not hasattr(batch_size, "dtype"):
-            nonnegative_integer("batch_size", batch_size)
+        if batch_size is None or isinstance(batch_size, int | float | str):
+            nonnegative_integer("batch_size", batch_size)  # else a tensor, or a symbol of JAX
         return [
             ops.zeros((batch_size, self.units), dtype=self.compute_dtype) for _ in self.state_names
         ]

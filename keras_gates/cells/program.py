@@ -11,8 +11,15 @@ from keras_gates.activations import name_of, values
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells.step import named, projected_blocks, recurrent_blocks, running
 from keras_gates.cells.zoneout import shares
+from keras_gates.eager import eager_scope
 from keras_gates.equations.program import Program
-from keras_gates.equations.trace import NotTraceableError, Symbolic, read, symbolic
+from keras_gates.equations.trace import (
+    NotTraceableError,
+    Symbolic,
+    read,
+    reason_of,
+    symbolic,
+)
 from keras_gates.equations.values import leaf
 from keras_gates.validation import one_of
 
@@ -20,7 +27,8 @@ from keras_gates.validation import one_of
 def trace(cell, opaque=False, training=False):
     """The `Program` of a cell: of its `update`, with its activations, options and weights.
 
-    The cell itself is left alone: its code runs on a copy whose weights are symbols.
+    The cell itself is left alone: its code runs on a copy whose weights are symbols. Constants that
+    it makes are values, also where a graph is being built around it.
 
     Args:
         cell: a GatedCell, built if its equations use weights.
@@ -32,7 +40,7 @@ def trace(cell, opaque=False, training=False):
         NotTraceableError: its equations cannot become a program, with the reason.
     """
     scope = keras.StatelessScope()
-    with graph.names_kept(), scope:
+    with eager_scope(), graph.names_kept(), graph.operators_of_tensors(), scope:
         tracing = _Tracing(cell, scope, opaque, training)
         known = len(scope.state_mapping)
         try:
@@ -41,9 +49,7 @@ def trace(cell, opaque=False, training=False):
             raise
         except Exception as error:
             unbuilt = "" if cell.built else " (the cell is not built yet)"
-            raise NotTraceableError(
-                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{unbuilt}"
-            ) from error
+            raise NotTraceableError(f"{reason_of(error)}{unbuilt}") from error
         if len(scope.state_mapping) > known:
             raise NotTraceableError("its equations change variables (random numbers?)")
     return outputs
@@ -120,8 +126,8 @@ class _Tracing:
         if id(layer) not in self.copies:
             kind = type(layer) if layer is self.cell else _called_directly(type(layer))
             self.copies[id(layer)] = copy = object.__new__(kind)
-            attributes = {
-                name: self._converted(value, inside=not name.startswith("_"))
+            attributes = {  # layers in a layer are in its `_modules` on PyTorch
+                name: self._converted(value, inside=name[0] != "_" or name == "_modules")
                 for name, value in vars(layer).items()
             }
             vars(copy).update(attributes)
@@ -201,7 +207,7 @@ def traced(cell):
             copy = built_copy(cell)
     except Exception as error:
         raise NotTraceableError(
-            f"it is not built, and building a copy raised {type(error).__name__}: {error}"
+            f"it is not built, and building a copy fails: {reason_of(error)}"
         ) from error
     return copy, trace(copy, opaque=True)
 

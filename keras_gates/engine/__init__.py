@@ -1,12 +1,12 @@
 """How a cell runs over time.
 
 `why_not_fusable`, `why_never_fused_here` and `why_not_fused_here` say why a layer's sequences do
-not go through the fused engine of the backend, which `make_engine` makes; `why_not_cudnn`,
-`why_not_cudnn_here` and `make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers
-run on other engines for a while.
+not go through the fused engine of the backend, which `make_engine` makes; those do not either of
+which `is_symbolic` says that they have no values. `why_not_cudnn`, `why_not_cudnn_here` and
+`make_cudnn` are for cuDNN. `paths` chooses between them. `use` has layers run on other engines for
+a while.
 """
 
-import contextlib
 import importlib.util
 
 import keras
@@ -23,6 +23,7 @@ __all__ = [
     "BACKPROP",
     "Engine",
     "NotFusableError",
+    "is_symbolic",
     "make_cudnn",
     "make_engine",
     "use",
@@ -84,6 +85,15 @@ def why_never_fused_here(layer):
     return None
 
 
+def is_symbolic(sequences):
+    """Whether Keras asks for shapes alone, on PyTorch and on JAX: of tensors that have no values,
+    or dimensions that are symbols."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return sequences.device.type == "meta"
+    return backend == "jax" and not all(isinstance(size, int) for size in sequences.shape)
+
+
 def why_not_fused_here(layer, sequences):
     """Why the layer does not take the fused path in what is being computed now, or None."""
     automatic = layer.backprop != "fused"
@@ -143,7 +153,10 @@ def _why_not_on_tensorflow(automatic):
         if is_exporting():
             return PLAIN
         if is_compiling():
-            return "XLA compiles this function, and the kernel is none of its operations"
+            return (
+                "XLA compiles this function (jit_compile=True), and the kernel is none of its "
+                "operations"
+            )
     if automatic and cudnn.is_near():
         return _FOR_CPUS
     return None
@@ -163,10 +176,16 @@ def make_engine(cell, forced=False):
     if backend != "jax":
         return _engine_of(f"native.{backend}", cell)
     # On JAX there are scans for what the kernels cannot do.
+    reasons = []
     for module in _of_jax(forced):
-        with contextlib.suppress(NotFusableError, NotTraceableError):
+        try:
             return _engine_of(module, cell)
-    return _engine_of("jax", cell)
+        except (NotFusableError, NotTraceableError) as reason:
+            reasons.append(f", because {reason}")
+    scans = _engine_of("jax", cell)
+    if _kernel_serves_jax():
+        scans.how += reasons[0]
+    return scans
 
 
 def _of_jax(forced):

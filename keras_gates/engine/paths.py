@@ -6,12 +6,15 @@ loop of `keras.layers.RNN` and the backend's own automatic differentiation.
 
 import dataclasses
 import functools
+import warnings
 
 import keras
 
 from keras_gates import engine
+from keras_gates._keras.calls import stacklevel
 from keras_gates.engine import cudnn
-from keras_gates.engine.base import Engine
+from keras_gates.engine.base import PLAIN, Engine
+from keras_gates.engine.native import library
 from keras_gates.engine.recurrence import NotFusableError
 from keras_gates.equations import NotTraceableError
 
@@ -40,6 +43,7 @@ class Paths:
         self._layer = layer
         self.cudnn, self.fused = Path(), Path()
         self._not_fusable = None  # what the fused engine said when it could not run the cell
+        self._warned = set()  # of these obstacles
 
     def run(self, sequences, states, mask, training):
         """What `keras.layers.RNN.inner_loop` returns, for the states with the sums of penalties;
@@ -48,6 +52,8 @@ class Paths:
         Raises:
             ValueError: the fused engine was asked for, and cannot run the layer.
         """
+        if engine.is_symbolic(sequences):
+            return None
         given = sequences, states, mask, training
         what = "training" if training else "inference"
         if cudnn.is_near(sequences):
@@ -61,7 +67,9 @@ class Paths:
             )
         if sequences.shape[0] == 0:
             obstacle = obstacle or "there are no samples"
-        obstacle = obstacle or engine.why_not_fused_here(self._layer, sequences)
+        if not obstacle:
+            obstacle = engine.why_not_fused_here(self._layer, sequences)
+            self._warn_of(obstacle)
         self.fused.obstacles[what] = obstacle
         if obstacle:
             return None
@@ -101,6 +109,19 @@ class Paths:
         if self._layer.return_gates:
             return "return_gates=True was given"
         return self._not_fusable or engine.why_not_fusable(self._layer)
+
+    def _warn_of(self, obstacle):
+        """Says once that it is not fused although it shall be. Of a missing kernel there is a
+        warning already; exported models are never fused."""
+        expected = (None, PLAIN, library.why_none())
+        if self._layer.backprop != "fused" or obstacle in expected or obstacle in self._warned:
+            return
+        self._warned.add(obstacle)
+        warnings.warn(
+            f"{self._layer.name!r} was made with backprop='fused', and runs in Keras' own loop "
+            f"here: {obstacle}.",
+            stacklevel=stacklevel(),
+        )
 
     def explained(self):
         """Which path is taken and why: in words what holds always, and a line for each way of

@@ -200,6 +200,9 @@ _infix("logical_and", np.logical_and, _no_gradients, "And", None, "and", SUM)
 _infix("logical_or", np.logical_or, _no_gradients, "Or", None, "or", SUM)
 _row("logical_not", np.logical_not, lambda y, d: (None,), onnx="Not")
 _row(
+    "not_equal", expand=lambda y: apply("logical_not", apply("equal", *y.arguments)), alias=True,
+)  # fmt: skip
+_row(
     "where", np.where,
     lambda y, d: (None, where(y.arguments[0], d, 0), where(y.arguments[0], 0, d)), onnx="Where",
     text="({1} if {0} else {2})",

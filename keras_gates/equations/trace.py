@@ -1,6 +1,9 @@
 """From what Keras recorded of KerasTensors to values."""
 
 import inspect
+import pathlib
+import re
+import traceback
 
 import keras
 import numpy as np
@@ -14,6 +17,45 @@ from keras_gates.equations.values import apply, constant
 
 class NotTraceableError(ValueError):
     """Equations that cannot become a program; the message is the reason."""
+
+
+_LIBRARIES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch", "numpy": "NumPy"}
+# By which Python asks a KerasTensor for the value that it does not have.
+_AS_NUMBER = ("__bool__", "__float__", "__int__", "__index__")
+
+
+def reason_of(error):
+    """In one sentence why equations that raised `error` on symbols cannot be traced."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    ours = [i for i, package in enumerate(packages) if package == __name__.partition(".")[0]]
+    first = ours[-1] + 1 if ours else 0  # what our own code called: an activation, or `update`
+    where, called = "", packages[first:]
+    if called and called[0] not in ("keras", *_LIBRARIES):
+        (frame, line), called = frames[first], called[1:]
+        file = pathlib.Path(frame.f_code.co_filename).name
+        where = f" in `{frame.f_code.co_name}` ({file}, line {line})"
+    asked = frames[-1][0].f_code.co_name if frames else ""
+    if asked in _AS_NUMBER:
+        return (
+            f"the value of a tensor is asked for{where}, as by `if` or float(): values are not "
+            "known where equations are traced (keras.ops.where chooses by them)"
+        )
+    library = next((_LIBRARIES[package] for package in called if package in _LIBRARIES), None)
+    if asked == "__array__" and library is None:
+        library = "NumPy"
+    about_symbols = re.search("KerasTensor|__jax_array__", str(error))
+    if not called and about_symbols:  # what is written in C, and JAX, leave no frames
+        library = _LIBRARIES.get(keras.backend.backend())
+    if called[:1] == ["keras"] and not about_symbols:  # keras.ops, given what it does not take
+        library = None
+    if library is not None:
+        return (
+            f"functions of {library} are called{where}: written with keras.ops, the equations can "
+            "be traced"
+        )
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {re.sub(r' [^.]*:$', '', line)}"
 
 
 class Symbolic(keras.Operation):
@@ -101,6 +143,8 @@ def _read_operation(tensor, leaves):
         arguments = [read(argument, leaves) for argument in args]
         return apply(operation.row, *arguments, **operation.parameters)
     kind = type(operation)
+    if kind.__name__ == "ConvertToTensor" and operation.dtype in (None, args[0].dtype):
+        return read(args[0], leaves)
     row = BY_KERAS_CLASS.get(kind.__name__)
     if kind.__name__ == "Reshape" and [*tensor.shape[-1:]] == [n for n in args[0].shape if n != 1]:
         return read(args[0], leaves)  # one per unit, with more axes before that one
@@ -111,6 +155,8 @@ def _read_operation(tensor, leaves):
         hint = product if kind.__name__ in ("Matmul", "Dot", "Einsum") else ""
         raise NotTraceableError(f"no program knows the operation {kind.__name__}{hint}")
     _check_axis(operation, row)
+    if row.name == "cast" and "int" in operation.dtype and args[0].dtype != "bool":
+        raise NotTraceableError(f"no program rounds numbers to {operation.dtype}")
     parameters = {}
     for name, attribute in zip(row.parameters, row.keras.get(kind.__name__, ()), strict=True):
         parameters[name] = _parameter(kind.__name__, attribute, getattr(operation, attribute))
