@@ -49,7 +49,6 @@ def planted(rng, **changes):
         ({"gate_activation": {"reset": "relu"}, "reset": (2, 1)}, "reset gate exceeds 1"),
         ({"update": (0, 0.01)}, "neither near 0 nor near 1: update"),
         ({"candidate_activation": "relu", "candidate": (-0.9, 1)}, "candidate's values are zero"),
-        ({"candidate": (6, 0.1), "update": (-6, 0.1)}, "the hidden state is at its bound"),
         (
             {"gate_activation": {"update": "relu"}, "update": (1.3, 0.0)},
             "hidden state grows with time",
@@ -100,6 +99,49 @@ def test_advice_that_is_followed_already_is_not_given(rng):
     assert "uniform_gates" not in advice(
         "Lyapunov exponent is -", **forgets, gate_activation={"reset": "relu"}
     )
+
+
+def at_its_bound(rng, cell, gates=(), **options):
+    """What is advised where hidden states are at their bounds, and by what factor the gradient
+    changes there per step back."""
+    layer = helpers.built(rng, dtype="float32", cell=cell, scale=0.3, **options)
+    bias = np.array(layer.cell.bias)
+    for part, value in {"candidate": 4.0, **dict(gates)}.items():
+        start = UNITS * layer.cell.blocks.index(part)
+        bias[..., start : start + UNITS] = value
+    layer.cell.bias.assign(bias)
+    result = diagnose(model_of(layer), sequences(rng, time=48), np.zeros((BATCH, UNITS)))
+    (found,) = result.layers
+    assert found.states["hidden"].at_bound > 0.6
+    said = [f.advice for f in result.findings if "hidden state is at its bound" in f.what]
+    return said, math.exp(found.gradient.log_slope)
+
+
+@needs_gradients
+def test_a_state_at_its_bound_is_a_fault_where_nothing_carries_it_on(rng):
+    (said,), factor = at_its_bound(rng, "simple")
+    assert factor < 0.1
+    assert said == (
+        "Hardly any gradient comes through a unit at its bound. Scale the inputs down, begin with "
+        "smaller weights, or take a candidate with slower tails, such as softsign."
+    )
+    (said,), _ = at_its_bound(rng, "lstm", {"output": 6.0, "input": 6.0, "forget": 6.0})
+    assert "from such a unit to the cell state; what that carries on itself still arrives" in said
+    assert "an output_activation with slower tails" in said
+    (said,), _ = at_its_bound(rng, "simple", {"candidate": 20.0}, candidate_activation="softsign")
+    assert "slower tails" not in said
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [("gru", {"gates": {"update": 1.0}}), ("simple", {"zoneout": 0.8})],
+    ids=["gru", "zoneout"],
+)
+@needs_gradients
+def test_a_state_at_its_bound_that_is_carried_on_is_none(rng, cell, options):
+    said, factor = at_its_bound(rng, cell, **options)
+    assert not said
+    assert factor > 0.7
 
 
 def test_a_cell_without_a_recurrent_kernel_is_not_told_to_start_it_elsewhere(rng):

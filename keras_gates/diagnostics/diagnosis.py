@@ -126,8 +126,7 @@ def _started(model, x, y, batch_size, lyapunov):
 def of_runs(tracer, runs, margin):
     """The `Diagnosis` of what a tracer gave."""
     layers = [
-        figures.of_trace(each, margin, tracer.why_unstable(each.cell))
-        for each in trace.joined(runs)
+        figures.of_trace(each, margin, tracer.verdict(each.cell)) for each in trace.joined(runs)
     ]
     found = findings.of_layers(layers, tracer.left_out)
     return Diagnosis(tracer.model.name, margin, layers, found)

@@ -177,12 +177,19 @@ def states(layer):
                     f"{penalty} activation_l1",
                 ),
             )
-        if figures.at_bound is not None and figures.at_bound > _AT_BOUND:
+        # Where a state is carried on beside its activation, as a GRU's is, one at its bound may be
+        # just what is remembered.
+        alone = layer.options["carry"][name] == [0, 0]
+        if alone and figures.at_bound is not None and figures.at_bound > _AT_BOUND:
             yield (
                 "warning",
                 f"{figures.at_bound:.0%} of the {name} state is at its bound",
-                "No gradient comes through a unit at its bound. Scale the inputs down, begin with "
-                "smaller weights, or take a candidate with slower tails, such as softsign.",
+                _through_the_bound(layer)
+                + _either(
+                    "scale the inputs down",
+                    "begin with smaller weights",
+                    _slower_tails(layer),
+                ),
             )
 
 
@@ -260,6 +267,26 @@ def _either(*parts):
     *others, last = [part for part in parts if part]
     text = f"{', '.join(others)}, or {last}." if others else f"{last}."
     return text[0].upper() + text[1:]
+
+
+def _through_the_bound(layer):
+    """What a state at its bound means for gradients; another state may be carried past it."""
+    carried = [name for name, (_, high) in layer.options["carry"].items() if high > 0]
+    if not carried:
+        return "Hardly any gradient comes through a unit at its bound. "
+    return (
+        f"Hardly any gradient comes from such a unit to the {' and '.join(carried)} state; what "
+        f"that carries on itself still arrives. "
+    )
+
+
+def _slower_tails(layer):
+    """What bounds the hidden state is an LSTM's output activation, elsewhere the candidate."""
+    output = layer.options["output_activation"]
+    what = "a candidate" if output is None else "an output_activation"
+    return (output or layer.options["candidate_activation"]) != "softsign" and (
+        f"take {what} with slower tails, such as softsign"
+    )
 
 
 def _lower_penalties(layer):

@@ -108,11 +108,6 @@ class Call:
     outputs: list
 
 
-def _why_unstable(cell):
-    found = [r for r in verdicts.judge(cell).reasons if r.level == verdicts.LEVELS[-1]]
-    return [found[0].what, found[0].advice] if found else None
-
-
 class Tracer:
     """Runs a model on batches and returns what its recurrent layers compute.
 
@@ -126,8 +121,8 @@ class Tracer:
 
     Attributes:
         left_out: pairs (name, reason) of recurrent layers that cannot be looked into.
-        why_unstable: from a cell to why the verdict calls its activations unstable, and what helps;
-            None where it does not. Each is judged once, however often a monitor looks.
+        verdict: from a cell to the `Verdict` on its activations. Each is judged once, however often
+            a monitor looks.
 
     Raises:
         ValueError: no recurrent layer that can be looked into, unless with `everything`.
@@ -150,7 +145,7 @@ class Tracer:
                 f"SimpleRNN, or keras.layers.RNN of one of their cells. {model.name!r} has "
                 f"none{cells.describe(self.left_out)}"
             )
-        self.why_unstable = functools.cache(_why_unstable)
+        self.verdict = functools.cache(verdicts.judge)
         self._compute = self._gradients_and_events if gradients else self._events
         self._compiled = False
 
