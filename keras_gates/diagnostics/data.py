@@ -10,8 +10,10 @@ from keras import tree
 
 from keras_gates._keras import graph
 from keras_gates._keras.calls import stacklevel
+from keras_gates.inputs import PADDED
 
 TAKEN = 256  # samples of a dataset
+_SHOWN = 6  # shapes in an error
 
 
 def checked(model, x, y, purpose):
@@ -203,14 +205,28 @@ def arrays(argument, values):
         try:
             values = np.asarray(values)
         except ValueError as error:
-            raise ValueError(f"`{argument}` must be an array. NumPy says: {error}") from None
+            hint = f" {PADDED} the recurrent one." if _are_sequences(values) else ""
+            raise ValueError(f"`{argument}` must be an array. NumPy says: {error}{hint}") from None
     values = tree.map_structure(functools.partial(_array, argument), values)
     if len({len(value) for value in tree.flatten(values)}) != 1:
-        shapes = [value.shape for value in tree.flatten(values)]
+        given = tree.flatten(values)
+        shapes, more = ", ".join(str(value.shape) for value in given[:_SHOWN]), len(given) - _SHOWN
+        more = f" and {more} more" if more > 0 else ""
+        hint = f". {PADDED} the recurrent one" if _are_sequences(given) else ""
         raise ValueError(
-            f"The arrays of `{argument}` must have equally many samples. Received: shapes {shapes}"
+            f"The arrays of `{argument}` must have equally many samples. Received: shapes "
+            f"{shapes}{more}{hint}"
         )
     return values
+
+
+def _are_sequences(values):
+    """Whether these may be samples of several lengths, and not inputs of a model."""
+    try:
+        values = [np.asarray(value) for value in values]
+    except ValueError:
+        return False
+    return all(v.ndim and v.shape[1:] == values[0].shape[1:] for v in values)
 
 
 def fitted(model, x):
@@ -232,9 +248,13 @@ def fitted(model, x):
         shapes = [by_name[tensor.name] for tensor in announced]
         given = [x[tensor.name] for tensor in announced]
     if len(shapes) != len(expected) or not all(map(_fits, shapes, expected)):
+        hint = ""
+        if len(expected) == 1 and len(shapes) > 1 and len(set(shapes)) == 1:
+            hint = f". A list of samples becomes one array by numpy.stack(x), {len(shapes)} samples"
+        more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
         raise ValueError(
-            f"`x` must fit the inputs of {model.name!r}, "
-            f"{', '.join(map(str, expected))}. Received: x of shape {', '.join(map(str, shapes))}"
+            f"`x` must fit the inputs of {model.name!r}, {', '.join(map(str, expected))}. Received: "
+            f"x of shape {', '.join(map(str, shapes[:_SHOWN]))}{more}{hint}"
         )
     structure = announced if len(announced) > 1 else announced[0]  # of a Sequential
     return tree.pack_sequence_as(getattr(model, "input", structure), given)

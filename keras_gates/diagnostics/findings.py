@@ -11,7 +11,7 @@ SEVERITIES = ("error", "warning", "note")
 # Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015, tell the roles of
 # LSTM gates by how often they are saturated at either end.)
 _SATURATED, _PUT_THERE = 0.5, 0.9
-# A gate whose values, but for 5 % at either side, stay inside has neither closed nor opened.
+# A gate whose values, but for 5% at either side, stay inside has neither closed nor opened.
 _UNDECIDED = (0.25, 0.75)
 # Dead units cost time and memory for nothing; a few are usual under relu.
 _DEAD = 0.1
@@ -29,9 +29,9 @@ _AT_BOUND = 0.5
 _VANISHED, _EXPLODED = 1e-3, 1e3
 # A bound that acts on most pairs sets the size of the gradient instead of stopping explosions.
 _CLIPPED = 0.5
-# Nats per step: differences double within 7 steps above, and fall to 5 % within 6 steps below.
+# Nats per step: differences double within 7 steps above, and fall to 5% within 6 steps below.
 _CHAOTIC, _FORGETFUL = 0.1, -0.5
-_FALLEN = math.log(20)  # to 5 %
+_FALLEN = math.log(20)  # to 5%
 
 
 @dataclasses.dataclass
