@@ -6,7 +6,6 @@ from keras import ops
 from keras_gates._keras.calls import is_exporting, wrapper
 from keras_gates.cells.checking import same_shapes
 
-
 # What to do with sequences of several lengths.
 PADDED = (
     "Sequences of several lengths get one length with keras.utils.pad_sequences(x, "

@@ -199,7 +199,7 @@ def test_a_flag_in_an_error_has_no_value():
         ("check keras_gates:GRUCel", "no attribute 'GRUCel'; did you mean 'GRUCell'"),
         (
             "check ./cells:MyCell",
-            "Received: cell=./cells, which is a path: write it as in `import`",
+            "Received: cell=./cells, which is a path: write it as in `im",
         ),
         ("check cells.py:MyCell", "Received: cell=cells.py, which is a path: write it as in `im"),
         ("check gru --gate rleu", "Unknown name: --gate='rleu'; did you mean 'relu'"),

@@ -253,8 +253,8 @@ def fitted(model, x):
             hint = f". A list of samples becomes one array by numpy.stack(x), {len(shapes)} samples"
         more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
         raise ValueError(
-            f"`x` must fit the inputs of {model.name!r}, {', '.join(map(str, expected))}. Received: "
-            f"x of shape {', '.join(map(str, shapes[:_SHOWN]))}{more}{hint}"
+            f"`x` must fit the inputs of {model.name!r}, {', '.join(map(str, expected))}. "
+            f"Received: x of shape {', '.join(map(str, shapes[:_SHOWN]))}{more}{hint}"
         )
     structure = announced if len(announced) > 1 else announced[0]  # of a Sequential
     return tree.pack_sequence_as(getattr(model, "input", structure), given)

@@ -48,7 +48,7 @@ def _or_none(check):
 
 
 def _check_names(objective):
-    """An error for the name of a figure of which KerasTuner does not know whether more is better."""
+    """An error for the name of a figure that KerasTuner does not know the better direction of."""
     names = [objective] if isinstance(objective, str) else objective
     for name in names if isinstance(names, (list, tuple)) else ():
         if isinstance(name, str) and infer_metric_direction(name) is None:
