@@ -219,6 +219,10 @@ def test_an_export():
         "87.5%",
     ):
         assert expected in page.text, expected
+    number = dataclasses.replace(report, on_data=[DataDifference(EVIL, 3.5e-6, 4.5e-7, None)])
+    for text in (str(number), harmless(number._repr_html_()).text):
+        assert "3.5e-06 at most" in text
+        assert "class" not in text
     read = dataclasses.replace(report, difference=None, samples=[], latency=[], notes=[])
     assert "largest difference" not in harmless(read._repr_html_()).text
 
