@@ -106,10 +106,14 @@ def test_windows_of_measurements_have_gaps_and_no_hour_of_the_next_day():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "few"), [("forecast", ["--days", "120"]), ("label", ["--lines", "600"])]
+    ("name", "few"),
+    [
+        ("forecast", ["--days", "200", "--epochs", "15"]),
+        ("label", ["--lines", "600", "--epochs", "2"]),
+    ],
 )
 def test_worked_examples(name, few, tmp_path):
-    found, reports = load(name).main(["--epochs", "2", "--out", str(tmp_path), *few])
+    found, reports = load(name).main(["--out", str(tmp_path), *few])
     if name == "forecast":
         assert found["the model"] < found["as the day before"]
         assert (tmp_path / "forecast.png").stat().st_size > 10_000
