@@ -297,6 +297,7 @@ def test_report_as_text_and_as_data(rng):
         assert word in text
     assert f"{result.layers[0].gates['forget'].mean:.3g}" in text
     assert text.index("Lyapunov") < text.index("Findings")
+    assert not any("is_share" in name for name in result.scalars())  # is no figure
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["layers"][0]["gates"]["forget"]["p50"] == result.layers[0].gates["forget"].p50
     assert len(plain["layers"][0]["states"]["cell"]["norm_per_step"]) == TIME

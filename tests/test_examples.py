@@ -275,7 +275,8 @@ def test_diagnostics_prints_and_draws(tmp_path, capsys):
     assert list(found) == list(example.LAYERS)
     printed = capsys.readouterr().out
     assert "GRUCell: gates tanh; candidate tanh: unstable" in printed
-    assert (tmp_path / "diagnostics.png").stat().st_size > 10_000
+    for name in ("diagnostics", "diagnostics_monitor"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     clipped = found["tanh gates, clipped"].layers[0]
     assert 0 <= clipped.gradient.clipped <= 1
 
