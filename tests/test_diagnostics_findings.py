@@ -372,6 +372,10 @@ def test_errors_name_the_argument(rng):
         ({"y": {"q": y}}, ValueError, "`y` must be one array for .*Received: the keys ..q"),
         ({"y": [y, y]}, ValueError, "`y` must be one array for .*Received: 2 of them"),
         ({"lyapunov": "no"}, ValueError, "`lyapunov` must be True or False"),
+        ({"sample_weight": y[:, 0]}, ValueError, "`sample_weight` is for the loss on `y`"),
+        ({"y": y, "sample_weight": y[:3, 0]}, ValueError, r"of shape \(3,\), y of shape \(6, 5\)"),
+        ({"y": y, "sample_weight": y[:, :2]}, ValueError, "one number per sample of `y`, or per s"),
+        ({"y": y, "sample_weight": 2.0}, ValueError, "`sample_weight` must be an array"),
     ]:
         given = {"model": model, "x": x, **changes}
         with pytest.raises(error, match=said):

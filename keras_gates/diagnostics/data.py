@@ -14,6 +14,10 @@ from keras_gates.inputs import PADDED
 
 TAKEN = 256  # samples of a dataset
 _SHOWN = 6  # shapes in an error
+PADDED_LABELS = (
+    "The label of padding is one of the classes too, such as 0; where a mask reaches the loss, it "
+    "does not count"
+)
 
 
 def checked(model, x, y, purpose):
@@ -287,10 +291,12 @@ def _check_labels(labels, classes, loss):
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
     if wrong.any():
         index = tuple(map(int, np.argwhere(wrong)[0]))
-        at = f" at time step {index[1]}" if len(index) > 1 and labels.shape[1] > 1 else ""
+        of_steps = len(index) > 1 and labels.shape[1] > 1
+        at = f" at time step {index[1]}" if of_steps else ""
+        hint = f". {PADDED_LABELS}" if of_steps and labels[index] < 0 else ""
         raise ValueError(
             f"`y` must have labels from 0 to {classes - 1} for {name} of {classes} outputs. "
-            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more"
+            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more{hint}"
         )
 
 
@@ -300,6 +306,27 @@ def check_same_length(x, y):
         raise ValueError(
             f"`y` must have as many samples as `x`, {samples(x)}. Received: {samples(y)}"
         )
+
+
+def weights(sample_weight, y):
+    """Weights of samples, or of their steps, as arrays that fit the targets; None of None."""
+    if sample_weight is None:
+        return None
+    if y is None:
+        raise ValueError(
+            "`sample_weight` is for the loss on `y`, which must be given too. Received: y=None"
+        )
+    found = arrays("sample_weight", sample_weight)
+    shapes = [value.shape for value in tree.flatten(y)]
+    for index, value in enumerate(tree.flatten(found)):
+        _refuse_text("sample_weight", value)
+        shape = shapes[min(index, len(shapes) - 1)]
+        if value.shape not in {shape[:1], shape[:2], shape}:
+            raise ValueError(
+                "`sample_weight` must have one number per sample of `y`, or per step. Received: "
+                f"sample_weight of shape {value.shape}, y of shape {shape}"
+            )
+    return found
 
 
 def samples(values):

@@ -167,16 +167,18 @@ class Tracer:
                 return tree.flatten(found.layer.states)[0].shape[0]
         return wanted
 
-    def __call__(self, x, y=None):
+    def __call__(self, x, y=None, sample_weight=None):
         """A `Run` of one batch of arrays."""
         for found in self.recurrent:
             found.refresh()
-        x = tree.map_structure(ops.convert_to_tensor, x)
-        y = None if y is None else tree.map_structure(ops.convert_to_tensor, y)
+        x, y, sample_weight = (
+            None if given is None else tree.map_structure(ops.convert_to_tensor, given)
+            for given in (x, y, sample_weight)
+        )
         # A loss of several outputs is a metric as well, which looking must not change.
         metrics = [(v, ops.copy(v.value)) for v in self.model.metrics_variables]
         try:
-            events, loss, gradients = self._compute(x, y)
+            events, loss, gradients = self._compute(x, y, sample_weight)
         finally:
             for variable, value in metrics:
                 variable.assign(value)
@@ -189,21 +191,21 @@ class Tracer:
 
     # ------------------------------------------------------------------ in the backend
 
-    def _events(self, x, y):
+    def _events(self, x, y, sample_weight):
         """The values of all events, loss and gradients: tensors alone, and None."""
         self._about, self._values, self._moves, self._weights = [], [], [], []
         with self._watching():
             self.model(x, training=False)
         return self._take_values(), None, []
 
-    def _gradients_and_events(self, x, y):
+    def _gradients_and_events(self, x, y, sample_weight):
         import tensorflow as tf
 
         self._about, self._values, self._moves, self._weights = [], [], [], []
         tape = tf.GradientTape(watch_accessed_variables=self.everything)
         with tape as self._tape, self._watching():
             prediction = self.model(x, training=False)
-            loss = self.model.compute_loss(x=x, y=y, y_pred=prediction)
+            loss = self.model.compute_loss(x=x, y=y, y_pred=prediction, sample_weight=sample_weight)
         variables = []
         if self.everything:
             named = self._trainable()
@@ -387,7 +389,7 @@ class Tracer:
         return traces
 
 
-def runs(tracer, x, y=None, batch_size=32):
+def runs(tracer, x, y=None, batch_size=32, sample_weight=None):
     """Yields the `Run`s of all samples of `x`, batch by batch, compiled where it pays."""
     count, size = data.samples(x), tracer.batch_size(batch_size)
     if size != batch_size and count % size:
@@ -400,7 +402,7 @@ def runs(tracer, x, y=None, batch_size=32):
     if steps * len(parts) > EAGER_STEPS:
         tracer.compile()
     for part in parts:
-        yield tracer(data.take(x, part), data.take(y, part))
+        yield tracer(data.take(x, part), data.take(y, part), data.take(sample_weight, part))
 
 
 def joined(runs):
