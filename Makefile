@@ -55,7 +55,7 @@ bench: $(INSTALLED)
 
 # All pictures and tables of examples/ and the documentation, anew: over two hours on two cores. The seeds
 # are fixed; what depends on the machine, such as speed, and chaotic trainings come out otherwise.
-FIGURES = digits diagnostics gallery published search_digits deployment benchmark initialization verdicts
+FIGURES = digits diagnostics forecast gallery published search_digits deployment benchmark initialization verdicts
 figures: $(INSTALLED)-onnx $(INSTALLED)-litert $(INSTALLED)-openvino
 	mkdir -p out/figures
 	for name in $(FIGURES); do echo "== $$name"; \

@@ -17,9 +17,11 @@ import h5py
 import keras
 import numpy as np
 
+from keras_gates.cells import CELLS
 from keras_gates.cells.arguments import refuse_given
 from keras_gates.deployment.errors import NotExportableError, ParityError
 from keras_gates.initializers import Chrono
+from keras_gates.validation import close_matches, invalid
 from keras_gates.verdicts import check_activations
 
 # What a user can mend, beside errors that Python has names for: shown without a traceback.
@@ -117,6 +119,10 @@ def bench(given):
 def _cell(name):
     """The name of a cell, or the class that module:Class stands for."""
     module, colon, attribute = name.partition(":")
+    if not colon and name not in CELLS:
+        known = ", ".join(map(repr, CELLS))
+        expected = f"one of {known}, or module:Class for one of your own, such as my_module:MyCell"
+        raise invalid("cell", expected, name, close_matches(name, CELLS))
     if not colon:
         return name
     found = _imported("cell", module)
@@ -124,7 +130,9 @@ def _cell(name):
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError as error:
-        raise ValueError(f"`cell` must be module:Class. Received: cell={name!r}; {error}") from None
+        classes = [each for each, value in vars(found).items() if isinstance(value, type)]
+        hint = close_matches(part, classes)
+        raise invalid("cell", "module:Class", name, f"; {error}{hint}") from None
     return found
 
 
@@ -205,10 +213,13 @@ def _imported(argument, module):
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # TypeError of ./module
+        hint = f"; {error}"
+        if "/" in module or module.endswith(".py"):
+            hint = ", which is a path: write it as in `import`, such as my_module or package.module"
         raise ImportError(
-            f"`{argument}` must be a module that can be imported. Received: {argument}={module}; "
-            f"{error}"
+            f"`{argument}` must be a module that can be imported. Received: {argument}={module}"
+            f"{hint}"
         ) from error
 
 

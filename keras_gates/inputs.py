@@ -6,6 +6,12 @@ from keras import ops
 from keras_gates._keras.calls import is_exporting, wrapper
 from keras_gates.cells.checking import same_shapes
 
+# What to do with sequences of several lengths.
+PADDED = (
+    "Sequences of several lengths get one length with keras.utils.pad_sequences(x, "
+    "dtype='float32', padding='post'), and a keras.layers.Masking layer before"
+)
+
 
 def check_sequences(layer, given):
     kind, dtype = type(given).__name__, str(getattr(given, "dtype", ""))
@@ -16,11 +22,7 @@ def check_sequences(layer, given):
             "for what is padding then"
         )
     elif isinstance(given, (list, tuple)):
-        hint = (
-            ". Sequences of several lengths get one length with keras.utils.pad_sequences(x, "
-            "dtype='float32', padding='post'), and a keras.layers.Masking layer before this "
-            "one; an initial state is `initial_state`"
-        )
+        hint = f". {PADDED} this one; an initial state is `initial_state`"
     elif kind == "SparseTensor":
         hint = ". Make it dense: tf.sparse.to_dense(x)"
     elif hasattr(given, "shape") and not _not_numbers(dtype):

@@ -371,14 +371,16 @@ class GatedRNN(keras.layers.RNN):
         """
         always, lines = self._paths.explained()
         return "\n".join(
-            [f"{self.name}: {always}", *self._equations(), *(f"  {line}" for line in lines)]
+            [f"{self.name}: {always}", *self._equations(always), *(f"  {line}" for line in lines)]
         )
 
-    def _equations(self):
+    def _equations(self, said):
+        """Lines of text, without a reason that was said already."""
         try:
             lines = equations(traced(self.cell)[1], self.cell.symbols)
         except NotTraceableError as reason:
-            return [f"  its equations cannot be traced: {reason}"]
+            why = "" if str(reason) in said else f": {reason}"
+            return [f"  its equations cannot be traced{why}"]
         bias = " + c_k" if self.cell.two_biases else ""
         kernel, start = "", self.cell.initialization
         if type(self.cell).parametrize is not GatedCell.parametrize:

@@ -194,6 +194,14 @@ def test_a_flag_in_an_error_has_no_value():
         ("export cut.keras out", "`model` is not a .keras file, or damaged: Bad CRC-32 for file"),
         ("diagnose model.keras data.npz --html no/d.html", "the folder that `--html` is in must"),
         ("check gur", "`cell` must be one of 'gru', 'lstm'"),
+        ("check grruu", "or module:Class for one of your own, such as my_module:MyCell. Received"),
+        ("check MyCell", "'ugrnn', or module:Class for one of your own, such as my_module:MyC"),
+        ("check keras_gates:GRUCel", "no attribute 'GRUCel'; did you mean 'GRUCell'"),
+        (
+            "check ./cells:MyCell",
+            "Received: cell=./cells, which is a path: write it as in `im",
+        ),
+        ("check cells.py:MyCell", "Received: cell=cells.py, which is a path: write it as in `im"),
         ("check gru --gate rleu", "Unknown name: --gate='rleu'; did you mean 'relu'"),
         ("check gru --gate relu --gate tanh", "`--gate` must be one activation, or GATE="),
         ("check gru --gate output=relu", "`--gate`"),
@@ -620,13 +628,14 @@ def test_search_launches_the_script(here, capsys, monkeypatch):
 
 
 def test_search_runs_workers_and_shows_what_they_print(here):
+    """Of a script that runs no search, which is an error in the end."""
     (here / "search.py").write_text("import os, sys; print(sys.argv[1], sorted(os.environ))")
     out = run_python(
         """
         import os, sys
         os.environ.pop("KERAS_BACKEND", None)
         import keras_gates_command
-        assert keras_gates_command.main(["search", "--workers", "2", "search.py", "hello"]) == 0
+        assert keras_gates_command.main(["search", "--workers", "2", "search.py", "hello"]) == 1
         assert "tensorflow" not in sys.modules
         """
     )

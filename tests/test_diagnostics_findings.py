@@ -49,7 +49,6 @@ def planted(rng, **changes):
         ({"gate_activation": {"reset": "relu"}, "reset": (2, 1)}, "reset gate exceeds 1"),
         ({"update": (0, 0.01)}, "neither near 0 nor near 1: update"),
         ({"candidate_activation": "relu", "candidate": (-0.9, 1)}, "candidate's values are zero"),
-        ({"candidate": (6, 0.1), "update": (-6, 0.1)}, "the hidden state is at its bound"),
         (
             {"gate_activation": {"update": "relu"}, "update": (1.3, 0.0)},
             "hidden state grows with time",
@@ -100,6 +99,49 @@ def test_advice_that_is_followed_already_is_not_given(rng):
     assert "uniform_gates" not in advice(
         "Lyapunov exponent is -", **forgets, gate_activation={"reset": "relu"}
     )
+
+
+def at_its_bound(rng, cell, gates=(), **options):
+    """What is advised where hidden states are at their bounds, and by what factor the gradient
+    changes there per step back."""
+    layer = helpers.built(rng, dtype="float32", cell=cell, scale=0.3, **options)
+    bias = np.array(layer.cell.bias)
+    for part, value in {"candidate": 4.0, **dict(gates)}.items():
+        start = UNITS * layer.cell.blocks.index(part)
+        bias[..., start : start + UNITS] = value
+    layer.cell.bias.assign(bias)
+    result = diagnose(model_of(layer), sequences(rng, time=48), np.zeros((BATCH, UNITS)))
+    (found,) = result.layers
+    assert found.states["hidden"].at_bound > 0.6
+    said = [f.advice for f in result.findings if "hidden state is at its bound" in f.what]
+    return said, math.exp(found.gradient.log_slope)
+
+
+@needs_gradients
+def test_a_state_at_its_bound_is_a_fault_where_nothing_carries_it_on(rng):
+    (said,), factor = at_its_bound(rng, "simple")
+    assert factor < 0.1
+    assert said == (
+        "Hardly any gradient comes through a unit at its bound. Scale the inputs down, begin with "
+        "smaller weights, or take a candidate with slower tails, such as softsign."
+    )
+    (said,), _ = at_its_bound(rng, "lstm", {"output": 6.0, "input": 6.0, "forget": 6.0})
+    assert "from such a unit to the cell state; what that carries on itself still arrives" in said
+    assert "an output_activation with slower tails" in said
+    (said,), _ = at_its_bound(rng, "simple", {"candidate": 20.0}, candidate_activation="softsign")
+    assert "slower tails" not in said
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [("gru", {"gates": {"update": 1.0}}), ("simple", {"zoneout": 0.8})],
+    ids=["gru", "zoneout"],
+)
+@needs_gradients
+def test_a_state_at_its_bound_that_is_carried_on_is_none(rng, cell, options):
+    said, factor = at_its_bound(rng, cell, **options)
+    assert not said
+    assert factor > 0.7
 
 
 def test_a_cell_without_a_recurrent_kernel_is_not_told_to_start_it_elsewhere(rng):
@@ -255,6 +297,7 @@ def test_report_as_text_and_as_data(rng):
         assert word in text
     assert f"{result.layers[0].gates['forget'].mean:.3g}" in text
     assert text.index("Lyapunov") < text.index("Findings")
+    assert not any("is_share" in name for name in result.scalars())  # is no figure
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["layers"][0]["gates"]["forget"]["p50"] == result.layers[0].gates["forget"].p50
     assert len(plain["layers"][0]["states"]["cell"]["norm_per_step"]) == TIME
@@ -316,6 +359,10 @@ def test_errors_name_the_argument(rng):
             "`x` must be an array.*ndarray, shape \\(2,\\) and dtype object",
         ),
         ({"x": x[0]}, ValueError, "`x` must fit.*Received: x of shape \\(9, 3\\)"),
+        ({"x": [x[0, :4], x[1]]}, ValueError, "`x` must have equally.*(4, 3).*pad_sequences"),
+        ({"x": [x[0, :4].tolist(), x[1].tolist()]}, ValueError, "NumPy says.*pad_sequences"),
+        ({"x": [*x, *x]}, ValueError, r"\(9, 3\) and 6 more. A list of samples.*numpy.stack"),
+        ({"y": [[1], [1, 0]]}, ValueError, "`y` must be an array.*keras.utils.pad_sequences"),
         ({"margin": 0.5}, ValueError, "`margin`.*margin=0.5"),
         ({"batch_size": 0}, ValueError, "`batch_size`"),
         ({"y": y[:4]}, ValueError, "`y` must have as many samples as `x`, 6. Received: 4"),
@@ -325,6 +372,10 @@ def test_errors_name_the_argument(rng):
         ({"y": {"q": y}}, ValueError, "`y` must be one array for .*Received: the keys ..q"),
         ({"y": [y, y]}, ValueError, "`y` must be one array for .*Received: 2 of them"),
         ({"lyapunov": "no"}, ValueError, "`lyapunov` must be True or False"),
+        ({"sample_weight": y[:, 0]}, ValueError, "`sample_weight` is for the loss on `y`"),
+        ({"y": y, "sample_weight": y[:3, 0]}, ValueError, r"of shape \(3,\), y of shape \(6, 5\)"),
+        ({"y": y, "sample_weight": y[:, :2]}, ValueError, "one number per sample of `y`, or per s"),
+        ({"y": y, "sample_weight": 2.0}, ValueError, "`sample_weight` must be an array"),
     ]:
         given = {"model": model, "x": x, **changes}
         with pytest.raises(error, match=said):

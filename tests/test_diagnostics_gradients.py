@@ -11,7 +11,7 @@ from diagnosed import TENSORFLOW, dense, followed, model_of, needs_gradients, se
 from helpers import BATCH, CASES, FEATURES, MASK, TIME, UNITS
 
 import keras_gates as kg
-from keras_gates.diagnostics import diagnose, figures, lyapunov, trace
+from keras_gates.diagnostics import diagnose, figures, lyapunov, trace, traces
 
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
@@ -85,6 +85,35 @@ def test_gradient_norms_against_bptt_by_hand(rng, case, clip, backwards):
         expected = acts[valid].mean()
         assert 0 < expected < 1
         assert gradient.clipped == pytest.approx(expected)
+
+
+@needs_gradients
+def test_weights_of_samples_and_of_steps_count_as_in_fit(rng):
+    top = dense(rng)
+    layer = helpers.built(rng, dtype="float32", cell="gru")
+    model = model_of(layer, top)
+    x, y = sequences(rng), rng.normal(size=(BATCH, 2))
+    weights = np.arange(BATCH) / 2
+    (found,) = traces(model, x, y, sample_weight=weights, batch_size=BATCH)
+    d_output = 2 * weights[:, None] * (np.asarray(model(x), "float64") - y) / y.size
+    expected = d_output @ np.asarray(top.get_weights()[0], "float64").T
+    np.testing.assert_allclose(found.gradient[:, -1], expected, rtol=1e-4, atol=1e-6)
+    whole = diagnose(model, x, y, sample_weight=weights, batch_size=BATCH)
+    assert whole.layers[0].gradient.largest == pytest.approx(
+        np.linalg.norm(found.gradient, axis=-1).max()
+    )
+
+    layer = helpers.built(rng, dtype="float32", cell="lstm", return_sequences=True)
+    model = model_of(layer, dense(rng))
+    y = rng.normal(size=(BATCH, TIME, 2))
+    weights = np.ones((BATCH, TIME))
+    weights[:, 4:], weights[2] = 0, 0
+    for given in (weights, weights.astype(bool)):
+        (found,) = traces(model, x, y, sample_weight=given, batch_size=4)
+        norms = np.linalg.norm(found.gradient, axis=-1)
+        assert (norms[:, 4:] == 0).all()
+        assert (norms[2] == 0).all()
+        assert (np.delete(norms, 2, axis=0)[:, :4] > 0).all()
 
 
 @needs_gradients

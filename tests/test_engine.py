@@ -216,6 +216,16 @@ def test_explain_shows_the_equations_or_why_not():
 
     assert "its equations cannot be traced: " in kg.GatedRNN(4, cell=Untraceable).explain()
 
+    class Doubled(kg.SimpleRNNCell):
+        def update(self, x, u, states):
+            return (keras.ops.matmul(x.candidate, 2 * np.eye(4, dtype="float32")),)
+
+    layer = kg.GatedRNN(4, cell=Doubled)
+    layer(np.zeros((2, 5, 3), "float32"))
+    first, second, *_ = layer.explain().splitlines()
+    assert "Keras' own loop, because no program knows the operation Matmul" in first
+    assert second == "  its equations cannot be traced"
+
 
 def test_cells_that_share_a_plan_keep_their_own_weights(rng):
     """Trainable activations and weights inside the equations are arguments of a plan."""

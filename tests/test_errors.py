@@ -132,6 +132,24 @@ def test_cells_check_their_own_arguments(cell):
         cell(3, grad_clip=1.0)
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"step": 5}, "`step`; did you mean 'steps'?"),
+        ({"unit": 5}, "`unit`; did you mean 'units'?"),
+        ({"grad_clip": 1.0}, "`grad_clip`; did you mean 'grad_clip_at' or 'grad_clip_norm'"),
+        ({"beta": 1.0}, "`beta`; it belongs to JANETCell"),
+        ({"nonsense": 1}, "`nonsense`"),
+    ],
+)
+def test_check_activations_names_what_it_does_not_take(given, hint):
+    with pytest.raises(TypeError) as error:
+        kg.check_activations("lstm", **given)
+    told = f"check_activations of LSTMCell takes no argument {hint}"
+    assert str(error.value).startswith(told)
+    assert ";" in hint or str(error.value) == told
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4, 5)])
 def test_sequences_must_be_3d(shape):
     with pytest.raises(ValueError, match=r"`sequences` of shape \(batch, time, features\).*shape"):

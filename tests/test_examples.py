@@ -73,6 +73,58 @@ def test_gradient_norms_are_those_of_finite_differences(digits):
     assert np.linalg.norm(gradient) == pytest.approx(norms[t, sample], rel=1e-2)
 
 
+def test_labels_are_those_of_the_tokens():
+    label = load("label")
+    code = 'def f(a):\n    """Of\n    two lines."""\n    return a + 10.5  # "no"\n\nx = \'if\'\n'
+    shown = {
+        line: "".join(label.MARKS[kind] for kind in kinds) for line, kinds in label.labelled(code)
+    }
+    assert shown == {
+        "def f(a):": "kkk n+n++",
+        '    return a + 10.5  # "no"': "    kkkkkk n + 1111  ######",
+        "x = 'if'": "n + " + 4 * "'",
+    }
+    x, y = label.lines_of(["textwrap"])
+    assert x.shape == y.shape
+    assert ((x == 0) <= (y == 0)).all()
+    assert {*np.unique(y)} == {*range(len(label.KINDS))}
+
+
+def test_windows_of_measurements_have_gaps_and_no_hour_of_the_next_day():
+    forecast = load("forecast")
+    load_ = forecast.measurements(40)
+    x, y = forecast.windows(load_)
+    measured = x.any(axis=-1)
+    for sample in range(len(x)):
+        start = 7 * sample
+        np.testing.assert_allclose(y[sample], load_[start + 168 : start + 192], rtol=1e-6)
+        here = measured[sample]
+        np.testing.assert_allclose(x[sample, here, 0], load_[start : start + 168][here], rtol=1e-6)
+        assert measured[sample, :24].any() != (sample % 3 == 0)
+    assert 0.03 < 1 - measured[1::3].mean() < 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [
+        ("forecast", ["--days", "200", "--epochs", "15"]),
+        ("label", ["--lines", "600", "--epochs", "2"]),
+    ],
+)
+def test_worked_examples(name, few, tmp_path):
+    found, reports = load(name).main(["--out", str(tmp_path), *few])
+    if name == "forecast":
+        assert found["the model"] < found["as the day before"]
+        assert (tmp_path / "forecast.png").stat().st_size > 10_000
+    else:
+        assert 0.7 < found < 1
+    for report in reports:
+        assert report.difference.relative < 1e-5
+        assert report.on_data
+        assert str(report)
+
+
 @pytest.mark.slow
 def test_verdicts_trains_pairs_and_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, EXAMPLES / "verdicts.py", "--quick", "--out", tmp_path]
@@ -223,7 +275,8 @@ def test_diagnostics_prints_and_draws(tmp_path, capsys):
     assert list(found) == list(example.LAYERS)
     printed = capsys.readouterr().out
     assert "GRUCell: gates tanh; candidate tanh: unstable" in printed
-    assert (tmp_path / "diagnostics.png").stat().st_size > 10_000
+    for name in ("diagnostics", "diagnostics_monitor"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     clipped = found["tanh gates, clipped"].layers[0]
     assert 0 <= clipped.gradient.clipped <= 1
 

@@ -18,6 +18,8 @@ import keras_gates as kg
 from keras_gates import html as pages
 from keras_gates.deployment import DataDifference, Difference, ExportReport, Latency, Sample
 from keras_gates.tuning import search_report
+from keras_gates.tuning.records import Execution, Search
+from keras_gates.tuning.report.confirmation import confirmation
 
 EVIL = "<script>alert('1')</script>&\"x\""
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -144,6 +146,48 @@ def test_a_verdict():
     assert "mixes units" in unknown.text
 
 
+def test_a_profile():
+    profile = kg.activations.profile("hard_sigmoid")
+    page = harmless(profile._repr_html_())
+    for name, value in profile.to_dict().items():
+        assert str(value) in page.text if name == "name" else name in page.text
+    assert numbers(str(profile)) <= numbers(page.text)
+
+
+def test_what_is_not_finite():
+    found = kg.diagnostics.NonFinite(
+        "forward", EVIL, "gate update", time_step=3, sample=2, value=np.inf, advice=f"Do {EVIL}."
+    )
+    page = harmless(found._repr_html_())
+    for expected in (f"of layer {EVIL!r} at time step 3 in sample 2 is inf.", f"Do {EVIL}."):
+        assert expected in str(found)
+        assert expected in page.text
+    finite = harmless(kg.diagnostics.NonFinite()._repr_html_())
+    assert finite.text.endswith("Everything is finite.")
+
+
+def test_a_confirmation():
+    trials = [finished(name, pair(gate, "tanh"), 0.5) for name, gate in (("0", "a"), ("1", EVIL))]
+    scores = {"1": [0.83, 0.87, 0.86], "0": [0.80, 0.85, None]}
+    executions = {
+        name: [
+            Execution(seed, "finished", 5, score=score)
+            if score
+            else Execution(seed, "diverged", 2, reason=EVIL)
+            for seed, score in enumerate(its, start=2)
+        ]
+        for name, its in scores.items()
+    }
+    found = confirmation(Search("val_accuracy", "max", trials), executions, [2, 3, 4])
+    page = harmless(found._repr_html_())
+    (difference,) = found.differences
+    assert difference.sentence in page.text
+    assert EVIL in difference.sentence
+    assert numbers(str(found)) <= numbers(page.text)
+    assert f"seed 4: diverged, {EVIL}" in page.text
+    assert page.elements.count("table") == 2
+
+
 def test_an_export():
     tensor = {EVIL: {"shape": [None, None, 3], "dtype": "float32"}}
     report = ExportReport(
@@ -175,6 +219,10 @@ def test_an_export():
         "87.5%",
     ):
         assert expected in page.text, expected
+    number = dataclasses.replace(report, on_data=[DataDifference(EVIL, 3.5e-6, 4.5e-7, None)])
+    for text in (str(number), harmless(number._repr_html_()).text):
+        assert "3.5e-06 at most" in text
+        assert "class" not in text
     read = dataclasses.replace(report, difference=None, samples=[], latency=[], notes=[])
     assert "largest difference" not in harmless(read._repr_html_()).text
 

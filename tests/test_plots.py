@@ -111,8 +111,13 @@ def test_every_plot_takes_what_traces_returns(trace, recwarn):
     )
     above = diagnostics.plot_gate(found, "forget")
     assert [axes.get_title() for axes in np.ravel(above)] == ["above: forget (hard_sigmoid)"]
-    with pytest.raises(ValueError, match="`gate` must be one of 'update', 'reset', 'candidate'"):
+    said = (
+        "`gate` must be one of 'update', 'reset', 'candidate', which is what the GRUCell of 'below'"
+    )
+    with pytest.raises(ValueError, match=said):
         diagnostics.plot_gate(found, "forgets")
+    with pytest.raises(TypeError, match="plot_saturation: missing a required argument: 'gate'"):
+        diagnostics.plot_saturation(found)
     given = plt.subplots(2, 1)[1]
     assert list(diagnostics.plot_saturation(found, "candidate", given)) == list(given)
     for panel, of in zip(diagnostics.plot_states(found, units=3), found, strict=True):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 from helpers import leave_out_for_time
@@ -34,6 +35,8 @@ NEEDS = {
     "docs/deploy/onnx.md": "onnxruntime",
     "docs/deploy/openvino.md": "openvino",
     "docs/deploy/litert.md": "ai_edge_litert",
+    "docs/forecasting.md": "onnxruntime",
+    "docs/labelling.md": "onnxruntime",
 }
 WITH_CODE = [page for page in PAGES if blocks_of(page)]
 
@@ -100,8 +103,49 @@ def moved(names):
     computes_what_addons_did(names)
 
 
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def some_weeks():
+    forecast = example("forecast")
+    x, y = forecast.windows(forecast.measurements(60))
+    return {"x_train": x[:100], "y_train": y[:100], "x_test": x[100:], "y_test": y[100:]}
+
+
+def some_lines():
+    x, y = example("label").lines_of(["textwrap"])
+    return {"x_train": x[:96], "y_train": y[:96], "x_test": x[96:], "y_test": y[96:]}
+
+
+# Where it is not what it is on the other pages.
+DATA = {"docs/forecasting.md": some_weeks, "docs/labelling.md": some_lines}
+
+
+def forecasts_agree(names):
+    expected = names["model"].predict(names["x_test"][:1], verbose=0)
+    served = names["served"](week=names["tf"].constant(names["x_test"][:1]))["day"]
+    for given in (names["session"].run(None, {"week": names["x_test"][:1]})[0], served):
+        np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def labels_agree(names):
+    assert 0.5 < names["accuracy"] < 1
+    assert names["labels"].shape == (15,)
+    assert (names["labels"] == np.argmax(names["probabilities"][0], axis=-1)).all()
+    x, y = names["x"], names["y"]
+    assert x.shape == y.shape == (2, 72)
+    with_code = dict(example("label").labelled("\n".join(names["lines"])))
+    assert [with_code[line] for line in names["lines"]] == names["kinds"]
+
+
 AFTERWARDS = {
     "README.md": wrote_its_files,
+    "docs/forecasting.md": forecasts_agree,
+    "docs/labelling.md": labels_agree,
     "docs/diverging.md": found_where_it_began,
     "docs/migration.md": moved,
 }
@@ -111,7 +155,7 @@ AFTERWARDS = {
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """From top to bottom, in an empty folder."""
     usual = (
-        not page.startswith(("docs/deploy/", "docs/tuning", "docs/tools"))
+        not page.startswith(("docs/deploy/", "docs/tuning", "docs/tools", *DATA))
         or page == "docs/deploy/onnx.md"
     )
     leave_out_for_time(not usual)
@@ -125,11 +169,24 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         "x_test": rng.normal(size=(6, 5, 12)).astype("float32"),
         "y_test": rng.integers(9, size=6),
     }
+    names |= DATA.get(page, dict)()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning.RandomSearch, "__init__", small_search)
     for block in blocks_of(page):
         exec(compile(block, page, "exec"), names)
     AFTERWARDS.get(page, lambda names: None)(names)
+
+
+@pytest.mark.parametrize("page", DATA)
+def test_a_worked_example_has_the_model_of_its_script(page):
+    name = {"docs/forecasting.md": "forecast", "docs/labelling.md": "label"}[page]
+    names = {"keras": keras, "kg": kg}
+    (code,) = (block for block in blocks_of(page) if "def build" in block)
+    exec(code.partition("\n\n\n")[0], names)
+    configs = [build().to_json() for build in (names["build"], example(name).build)]
+    # Layers without a name have a number in theirs.
+    one, other = (re.sub(r"_\d+\b", "", config) for config in configs)
+    assert one == other
 
 
 def test_there_is_code_on_most_pages():

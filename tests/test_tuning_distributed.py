@@ -297,6 +297,25 @@ def test_begun_alone_and_gone_on_with_by_several(tmp_path, monkeypatch, capsys):
     assert "3 trials had ended, 0 had not" in capsys.readouterr().out
 
 
+def test_a_new_search_does_not_go_on_because_another_worker_was_quicker(
+    tmp_path, monkeypatch, capsys
+):
+    def tuner(number):
+        as_worker(monkeypatch, number)
+        options = {"directory": tmp_path, "project_name": "p", "seed": 0}
+        return tuning.GridSearch(lambda hp: hp.Choice("a", [0, 1, 2, 3]), "loss", **options)
+
+    tuner(1).oracle.create_trial("worker-1")
+    first = tuner(0)
+    assert "goes on" not in capsys.readouterr().out
+    first.oracle.create_trial("worker-0")
+    again = tuner(0)
+    assert "goes on: 0 trials had ended, 2 had not" in capsys.readouterr().out
+    end(again.oracle, again.oracle.create_trial("worker-0"), 1.0)
+    tuner(0)
+    assert "goes on: 1 trials had ended, 1 had not" in capsys.readouterr().out
+
+
 def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
     as_worker(monkeypatch)
     with pytest.raises(ValueError, match="`overwrite=True` cannot be given in a search by several"):
@@ -321,8 +340,10 @@ def test_launch_names_the_processes_and_passes_on_what_they_print(tmp_path, capf
         print(*(os.environ[name] for name in names), *sys.argv[1:])
         """,
     )
-    assert launch.launch(script, ["--epochs", "3"], workers=3) == 0
-    lines = capfd.readouterr().out.splitlines()
+    assert launch.launch(script, ["--epochs", "3"], workers=3) == 1
+    printed = capfd.readouterr()
+    assert f"{script} has ended and ran no search: it must call `search` of a tun" in printed.err
+    lines = printed.out.splitlines()
     for number, device in enumerate("474"):
         name = f"worker-{number}"
         assert f"{name}  | {name} {device} 2 --epochs 3" in lines

@@ -461,6 +461,7 @@ DATA_ERRORS = [
     ("classification", 6, np.eye(6, dtype=int), r"one-hot labels take y.argmax\(-1\)"),
     ("classification", 6, np.zeros((6, 1), int), r"Take y\[..., 0\]"),
     ("classification", 6, np.full(6, -1), "labels down to -1"),
+    ("sequence", 6, np.full((6, 4), -1), "the least must be 0. The label of padding is one of"),
     ("classification", 6, np.zeros(6, int), "with one class alone"),
     ("classification", 6, np.array(list("abcabc")), "`y` must be integers"),
     ("classification", 0, np.zeros(0, int), "holds nothing"),

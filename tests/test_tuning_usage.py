@@ -393,6 +393,12 @@ def _build(hp):
     [
         ({"objective": []}, r"`objective` must be a name.*objective=\[\]"),
         ({"objective": keras_tuner.Objective("val_loss", "up")}, "direction is 'min' or 'max'"),
+        (
+            {"objective": "val_acuracy"},
+            r"the name of a loss or metric of Keras.*keras_tuner.Objective\(name, direction\).* "
+            "Received: objective='val_acuracy'; did you mean 'val_accuracy'",
+        ),
+        ({"objective": ["val_loss", "f1"]}, "`objective` must be.*objective='f1'$"),
         ({"seed": -1}, "`seed` must be an integer from 0"),
         ({"seed": "a"}, "`seed` must be an integer from 0"),
         ({"directory": 3}, "`directory` must be a path. Received: directory=3"),

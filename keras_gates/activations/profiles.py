@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_gates import html
 from keras_gates.activations import lookup
 from keras_gates.eager import eager_scope
 from keras_gates.types import Activation
@@ -38,7 +39,7 @@ class Profile:
         zero_centred: whether f(-x) = -f(x).
         monotone: whether f never falls.
         zero_share: the share of exact zeros when inputs are N(0, 1).
-        saturation_width: the length of inputs at which f is more than 5 % of its range away from
+        saturation_width: the length of inputs at which f is more than 5% of its range away from
             both of its bounds; inf where it is unbounded.
     """
 
@@ -71,12 +72,18 @@ class Profile:
         return dataclasses.asdict(self)
 
     def __str__(self):
-        lines = [f"{self.name}"]
+        return "\n".join([self.name, *(f"  {name:<17} {shown}" for name, shown in self._shown())])
+
+    def _repr_html_(self):
+        return html.block(
+            html.element("h3", self.name), html.table(["figure", "value"], self._shown())
+        )
+
+    def _shown(self):
+        """The figures: pairs of name and value as text."""
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            lines.append(f"  {field.name:<17} {shown}")
-        return "\n".join(lines)
+            yield field.name, f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def profile(activation: Activation) -> Profile:
@@ -259,7 +266,7 @@ def _normal_mass(nodes):
 _INF = math.inf
 _RELU_ZEROS, _HARD_ZEROS, _KERAS2_ZEROS = 0.5, 0.0013499, 0.0062097  # N(0,1) below 0, -3, -2.5
 # Columns: range, largest |slope| and where, slope and value at 0, |slope| far out, odd, monotone,
-# share of zeros, width. At 95 % of the range: sigmoid(ln 19), tanh(atanh 0.9), softsign(9).
+# share of zeros, width. At 95% of the range: sigmoid(ln 19), tanh(atanh 0.9), softsign(9).
 ANALYTIC = {
     row[0]: Profile(*row)
     for row in [

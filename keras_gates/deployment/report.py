@@ -198,10 +198,12 @@ class ExportReport:
 
     def _on_data(self):
         for one in self.on_data:
-            same = f", the most probable class is the same in {one.same_class:.1%} of cases"
+            same = ""
+            if one.same_class is not None:
+                same = f", the most probable class is the same in {one.same_class:.1%} of cases"
             yield (
                 f"on {self._given()}: {one.output!r} differs by {one.mean:.2g} on average, by "
-                f"{one.largest:.2g} at most{'' if one.same_class is None else same}"
+                f"{one.largest:.2g} at most{same}"
             )
 
 

@@ -10,8 +10,14 @@ from keras import tree
 
 from keras_gates._keras import graph
 from keras_gates._keras.calls import stacklevel
+from keras_gates.inputs import PADDED
 
 TAKEN = 256  # samples of a dataset
+_SHOWN = 6  # shapes in an error
+PADDED_LABELS = (
+    "The label of padding is one of the classes too, such as 0; where a mask reaches the loss, it "
+    "does not count"
+)
 
 
 def checked(model, x, y, purpose):
@@ -203,14 +209,28 @@ def arrays(argument, values):
         try:
             values = np.asarray(values)
         except ValueError as error:
-            raise ValueError(f"`{argument}` must be an array. NumPy says: {error}") from None
+            hint = f" {PADDED} the recurrent one." if _are_sequences(values) else ""
+            raise ValueError(f"`{argument}` must be an array. NumPy says: {error}{hint}") from None
     values = tree.map_structure(functools.partial(_array, argument), values)
     if len({len(value) for value in tree.flatten(values)}) != 1:
-        shapes = [value.shape for value in tree.flatten(values)]
+        given = tree.flatten(values)
+        shapes, more = ", ".join(str(value.shape) for value in given[:_SHOWN]), len(given) - _SHOWN
+        more = f" and {more} more" if more > 0 else ""
+        hint = f". {PADDED} the recurrent one" if _are_sequences(given) else ""
         raise ValueError(
-            f"The arrays of `{argument}` must have equally many samples. Received: shapes {shapes}"
+            f"The arrays of `{argument}` must have equally many samples. Received: shapes "
+            f"{shapes}{more}{hint}"
         )
     return values
+
+
+def _are_sequences(values):
+    """Whether these may be samples of several lengths, and not inputs of a model."""
+    try:
+        values = [np.asarray(value) for value in values]
+    except ValueError:
+        return False
+    return all(v.ndim and v.shape[1:] == values[0].shape[1:] for v in values)
 
 
 def fitted(model, x):
@@ -232,9 +252,13 @@ def fitted(model, x):
         shapes = [by_name[tensor.name] for tensor in announced]
         given = [x[tensor.name] for tensor in announced]
     if len(shapes) != len(expected) or not all(map(_fits, shapes, expected)):
+        hint = ""
+        if len(expected) == 1 and len(shapes) > 1 and len(set(shapes)) == 1:
+            hint = f". A list of samples becomes one array by numpy.stack(x), {len(shapes)} samples"
+        more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
         raise ValueError(
-            f"`x` must fit the inputs of {model.name!r}, "
-            f"{', '.join(map(str, expected))}. Received: x of shape {', '.join(map(str, shapes))}"
+            f"`x` must fit the inputs of {model.name!r}, {', '.join(map(str, expected))}. "
+            f"Received: x of shape {', '.join(map(str, shapes[:_SHOWN]))}{more}{hint}"
         )
     structure = announced if len(announced) > 1 else announced[0]  # of a Sequential
     return tree.pack_sequence_as(getattr(model, "input", structure), given)
@@ -267,10 +291,12 @@ def _check_labels(labels, classes, loss):
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
     if wrong.any():
         index = tuple(map(int, np.argwhere(wrong)[0]))
-        at = f" at time step {index[1]}" if len(index) > 1 and labels.shape[1] > 1 else ""
+        of_steps = len(index) > 1 and labels.shape[1] > 1
+        at = f" at time step {index[1]}" if of_steps else ""
+        hint = f". {PADDED_LABELS}" if of_steps and labels[index] < 0 else ""
         raise ValueError(
             f"`y` must have labels from 0 to {classes - 1} for {name} of {classes} outputs. "
-            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more"
+            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more{hint}"
         )
 
 
@@ -280,6 +306,27 @@ def check_same_length(x, y):
         raise ValueError(
             f"`y` must have as many samples as `x`, {samples(x)}. Received: {samples(y)}"
         )
+
+
+def weights(sample_weight, y):
+    """Weights of samples, or of their steps, as arrays that fit the targets; None of None."""
+    if sample_weight is None:
+        return None
+    if y is None:
+        raise ValueError(
+            "`sample_weight` is for the loss on `y`, which must be given too. Received: y=None"
+        )
+    found = arrays("sample_weight", sample_weight)
+    shapes = [value.shape for value in tree.flatten(y)]
+    for index, value in enumerate(tree.flatten(found)):
+        _refuse_text("sample_weight", value)
+        shape = shapes[min(index, len(shapes) - 1)]
+        if value.shape not in {shape[:1], shape[:2], shape}:
+            raise ValueError(
+                "`sample_weight` must have one number per sample of `y`, or per step. Received: "
+                f"sample_weight of shape {value.shape}, y of shape {shape}"
+            )
+    return found
 
 
 def samples(values):

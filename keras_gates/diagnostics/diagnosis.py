@@ -15,6 +15,7 @@ def diagnose(
     x: Any,
     y: Any = None,
     *,
+    sample_weight: Any = None,
     margin: float = 0.05,
     batch_size: int = 32,
     lyapunov: bool = True,
@@ -48,8 +49,10 @@ def diagnose(
             which the first 256 samples are taken, and their targets if the model is compiled. Some
             hundred samples are enough. The memory needed is a few arrays of (samples, time, units)
             per layer.
-        y: the targets, for the gradients of the loss that the model was compiled with, without
-            sample weights. On the TensorFlow backend.
+        y: the targets, for the gradients of the loss that the model was compiled with. On the
+            TensorFlow backend.
+        sample_weight: as `fit` takes it: of each sample, (samples,), or each step, (samples, time).
+            The weights in a dataset are not looked at.
         margin: a value counts as saturated, or at the bound, when it is within this share of the
             range of its activation from a bound of it. In (0, 0.5).
         batch_size: samples per batch. Gradients are of the loss of a batch, whose mean holds a
@@ -66,7 +69,7 @@ def diagnose(
         TypeError: `model` is not a Keras model.
         ValueError: it is not built, or not compiled though `y` is given, or has no recurrent
             layer; `x` is empty or does not fit the model; `y` has another number of samples;
-            `margin` or `batch_size` is out of range.
+            `sample_weight` does not fit `y`; `margin` or `batch_size` is out of range.
         NotImplementedError: `y` on a backend other than TensorFlow.
 
     Example:
@@ -85,17 +88,24 @@ def diagnose(
     recurrent neural networks", 2023, and Vogt et al., "On Lyapunov exponents for RNNs", 2022.
     """
     margin = share("margin", margin)
-    tracer, runs = _started(model, x, y, batch_size, lyapunov)
+    tracer, runs = _started(model, x, y, sample_weight, batch_size, lyapunov)
     return of_runs(tracer, runs, margin)
 
 
-def traces(model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32) -> list[Trace]:
+def traces(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int = 32,
+) -> list[Trace]:
     """What every recurrent layer of a model computes on data, as arrays over samples and time.
 
     This is what `diagnose` takes its figures from, and what the plots show.
 
     Args:
-        model, x, y, batch_size: as in `diagnose`.
+        model, x, y, sample_weight, batch_size: as in `diagnose`.
 
     Returns:
         A list of `Trace`, one per cell, in the order of execution.
@@ -110,24 +120,24 @@ def traces(model: keras.Model, x: Any, y: Any = None, *, batch_size: int = 32) -
     >>> found[0].activated["update"].shape
     (4, 6, 8)
     """
-    _, runs = _started(model, x, y, batch_size, lyapunov=False)
+    _, runs = _started(model, x, y, sample_weight, batch_size, lyapunov=False)
     return trace.joined(runs)
 
 
-def _started(model, x, y, batch_size, lyapunov):
+def _started(model, x, y, sample_weight, batch_size, lyapunov):
     """The `Tracer` and the runs of all batches, of checked arguments."""
     batch_size = positive_integer("batch_size", batch_size)
     lyapunov = true_or_false("lyapunov", lyapunov)
     x, y = data.checked(model, x, y, "gradients are asked for")
+    weights = data.weights(sample_weight, y)
     tracer = trace.Tracer(model, gradients=y is not None, tangents=lyapunov)
-    return tracer, trace.runs(tracer, x, y, batch_size)
+    return tracer, trace.runs(tracer, x, y, batch_size, weights)
 
 
 def of_runs(tracer, runs, margin):
     """The `Diagnosis` of what a tracer gave."""
     layers = [
-        figures.of_trace(each, margin, tracer.why_unstable(each.cell))
-        for each in trace.joined(runs)
+        figures.of_trace(each, margin, tracer.verdict(each.cell)) for each in trace.joined(runs)
     ]
     found = findings.of_layers(layers, tracer.left_out)
     return Diagnosis(tracer.model.name, margin, layers, found)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from keras_gates import activations
+from keras_gates import activations, verdicts
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
 from keras_gates.diagnostics import lyapunov
 
@@ -133,8 +133,9 @@ class LayerDiagnosis:
         lyapunov: the largest Lyapunov exponent on these data, in nats per step; None where it was
             not asked for, or in half precision. In a stack it is that of the whole stack.
         options: what the cell does already against what the findings are about, by the names of
-            its arguments; `candidate_bounded` tells of its candidate's values, and `unstable` why
-            `keras_gates.check_activations` calls its activations so, and what helps, or None.
+            its arguments; `candidate_bounded` tells of its candidate's values; from
+            `keras_gates.check_activations` are `unstable`, why it calls the activations so and what
+            helps, or None, and `carry`, see `keras_gates.verdicts.Verdict`.
     """
 
     name: str
@@ -177,14 +178,14 @@ class LayerDiagnosis:
                         found[f"{self.name}/clipped"] = value
                 elif field.name == "dead_units":
                     found[f"{self.name}/{part}/dead_share"] = len(value) / self.units
-                elif not isinstance(value, list):
+                elif not isinstance(value, list) and field.name != "is_share":  # no figure
                     found[f"{self.name}/{part}/{field.name}"] = value
         found[f"{self.name}/lyapunov"] = self.lyapunov
         return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def of_trace(trace, margin, unstable):
-    """The `LayerDiagnosis` of a `Trace`, and of what `why_unstable` says of its cell."""
+def of_trace(trace, margin, verdict):
+    """The `LayerDiagnosis` of a `Trace`, and of the `Verdict` on its cell."""
     cell, valid = trace.cell, trace.valid
     with np.errstate(all="ignore"):  # what is not finite is counted
         everything = [*trace.activated.values(), *trace.states.values()]
@@ -213,20 +214,30 @@ def of_trace(trace, margin, unstable):
             },
             gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
             lyapunov=(None if trace.growth is None else lyapunov.exponent(trace.growth, valid)),
-            options={**_options(cell), "unstable": unstable},
+            options={**_options(cell), **_judged(verdict)},
             gradients=_of_further(trace.gradients, valid),
         )
 
 
 def _options(cell):
     names = ("grad_clip_norm", "grad_clip_value", "activation_l1", "candidate_l1", "initialization")
+    output = getattr(cell, "output_activation", None)
     return {
         **{name: getattr(cell, name) for name in names},
         "recurrent_initializer": None
         if cell.recurrent_kernel is None
         else type(cell.recurrent_initializer).__name__.lower(),
         "candidate_activation": activations.name_of(cell.candidate_activation),
+        "output_activation": None if output is None else activations.name_of(output),
         "candidate_bounded": bool(np.isfinite(_bounds(cell.candidate_activation)).all()),
+    }
+
+
+def _judged(verdict):
+    unstable = [[r.what, r.advice] for r in verdict.reasons if r.level == verdicts.LEVELS[-1]]
+    return {
+        "unstable": unstable[0] if unstable else None,
+        "carry": {state: list(factors) for state, factors in verdict.carry.items()},
     }
 
 

@@ -11,7 +11,7 @@ SEVERITIES = ("error", "warning", "note")
 # Johnson, Fei-Fei, "Visualizing and understanding recurrent networks", 2015, tell the roles of
 # LSTM gates by how often they are saturated at either end.)
 _SATURATED, _PUT_THERE = 0.5, 0.9
-# A gate whose values, but for 5 % at either side, stay inside has neither closed nor opened.
+# A gate whose values, but for 5% at either side, stay inside has neither closed nor opened.
 _UNDECIDED = (0.25, 0.75)
 # Dead units cost time and memory for nothing; a few are usual under relu.
 _DEAD = 0.1
@@ -29,9 +29,9 @@ _AT_BOUND = 0.5
 _VANISHED, _EXPLODED = 1e-3, 1e3
 # A bound that acts on most pairs sets the size of the gradient instead of stopping explosions.
 _CLIPPED = 0.5
-# Nats per step: differences double within 7 steps above, and fall to 5 % within 6 steps below.
+# Nats per step: differences double within 7 steps above, and fall to 5% within 6 steps below.
 _CHAOTIC, _FORGETFUL = 0.1, -0.5
-_FALLEN = math.log(20)  # to 5 %
+_FALLEN = math.log(20)  # to 5%
 
 
 @dataclasses.dataclass
@@ -177,12 +177,19 @@ def states(layer):
                     f"{penalty} activation_l1",
                 ),
             )
-        if figures.at_bound is not None and figures.at_bound > _AT_BOUND:
+        # Where a state is carried on beside its activation, as a GRU's is, one at its bound may be
+        # just what is remembered.
+        alone = layer.options["carry"][name] == [0, 0]
+        if alone and figures.at_bound is not None and figures.at_bound > _AT_BOUND:
             yield (
                 "warning",
                 f"{figures.at_bound:.0%} of the {name} state is at its bound",
-                "No gradient comes through a unit at its bound. Scale the inputs down, begin with "
-                "smaller weights, or take a candidate with slower tails, such as softsign.",
+                _through_the_bound(layer)
+                + _either(
+                    "scale the inputs down",
+                    "begin with smaller weights",
+                    _slower_tails(layer),
+                ),
             )
 
 
@@ -260,6 +267,26 @@ def _either(*parts):
     *others, last = [part for part in parts if part]
     text = f"{', '.join(others)}, or {last}." if others else f"{last}."
     return text[0].upper() + text[1:]
+
+
+def _through_the_bound(layer):
+    """What a state at its bound means for gradients; another state may be carried past it."""
+    carried = [name for name, (_, high) in layer.options["carry"].items() if high > 0]
+    if not carried:
+        return "Hardly any gradient comes through a unit at its bound. "
+    return (
+        f"Hardly any gradient comes from such a unit to the {' and '.join(carried)} state; what "
+        f"that carries on itself still arrives. "
+    )
+
+
+def _slower_tails(layer):
+    """What bounds the hidden state is an LSTM's output activation, elsewhere the candidate."""
+    output = layer.options["output_activation"]
+    what = "a candidate" if output is None else "an output_activation"
+    return (output or layer.options["candidate_activation"]) != "softsign" and (
+        f"take {what} with slower tails, such as softsign"
+    )
 
 
 def _lower_penalties(layer):

@@ -21,14 +21,14 @@ from keras_gates.validation import file_path, one_of, positive_integer, share
 # far, but with no less than this share of the first.
 _FLOOR = 0.1
 # By default looks are passed over once they have taken this share of the time of training, so that
-# the last one does not carry them beyond 5 %.
+# the last one does not carry them beyond 5%.
 COST = 0.04
 
 
 class GateMonitor(keras.callbacks.Callback):
     """Records the figures of `diagnose` on a fixed sample, and sees divergence before NaN.
 
-    Before training and after every epoch (or step), unless that would cost more than 5 % of the
+    Before training and after every epoch (or step), unless that would cost more than 5% of the
     time, it runs the model on the sample and appends each figure to `history`. Training has
     diverged when the loss, the norm of a state or the norm of a gradient is not finite, or is more
     than `growth` times the smallest so far (of figures that have fallen, a tenth of the first
@@ -43,7 +43,7 @@ class GateMonitor(keras.callbacks.Callback):
         y: their targets, for the figures of gradients; the model's loss on them is recorded too.
             On the TensorFlow backend.
         every: look after every so many epochs or steps. Default: after every one, passing over
-            some where looking has taken more than 5 % of the time. Give a number to have looks,
+            some where looking has taken more than 5% of the time. Give a number to have looks,
             and so what "restore" restores, at the same epochs in every run.
         unit: "epoch" or "step" (a training batch; or what `steps_per_execution` makes of it).
         samples: the most samples that are kept.

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_gates import activations
+from keras_gates import activations, html
 from keras_gates.cells.base import CANDIDATE
 from keras_gates.diagnostics import data, replay, trace
 from keras_gates.validation import positive_integer
@@ -66,6 +66,14 @@ class NonFinite:
         return self.where is not None
 
     def __str__(self):
+        return self._sentence() + (f" {self.advice}" if self else "")
+
+    def _repr_html_(self):
+        if self:
+            return html.block(html.finding("error", self._sentence(), self.advice))
+        return html.block(html.finding("sound", self._sentence()))
+
+    def _sentence(self):
         if not self:
             if self.training_step is None:
                 return "Everything is finite."
@@ -88,7 +96,7 @@ class NonFinite:
         when = ""
         if self.training_step is not None:
             when = f" in training step {self.training_step} (epoch {self.epoch})"
-        return f"Not finite in {what}{when}: {' '.join(at)} is {self.value}. {self.advice}"
+        return f"Not finite in {what}{when}: {' '.join(at)} is {self.value}."
 
 
 def locate_nonfinite(

@@ -62,7 +62,7 @@ def _pictures(layer):
     if distributions:
         yield html.picture(
             lambda axes: _draw_distributions(axes, distributions),
-            f"{layer.name}: median and 90 % of the values of {', '.join(distributions)}",
+            f"{layer.name}: median and 90% of the values of {', '.join(distributions)}",
         )
     states = {name: state.norm_per_step for name, state in layer.states.items()}
     for what, norms in (("state", states), ("gradient", _gradient(layer))):
@@ -82,7 +82,7 @@ def _gradient(layer):
 
 
 def _draw_distributions(axes, distributions):
-    """Of each gate and the candidate the median, and the range of 90 % of the values."""
+    """Of each gate and the candidate the median, and the range of 90% of the values."""
     for row, figures in enumerate(distributions.values()):
         axes.plot(
             [figures.p5, figures.p95],
@@ -94,7 +94,7 @@ def _draw_distributions(axes, distributions):
         )
         axes.plot([figures.p50], [row], color=RED, marker="|", ms=16, mew=3)
     axes.set_yticks(range(len(distributions)), list(distributions))
-    axes.set(ylim=(len(distributions) - 0.5, -0.5), title="values: median, and 90 % of them")
+    axes.set(ylim=(len(distributions) - 0.5, -0.5), title="values: median, and 90% of them")
     axes.grid(axis="x", alpha=0.3)
 
 

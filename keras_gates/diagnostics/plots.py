@@ -47,7 +47,10 @@ def _each(plot: _Plot) -> _Plot:
 
     @functools.wraps(plot)
     def plotted(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{plot.__name__}: {error}") from None
         traces, axes = given.pop("trace"), given.pop("axes", None)
         if not isinstance(traces, (list, tuple)):
             return plot(traces, axes=axes, **given)
@@ -95,7 +98,7 @@ def plot_activation(activation: Activation, axes: Any = None, *, reach: float = 
 
 @_each
 def plot_gate(trace: Trace | Sequence[Trace], gate: str, axes: Any = None) -> Any:
-    """The distribution of a gate's values over time: median, and bands of 50 % and 90 %.
+    """The distribution of a gate's values over time: median, and bands of 50% and 90%.
 
     Args:
         trace: what `keras_gates.diagnostics.traces` returns, or one of it.
@@ -114,8 +117,8 @@ def plot_gate(trace: Trace | Sequence[Trace], gate: str, axes: Any = None) -> An
         np.nanpercentile, values, [5, 25, 50, 75, 95], axis=(0, 2)
     )
     t = np.arange(len(middle))
-    axes.fill_between(t, low, high, color=BLUE, alpha=0.2, lw=0, label="90 % of the values")
-    axes.fill_between(t, lower, upper, color=BLUE, alpha=0.4, lw=0, label="50 %")
+    axes.fill_between(t, low, high, color=BLUE, alpha=0.2, lw=0, label="90% of the values")
+    axes.fill_between(t, lower, upper, color=BLUE, alpha=0.4, lw=0, label="50%")
     axes.plot(t, middle, color=BLUE, label="median")
     name = _name(trace.cell, gate)
     axes.set(xlabel=_time(trace), ylabel=gate, title=f"{trace.name}: {gate} ({name})")
@@ -362,8 +365,9 @@ def _styles(count):
 def _activated(trace, name):
     if not isinstance(name, str) or name not in trace.activated:
         raise ValueError(
-            f"`gate` must be one of {', '.join(map(repr, trace.activated))}. Received: "
-            f"gate={name!r}{close_matches(name, trace.activated)}"
+            f"`gate` must be one of {', '.join(map(repr, trace.activated))}, which is what the "
+            f"{type(trace.cell).__name__} of {trace.name!r} has. Received: gate={name!r}"
+            f"{close_matches(name, trace.activated)}"
         )
     return trace.activated[name]
 

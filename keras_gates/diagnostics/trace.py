@@ -108,11 +108,6 @@ class Call:
     outputs: list
 
 
-def _why_unstable(cell):
-    found = [r for r in verdicts.judge(cell).reasons if r.level == verdicts.LEVELS[-1]]
-    return [found[0].what, found[0].advice] if found else None
-
-
 class Tracer:
     """Runs a model on batches and returns what its recurrent layers compute.
 
@@ -126,8 +121,8 @@ class Tracer:
 
     Attributes:
         left_out: pairs (name, reason) of recurrent layers that cannot be looked into.
-        why_unstable: from a cell to why the verdict calls its activations unstable, and what helps;
-            None where it does not. Each is judged once, however often a monitor looks.
+        verdict: from a cell to the `Verdict` on its activations. Each is judged once, however often
+            a monitor looks.
 
     Raises:
         ValueError: no recurrent layer that can be looked into, unless with `everything`.
@@ -150,7 +145,7 @@ class Tracer:
                 f"SimpleRNN, or keras.layers.RNN of one of their cells. {model.name!r} has "
                 f"none{cells.describe(self.left_out)}"
             )
-        self.why_unstable = functools.cache(_why_unstable)
+        self.verdict = functools.cache(verdicts.judge)
         self._compute = self._gradients_and_events if gradients else self._events
         self._compiled = False
 
@@ -172,16 +167,18 @@ class Tracer:
                 return tree.flatten(found.layer.states)[0].shape[0]
         return wanted
 
-    def __call__(self, x, y=None):
+    def __call__(self, x, y=None, sample_weight=None):
         """A `Run` of one batch of arrays."""
         for found in self.recurrent:
             found.refresh()
-        x = tree.map_structure(ops.convert_to_tensor, x)
-        y = None if y is None else tree.map_structure(ops.convert_to_tensor, y)
+        x, y, sample_weight = (
+            None if given is None else tree.map_structure(ops.convert_to_tensor, given)
+            for given in (x, y, sample_weight)
+        )
         # A loss of several outputs is a metric as well, which looking must not change.
         metrics = [(v, ops.copy(v.value)) for v in self.model.metrics_variables]
         try:
-            events, loss, gradients = self._compute(x, y)
+            events, loss, gradients = self._compute(x, y, sample_weight)
         finally:
             for variable, value in metrics:
                 variable.assign(value)
@@ -194,21 +191,21 @@ class Tracer:
 
     # ------------------------------------------------------------------ in the backend
 
-    def _events(self, x, y):
+    def _events(self, x, y, sample_weight):
         """The values of all events, loss and gradients: tensors alone, and None."""
         self._about, self._values, self._moves, self._weights = [], [], [], []
         with self._watching():
             self.model(x, training=False)
         return self._take_values(), None, []
 
-    def _gradients_and_events(self, x, y):
+    def _gradients_and_events(self, x, y, sample_weight):
         import tensorflow as tf
 
         self._about, self._values, self._moves, self._weights = [], [], [], []
         tape = tf.GradientTape(watch_accessed_variables=self.everything)
         with tape as self._tape, self._watching():
             prediction = self.model(x, training=False)
-            loss = self.model.compute_loss(x=x, y=y, y_pred=prediction)
+            loss = self.model.compute_loss(x=x, y=y, y_pred=prediction, sample_weight=sample_weight)
         variables = []
         if self.everything:
             named = self._trainable()
@@ -392,7 +389,7 @@ class Tracer:
         return traces
 
 
-def runs(tracer, x, y=None, batch_size=32):
+def runs(tracer, x, y=None, batch_size=32, sample_weight=None):
     """Yields the `Run`s of all samples of `x`, batch by batch, compiled where it pays."""
     count, size = data.samples(x), tracer.batch_size(batch_size)
     if size != batch_size and count % size:
@@ -405,7 +402,7 @@ def runs(tracer, x, y=None, batch_size=32):
     if steps * len(parts) > EAGER_STEPS:
         tracer.compile()
     for part in parts:
-        yield tracer(data.take(x, part), data.take(y, part))
+        yield tracer(data.take(x, part), data.take(y, part), data.take(sample_weight, part))
 
 
 def joined(runs):

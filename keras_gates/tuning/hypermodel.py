@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_gates import validation
 from keras_gates.cells.arguments import refuse_given
+from keras_gates.diagnostics.data import PADDED_LABELS
 from keras_gates.layers import GatedRNN
 from keras_gates.tuning import space
 from keras_gates.tuning.space import CANDIDATES, GATES, CellChoice, activation_space
@@ -299,7 +300,8 @@ def _outputs(x, y, task):
     if not classes:
         return 1 if y.ndim == 1 else y.shape[1]
     if y.min() < 0:
-        raise ValueError(f"{error}, with labels down to {y.min()}, and the least must be 0")
+        hint = f". {PADDED_LABELS}" if y.ndim > 1 else ""
+        raise ValueError(f"{error}, with labels down to {y.min()}, and the least must be 0{hint}")
     if y.max() == 0:
         raise ValueError(f"{error}, with one class alone")
     return int(y.max()) + 1

@@ -17,6 +17,7 @@ LIVES, SHORT = 3, 300.0  # so many short lives in a row, in seconds, and a proce
 _POLL = 0.2
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _LAUNCHED = "KERAS_GATES_LAUNCHED"
+_SEARCHING = "KERAS_GATES_SEARCHING"
 _PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 _OPTIONS: dict = {"text": True, "errors": "replace", "start_new_session": True, **_PIPES}
 
@@ -37,18 +38,27 @@ def launch(script, arguments=(), workers=2):
         workers: how many.
 
     Returns:
-        The exit status: 0; 1 if a process was given up, having died three times in a row within
-        five minutes each, with no training ended in between; 130 after Ctrl-C.
+        The exit status: 0; 1 if the script ran no search, or a process was given up, having died
+        three times in a row within five minutes each, with no training ended in between; 130 after
+        Ctrl-C.
     """
     command = [sys.executable, "-u", str(script), *arguments]
     with tempfile.TemporaryDirectory() as signs:
         crew = [_Worker(k, workers, command, pathlib.Path(signs, str(k))) for k in range(workers)]
+        searching = pathlib.Path(signs, "searching")
+        for worker in crew:
+            worker.variables[_SEARCHING] = str(searching)
         previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             while not all(worker.ended for worker in crew):
                 for worker in crew:
                     worker.look_after()
                 time.sleep(_POLL)
+            if not searching.exists():
+                raise _GivenUp(
+                    f"{script} has ended and ran no search: it must call `search` of a tuner of "
+                    "keras_gates.tuning, such as RandomSearch."
+                )
         except _GivenUp as error:
             print(error, file=sys.stderr, flush=True)
             return 1
@@ -84,8 +94,15 @@ def end_with_launcher():
     return pathlib.Path(sign)
 
 
+def searching():
+    """Tells the launcher, if there is one, that a search is run."""
+    if _SEARCHING in os.environ:
+        with contextlib.suppress(OSError):
+            pathlib.Path(os.environ[_SEARCHING]).touch()
+
+
 class _GivenUp(Exception):
-    """A process has died too often."""
+    """A process has died too often, or there is no search."""
 
 
 class _Worker:

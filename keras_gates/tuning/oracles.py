@@ -19,6 +19,7 @@ import keras
 import keras_tuner
 import numpy as np
 from keras_tuner.engine.hyperparameters import Choice
+from keras_tuner.engine.metrics_tracking import infer_metric_direction
 from keras_tuner.engine.trial import Trial
 
 from keras_gates import validation
@@ -44,6 +45,23 @@ def _factor(argument, value):
 
 def _or_none(check):
     return lambda argument, value: None if value is None else check(argument, value)
+
+
+def _check_names(objective):
+    """An error for the name of a figure that KerasTuner does not know the better direction of."""
+    names = [objective] if isinstance(objective, str) else objective
+    for name in names if isinstance(names, (list, tuple)) else ():
+        if isinstance(name, str) and infer_metric_direction(name) is None:
+            usual = ["loss", "accuracy", "mean_absolute_error", "mean_squared_error"]
+            hint = validation.close_matches(name, [*usual, *(f"val_{each}" for each in usual)])
+            raise validation.invalid(
+                "objective",
+                "the name of a loss or metric of Keras that the model is compiled with, with val_ "
+                "before it for that on validation data, or of any other figure a "
+                "keras_tuner.Objective(name, direction) with direction 'min' or 'max'",
+                name,
+                hint,
+            )
 
 
 # Of the arguments of KerasTuner's oracles, which take whatever comes.
@@ -93,6 +111,7 @@ class RobustOracle(keras_tuner.Oracle):
         given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
         for name in _CHECKS.keys() & given.keys():
             _CHECKS[name](name, given[name])
+        _check_names(given.get("objective"))
         super().__init__(*args, **kwargs)
         objectives = getattr(self.objective, "objectives", [self.objective])
         directions = [getattr(each, "direction", None) for each in objectives]

@@ -121,6 +121,7 @@ class Tuner(keras_tuner.Tuner):
             raise invalid("callbacks", "a list of keras.callbacks.Callback", callbacks)
         with self.oracle.locked():
             resuming.refuse_other_training(self.project_dir, args, kwargs)
+        launch.searching()
         self._progress.verbose = self._verbose = verbose
         self._given = args, kwargs
         with self._progress.shown(f"The same script goes on with the search in {self.project_dir}"):
@@ -443,7 +444,10 @@ class Tuner(keras_tuner.Tuner):
         super().reload()
         self._resumed = True
         ended, begun = len(self.oracle.end_order), len(self.oracle.start_order)
-        if begun and roles.is_first():
+        # When this search begins others may be at their first trials already.
+        running = {*self.oracle.ongoing_trials} - {self.tuner_id}
+        is_new = not ended and begun == sum(map(roles.comes_back, running))
+        if roles.is_first() and not is_new:
             print(
                 f"The search in {self.project_dir} goes on: {ended} trials had ended, "
                 f"{begun - ended} had not."

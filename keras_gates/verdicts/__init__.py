@@ -21,7 +21,7 @@ from keras_gates import activations, html
 from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
-from keras_gates.cells.arguments import sign
+from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import built_copy, traced
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
@@ -287,6 +287,10 @@ def check_activations(
                 "(...), or its class to check_activations."
             )
         return _with_estimates(judge(cell), cell, steps)
+    cell = _class_of(cell)
+    owner = f"check_activations of {cell.__name__}"
+    known = {*cell.options(), *LAYER_ARGUMENTS}
+    refuse_unknown(owner, options, known, CELLS.values(), close=("steps", "units"))
     verdict = judge(make(cell, 1, options))
     # Layers as activations may be built already, with other units.
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
@@ -328,6 +332,17 @@ def _with_estimates(verdict, cell, steps):
 
 def make(cell, units, options):
     """An instance of a cell, by its name or class, in the dtype that is best to judge it in."""
+    # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
+    layers = any(isinstance(option, keras.Layer) for option in tree.flatten([*options.values()]))
+    exact = keras.backend.backend() == "tensorflow" and not layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nothing is saved here
+        made = {"dtype": "float64" if exact else "float32", **options}
+        return _class_of(cell)(units, **made)
+
+
+def _class_of(cell):
+    """The class of a cell, by its name or itself."""
     if isinstance(cell, str):
         cell = CELLS[one_of("cell", cell, CELLS)]
     if not (isinstance(cell, type) and issubclass(cell, GatedCell)):
@@ -340,12 +355,7 @@ def make(cell, units, options):
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell, an "
             f"instance of one, or a layer with one. Received: cell={cell!r}{hint}"
         )
-    # In float64 where all that is computed can be: a layer as activation has a dtype of its own.
-    layers = any(isinstance(option, keras.Layer) for option in tree.flatten([*options.values()]))
-    exact = keras.backend.backend() == "tensorflow" and not layers
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # nothing is saved here
-        return cell(units, **{"dtype": "float64" if exact else "float32", **options})
+    return cell
 
 
 @eager_scope()

@@ -148,7 +148,7 @@ def search_report(tuner_or_folder: Any) -> SearchReport:
     >>> report = search_report(folder)  # or search_report(tuner)
     >>> print(report.comparison.sentence)
     The best trial (1: gru, relu) beats the default pair (0: gru, tanh) beyond the noise, by 0.13 \
-in val_accuracy (95 % interval 0.06915 to 0.1908, corrected for having picked the best of 2 \
+in val_accuracy (95% interval 0.06915 to 0.1908, corrected for having picked the best of 2 \
 finished trials; standard deviation over seeds 0.01414).
     >>> [(row["trial"], round(row["score"], 2)) for row in report.trials]
     [('1', 0.85), ('0', 0.72)]

@@ -34,12 +34,12 @@ class Comparison:
         sentence: the verdict in words.
         best, default: ids of the trials; None where there is none.
         difference: by how much the best is better in the objective: positive for "min", too.
-        low, high: the 95 % interval of the difference; None where the noise is not known.
+        low, high: the 95% interval of the difference; None where the noise is not known.
         noise, degrees_of_freedom: the pooled standard deviation (None if not known).
         trials: how many trials have finished.
         seeds_needed: with about how many new seeds, the same for both, each of the two trials would
             have to be trained to tell a difference of this size, if it is real, with a power of
-            80 %, as `Tuner.confirm` does; None where that is not the question, or for more than
+            80%, as `Tuner.confirm` does; None where that is not the question, or for more than
             1000.
     """
 
@@ -56,7 +56,7 @@ class Comparison:
     seeds_needed: int | None = None
 
     def margin(self, seeds, others):
-        """Half the width of the corrected 95 % interval of the difference of two trials, trained
+        """Half the width of the corrected 95% interval of the difference of two trials, trained
         with so many seeds; None where the noise is not known."""
         if self.noise is None:
             return None
@@ -121,7 +121,7 @@ def _sentence(found, search, best, default):
     by = f"by {found.difference:.4g} in {search.objective}"
     if found.noise is not None:
         by += (
-            f" (95 % interval {found.low:.4g} to {found.high:.4g}, corrected for having picked the "
+            f" (95% interval {found.low:.4g} to {found.high:.4g}, corrected for having picked the "
             f"best of {_trials(found.trials)}; standard deviation over seeds {found.noise:.4g})"
         )
     ahead = f"{first} is ahead of {other} {by}"

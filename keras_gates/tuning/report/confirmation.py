@@ -7,6 +7,7 @@ from typing import Any
 
 from scipy import stats
 
+from keras_gates import html
 from keras_gates.diagnostics.report import plain
 from keras_gates.tuning import records
 from keras_gates.tuning.report import text
@@ -32,9 +33,9 @@ class Difference:
         differences: from each seed with which both finished to by how much the first was better in
             the objective: positive for "min", too.
         difference: the mean of these; None without any.
-        low, high: its 95 % interval; None for fewer than two.
+        low, high: its 95% interval; None for fewer than two.
         seeds_needed: about how many seeds, those trained with included, it takes to tell a
-            difference of this size, if it is real, with a power of 80 %. None where that is not the
+            difference of this size, if it is real, with a power of 80%. None where that is not the
             question, or for more than 1000.
     """
 
@@ -77,15 +78,31 @@ class Confirmation:
         return plain(found)
 
     def __str__(self) -> str:
-        table = [["seed", *(f"trial {name}" for name in self.scores)]]
-        for seed in self.seeds:
-            table.append([str(seed), *(number(its[seed]) or "-" for its in self.scores.values())])
         lines = [each.sentence for each in self.differences]
-        lines += ["", f"{self.objective} with every seed", *text.aligned(table)]
+        lines += ["", self._title(), *text.aligned(self._table())]
         if self.reasons:
-            lines += ["", "Without a score"]
-            lines += text.aligned([(f"trial {n}", *rest) for (n, _), *rest in self.reasons.items()])
+            lines += ["", "Without a score", *text.aligned(self._failed())]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._table()
+        parts = [html.element("p", each.sentence, class_="lead") for each in self.differences]
+        parts += [html.element("h3", self._title()), html.table(header, rows)]
+        if self.reasons:
+            parts.append(html.element("h3", "Without a score"))
+            parts.append(html.table(["trial", "reason"], self._failed(), words=["reason"]))
+        return html.block(*parts)
+
+    def _title(self):
+        return f"{self.objective} with every seed"
+
+    def _table(self):
+        header = ["seed", *(f"trial {name}" for name in self.scores)]
+        scores = self.scores.values()
+        return [header, *([str(s), *(number(its[s]) or "-" for its in scores)] for s in self.seeds)]
+
+    def _failed(self):
+        return [(f"trial {name}", reason) for (name, _), reason in self.reasons.items()]
 
 
 def chosen(search: records.Search, trials: list | None) -> list[str]:
@@ -132,7 +149,7 @@ def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> 
     ...                      for seed, score in enumerate(its, start=2)]
     ...               for name, its in scores.items()}
     >>> print(confirmation(Search("val_accuracy", "max", trials), executions, [2, 3, 4]))
-    Trial 1 (relu) is better than trial 0 (tanh) by 0.02667 in val_accuracy (95 % interval 0.01232 \
+    Trial 1 (relu) is better than trial 0 (tanh) by 0.02667 in val_accuracy (95% interval 0.01232 \
 to 0.04101, paired by seed, over 3 further seeds): the difference holds.
     <BLANKLINE>
     val_accuracy with every seed
@@ -211,7 +228,7 @@ def _compared(found, search, one, two, comparisons, seeds):
     corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     better, worse = (one, two) if mean >= 0 else (two, one)
     ahead = (
-        f"{worse} by {number(abs(mean))} in {search.objective} (95 % interval "
+        f"{worse} by {number(abs(mean))} in {search.objective} (95% interval "
         f"{number(abs(mean) - margin)} to {number(abs(mean) + margin)}, paired by seed, over "
         f"{count} further seeds{corrected})"
     )

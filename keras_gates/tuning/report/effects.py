@@ -26,7 +26,7 @@ class Effect:
             is reported (the former if it is always positive).
         effect: by how much the mean score with it is better (positive, for "min", too) than the
             mean over the levels; None if that cannot be known.
-        low, high: its 95 % interval; None without one.
+        low, high: its 95% interval; None without one.
         finished, ended: how many trials with that level have finished, have ended at all.
         diverged: in which share of those that ended some training diverged.
         reason: why there is no effect; None if there is.

@@ -50,7 +50,7 @@ def _tables(found, heading):
     if table := text.effects_table(found):
         what, *notes = text.effects_in_words(found)
         yield html.element(heading, what)
-        yield html.table(table[0], table[1:], words=["95 % interval"])
+        yield html.table(table[0], table[1:], words=["95% interval"])
         yield html.element("p", " ".join(notes), class_="faint")
 
 

@@ -88,7 +88,7 @@ def effects_in_words(found):
         noise = "of trials alone; of the noise of seeds nothing is known with one seed"
     return [
         f"Main effects on {found.objective}: how much better than the mean over the levels",
-        "Positive is better; for numbers of many values the slope; 95 % intervals. Each choice "
+        "Positive is better; for numbers of many values the slope; 95% intervals. Each choice "
         "alone, not adjusted for others.",
         f"The intervals hold the noise {noise}.",
         "An interval with 0 in it proves nothing, and of 20 levels without any effect one has an "
@@ -101,7 +101,7 @@ def effects_table(found):
     where no trial has shown anything."""
     if not any(effect.finished or effect.diverged for effect in found.effects):
         return []
-    rows = [("choice", "level", "effect", "95 % interval", "finished", "diverged")]
+    rows = [("choice", "level", "effect", "95% interval", "finished", "diverged")]
     choices = list(dict.fromkeys(effect.choice for effect in found.effects))
 
     def place(e):
