@@ -338,6 +338,9 @@ class GatedRNN(keras.layers.RNN):
         used = engine.used(self)
         if used is not None and not self.return_gates:
             return used.run(self, sequences, initial_state, mask, training)
+        if self.stateful and keras.backend.backend() == "torch":
+            # Keras sets the states in place, and the gradient needs them as they were.
+            initial_state = [ops.copy(state) for state in initial_state]
         penalties = self.cell.penalties
         sums = [regularizers.initial_sum(sequences) for _ in penalties]
         last_output, outputs, states = self._loop(

@@ -65,8 +65,9 @@ class Timing:
 def compare(cell, units=64, *, batch=32, steps=100, features=32, rounds=5, **arguments):
     """Measures a GatedRNN, the same in Keras' own loop, and Keras' layer where there is one.
 
-    Each is the first layer of a model with a Dense layer on top, on random data. The sides take
-    turns, so that a machine that speeds up and slows down does so for all.
+    Each is the first layer of a model with a Dense layer on top, on random data. What else it
+    returns, states or gates, the model returns too, and is trained on. The sides take turns, so
+    that a machine that speeds up and slows down does so for all.
 
     Args:
         cell: the name or class of a cell.
@@ -83,7 +84,6 @@ def compare(cell, units=64, *, batch=32, steps=100, features=32, rounds=5, **arg
     shape = [positive_integer(n, v) for n, v in (("steps", steps), ("features", features))]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(positive_integer("batch", batch), *shape)).astype("float32")
-    y = rng.normal(size=(batch, 1)).astype("float32")
     ours = GatedRNN(units, cell, **arguments)
     layers = {OURS: ours}
     if cell in _KERAS and {*arguments} <= {*_KERAS_NAMES}:
@@ -93,9 +93,10 @@ def compare(cell, units=64, *, batch=32, steps=100, features=32, rounds=5, **arg
     layers[LOOP] = GatedRNN(units, cell, backprop="autodiff", **arguments)
     calls: dict[str, dict] = {"train": {}, "predict": {}}
     for side, layer in layers.items():
-        model = keras.Sequential([keras.Input(shape), layer, keras.layers.Dense(1)])
-        model.compile("sgd", "mse")
-        calls["train"][side] = lambda model=model: model.train_on_batch(x, y)
+        model = _model(layer, shape, batch)
+        sizes = [(batch, *output.shape[1:]) for output in model.outputs]
+        y = [rng.normal(size=size).astype("float32") for size in sizes]
+        calls["train"][side] = lambda model=model, y=y: model.train_on_batch(x, y)
         calls["predict"][side] = lambda model=model: model.predict_on_batch(x)
     found = {}
     for what, of in calls.items():
@@ -113,6 +114,14 @@ def compare(cell, units=64, *, batch=32, steps=100, features=32, rounds=5, **arg
         path=_path(ours),
         **found,
     )
+
+
+def _model(layer, shape, batch):
+    inputs = keras.Input(shape, batch_size=batch if getattr(layer, "stateful", False) else None)
+    output, *others = keras.tree.flatten(layer(inputs))
+    model = keras.Model(inputs, [keras.layers.Dense(1)(output), *others])
+    model.compile("sgd", ["mse"] * len(model.outputs))
+    return model
 
 
 def _path(layer):

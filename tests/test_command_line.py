@@ -602,6 +602,26 @@ def test_bench_measures_what_it_names(capsys):
     assert "keras.layers" not in out
 
 
+def test_bench_runs_layers_with_further_outputs_and_with_states(monkeypatch):
+    models = []
+
+    def made(layer, *given):
+        models.append(model(layer, *given))
+        return models[-1]
+
+    model = timing._model
+    monkeypatch.setattr(timing, "_model", made)
+    sizes = {"batch": 2, "steps": 4, "features": 2, "rounds": 1}
+    found = timing.compare("lstm", 3, return_gates=True, return_state=True, **sizes)
+    assert found.path.endswith("return_gates=True was given")
+    # h, c, and the gates i, f, o and the candidate beside the Dense layer's, in the loss too.
+    assert [len(one.outputs) for one in models] == [7, 7]
+    assert models[0].loss == ["mse"] * 7
+    found = timing.compare("gru", 3, stateful=True, return_sequences=True, **sizes)
+    assert min(*found.train.values(), *found.predict.values()) > 0
+    assert models[-1].output_shape == (2, 4, 1)
+
+
 def test_the_columns_of_bench_stand_below_each_other():
     sides = {"keras_gates": 1.5, "keras.layers.SimpleRNN": 9.471, "Keras' own loop": 20.0}
     lines = str(

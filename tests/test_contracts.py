@@ -393,6 +393,36 @@ def test_transformations_of_jax(cell, rng, backprop):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras keeps no states in what JAX compiles")
+@pytest.mark.parametrize("arguments", [{"cell": "gru", "activation_l1": 0.1}, {"cell": "lstm"}])
+def test_training_with_states_equals_that_with_given_ones(arguments, rng):
+    """On PyTorch states are set in place, and gradients need them as they were."""
+    frames = keras.Input((TIME, FEATURES), batch_size=BATCH)
+    ours = kg.GatedRNN(UNITS, stateful=True, **arguments)
+    model = keras.Model(frames, ours(frames))
+    layer = kg.GatedRNN(UNITS, return_state=True, **arguments)
+    given = [keras.Input((UNITS,), batch_size=BATCH) for _ in ours.cell.state_names]
+    output, *last = layer(frames, initial_state=given)
+    stateless = keras.Model([frames, *given], output)
+    states_after = keras.Model([frames, *given], last)
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    ours.set_weights(layer.get_weights())
+    for one in (model, stateless):
+        one.compile(keras.optimizers.SGD(0.5), "mse")
+    states = [np.zeros((BATCH, UNITS), "float32") for _ in given]
+    for _ in range(3):
+        x = rng.normal(size=(BATCH, TIME, FEATURES)).astype("float32")
+        y = rng.normal(size=(BATCH, UNITS)).astype("float32")
+        after = keras.tree.flatten(states_after.predict([x, *states], verbose=0))
+        loss = model.train_on_batch(x, y)
+        np.testing.assert_allclose(loss, stateless.train_on_batch([x, *states], y), 1e-5)
+        states = after
+        for one, other in zip(ours.states, states, strict=True):
+            np.testing.assert_allclose(ops.convert_to_numpy(one), other, 1e-5, 1e-5)
+    for one, other in zip(ours.get_weights(), layer.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, 1e-4, 1e-5)
+
+
 class Wrapping(keras.layers.Layer):
     """A layer of one's own that says nothing of the shape of its outputs."""
 

@@ -493,9 +493,15 @@ def test_the_derivative_of_clipping_by_norm_together():
 def test_arrays_that_do_not_fit_are_refused_by_name(rng, monkeypatch):
     once = OneCall(kg.LSTMCell(UNITS), 4, 6)
     x, h, c, *weights = once.arrays
-    message = "initial state 1 does not fit sequences of batch 4 and 6 steps"
-    with pytest.raises(ValueError, match=message + r": it has the shape \(3, 19\)"):
+    message = (
+        rf"initial state 1 does not fit {UNITS} units and sequences of shape \(4, 6, 3\). "
+        rf"Received: shape \(3, {UNITS}\)"
+    )
+    features = r"the sequences must have 3 features. Received: shape \(4, 6, 2\)"
+    with pytest.raises(ValueError, match=message):
         once.forward([x, h, c[:3], *weights])
+    with pytest.raises(ValueError, match=features):
+        once.forward([x[:, :, :2], h, c, *weights])
     with pytest.raises(ValueError, match="6 arrays are needed. Received: 5"):
         once.forward(once.arrays[:5])
 
@@ -504,10 +510,13 @@ def test_arrays_that_do_not_fit_are_refused_by_name(rng, monkeypatch):
     def wrong(function, kind):
         with pytest.raises(kind, match=message):
             function(tf.constant(x), [tf.constant(h), tf.constant(c[:3])])
+        with pytest.raises(kind, match=features):
+            function(tf.constant(x[:, :, :2]), [tf.constant(h), tf.constant(c)])
 
     layer = kg.GatedRNN(UNITS, cell="lstm", dtype="float64")
+    layer.build((None, None, 3))
     shapes = [
-        tf.TensorSpec((None, None, 3), "float64"),
+        tf.TensorSpec((None, None, None), "float64"),
         [tf.TensorSpec((None, UNITS), "float64")] * 2,
     ]
     graph = tf.function(lambda x, s: layer(x, initial_state=s), input_signature=shapes)

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <string>
 #include <vector>
 
 int do_job(const Job&, int threads);
@@ -97,12 +98,20 @@ int run(const Call* call, int64_t batch, int64_t time, const void* const* in, co
   return do_job(job, c.threads) ? -1 : 0;
 }
 
-std::string failure(const Call* call, int failed, int64_t batch, int64_t time,
-                    const int64_t* bytes) {
+std::string failure(const Call* call, int failed, const std::vector<int64_t>& sequences,
+                    const std::vector<int64_t>& shape) {
   if (failed < 0) return "no memory is left for a recurrent layer";
-  return std::string("recurrent layer: ") + call->input[failed - 1].name +
-         " does not fit sequences of batch " + std::to_string(batch) + " and " +
-         std::to_string(time) + " steps: it has " + std::to_string(bytes[failed - 1]) + " bytes";
+  auto text = [](const std::vector<int64_t>& shape) {
+    std::string text;
+    for (const int64_t length : shape) text += (text.empty() ? "" : ", ") + std::to_string(length);
+    return "(" + text + (shape.size() == 1 ? ",)" : ")");
+  };
+  const Job& job = call->choice[0];
+  return std::string("recurrent layer: ") +
+         (failed == 1 ? "the sequences must have " + std::to_string(job.features) + " features"
+                      : call->input[failed - 1].name + (" does not fit " + std::to_string(job.units)) +
+                            " units and sequences of shape " + text(sequences)) +
+         ". Received: shape " + text(shape);
 }
 
 // ---------------------------------------------------------------------- memory

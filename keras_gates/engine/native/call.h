@@ -1,6 +1,7 @@
 // One way of calling a recurrence: all that does not depend on the arrays.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "kernel.h"
 
@@ -49,7 +50,8 @@ const Call* call_of(int64_t number);
 constexpr const char* OF_ANOTHER_PROCESS =
     "this graph runs only in the process that made it: export models with keras_gates.export or "
     "model.export";
-// What a result of `run` that is not 0 means.
-std::string failure(const Call*, int failed, int64_t batch, int64_t time, const int64_t* bytes);
+// What a result of `run` that is not 0 means, for sequences and an input of these shapes.
+std::string failure(const Call*, int failed, const std::vector<int64_t>& sequences,
+                    const std::vector<int64_t>& shape);
 // Bytes from which on arrays are worth `take`.
 constexpr int64_t LARGE = 1 << 15;

@@ -140,11 +140,14 @@ class Call:
         if failed < 0:
             raise MemoryError("no memory is left for a recurrent layer")
         if failed > 0:
-            name, shape = self._names[failed - 1], arrays[failed - 1].shape
-            raise ValueError(
-                f"recurrent layer: {name} does not fit sequences of batch {batch} and {time} "
-                f"steps: it has the shape {shape}"
-            )
+            job = self._fields.choice[0]
+            what = f"the sequences must have {job.features} features"
+            if failed > 1:
+                what = (
+                    f"{self._names[failed - 1]} does not fit {job.units} units and sequences of "
+                    f"shape {arrays[0].shape}"
+                )
+            raise ValueError(f"recurrent layer: {what}. Received: shape {arrays[failed - 1].shape}")
         return found
 
     def shapes(self, arrays):

@@ -6,6 +6,7 @@
 #ifndef _WIN32
 #include "call.h"
 
+#include <algorithm>
 #include <dlfcn.h>
 
 #include <string>
@@ -126,9 +127,14 @@ void compute(const Call& call, Context* context, Tensors& t) {
     results.push_back(tf.TensorData(t.all.back()));
   }
   const int failed = run(&call, batch, time, inputs.data(), bytes.data(), results.data());
-  if (failed)
-    tf.SetStatus(t.status, failed < 0 ? RESOURCE_EXHAUSTED : INVALID_ARGUMENT,
-                 failure(&call, failed, batch, time, bytes.data()).c_str());
+  if (!failed) return;
+  auto shape = [&](Tensor* tensor) {
+    std::vector<int64_t> shape;
+    for (int d = 0; d < tf.NumDims(tensor); d++) shape.push_back(tf.Dim(tensor, d));
+    return shape;
+  };
+  tf.SetStatus(t.status, failed < 0 ? RESOURCE_EXHAUSTED : INVALID_ARGUMENT,
+               failure(&call, failed, shape(t.all[0]), shape(t.all[std::max(0, failed - 1)])).c_str());
 }
 
 void* create(Construction* construction) {

@@ -4,6 +4,7 @@
 // later ones add fields at the end); nothing of XLA is needed to build this.
 #include "call.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -74,8 +75,10 @@ API void* call_by_xla(Frame* frame) {
   for (int i = 0; i < out.count; i++) results.push_back(out.buffers[i]->data);
   const int64_t batch = in.buffers[0]->dims[0], time = in.buffers[0]->dims[1];
   const int failed = run(call, batch, time, inputs.data(), bytes.data(), results.data());
-  if (failed)
-    return error(frame, failed < 0 ? RESOURCE_EXHAUSTED : INVALID_ARGUMENT,
-                 failure(call, failed, batch, time, bytes.data()));
-  return nullptr;
+  if (!failed) return nullptr;
+  auto shape = [&](const Buffer& buffer) {
+    return std::vector<int64_t>(buffer.dims, buffer.dims + buffer.rank);
+  };
+  return error(frame, failed < 0 ? RESOURCE_EXHAUSTED : INVALID_ARGUMENT,
+               failure(call, failed, shape(*in.buffers[0]), shape(*in.buffers[std::max(0, failed - 1)])));
 }
