@@ -14,15 +14,15 @@ KERAS_BACKEND ?= tensorflow
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py
 
-test: $(INSTALLED)
+test: $(INSTALLED)-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Also what the usual run leaves out for time.
-test-all: $(INSTALLED)
+test-all: $(INSTALLED)-dev
 	ALL_TESTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # KERAS_BACKEND=jax make test-backend: the contracts on another backend of Keras.
-test-backend: $(INSTALLED)-$(KERAS_BACKEND)
+test-backend: $(INSTALLED)-dev $(INSTALLED)-$(KERAS_BACKEND)
 	ALL_TESTS=1 KERAS_BACKEND=$(KERAS_BACKEND) $(BIN)/python -m pytest tests/test_equations.py \
 		tests/test_contracts.py tests/test_gradients.py tests/test_gallery.py tests/test_zoneout.py \
 		tests/test_parallel.py tests/test_gpu.py tests/test_cudnn.py tests/test_convert_compiled.py \
@@ -37,14 +37,14 @@ test-oldest:
 		tests/test_equations.py tests/test_contracts.py tests/test_layer.py tests/test_engine.py \
 		tests/test_native.py tests/test_cudnn.py tests/test_saving.py tests/test_threads.py
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # The kernel for the platforms that nobody here has, as far as a compiler can tell.
 PLATFORMS = aarch64-linux-gnu aarch64-macos x86_64-macos x86_64-windows-gnu
-cross: $(INSTALLED)
+cross: $(INSTALLED)-dev
 	for platform in $(PLATFORMS); do for source in kernel library team call tensorflow xla; do \
 		$(BIN)/python -m ziglang c++ -target $$platform -std=c++17 -O1 -Wall -Werror -DVARIANT=baseline \
 		-c keras_gates/engine/native/$$source.cpp -o $(VENV)/$$source.o || exit 1; \
@@ -56,14 +56,14 @@ bench: $(INSTALLED)
 # All pictures and tables of examples/ and the documentation, anew: over two hours on two cores. The seeds
 # are fixed; what depends on the machine, such as speed, and chaotic trainings come out otherwise.
 FIGURES = digits diagnostics forecast gallery published search_digits deployment benchmark initialization verdicts
-figures: $(INSTALLED)-onnx $(INSTALLED)-litert $(INSTALLED)-openvino
+figures: $(INSTALLED)-dev
 	mkdir -p out/figures
 	for name in $(FIGURES); do echo "== $$name"; \
 	$(BIN)/python examples/$$name.py --out out/figures || exit 1; done
 	for name in $(FIGURES); do for file in out/figures/$$name*.png out/figures/$$name*.csv \
 	out/figures/$$name*.json; do test ! -f $$file || cp $$file examples/; done; done
 
-dist: $(INSTALLED)
+dist: $(INSTALLED)-dev
 	rm -rf dist
 	$(BIN)/python -m build
 
@@ -82,7 +82,7 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard keras_gates/engine/na
 	This takes some minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[plots]"
 	@touch $@
 
 $(INSTALLED)-tensorflow: $(INSTALLED)
@@ -90,5 +90,5 @@ $(INSTALLED)-tensorflow: $(INSTALLED)
 
 $(INSTALLED)-%: $(INSTALLED)
 	@echo "Adding the extra $* to $(VENV)."
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet "keras-gates[$*]"  # which is there: nothing is built again
 	@touch $@
