@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_gates import html
 from keras_gates.diagnostics.plots import BLUE, RED
-from keras_gates.diagnostics.report import BACKWARDS, ends, exponent, gradients, summary, tables
+from keras_gates.diagnostics.text import BACKWARDS, ends, exponent, gradients, summary, tables
 
 _STYLES = ((BLUE, "-"), (RED, "--"))
 
