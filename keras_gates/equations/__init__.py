@@ -6,8 +6,8 @@ record of values and operations that every part reads instead of running the cel
 
 from keras_gates.equations.affine import affine
 from keras_gates.equations.derivative import pulled
-from keras_gates.equations.operations import TABLE, Operation
 from keras_gates.equations.program import Program, depends_on, evaluate
+from keras_gates.equations.table import TABLE, Operation
 from keras_gates.equations.text import equations
 from keras_gates.equations.trace import NotTraceableError
 from keras_gates.equations.values import Value, apply, constant, leaf

@@ -1,6 +1,7 @@
 """The reverse-mode derivative of values: values again."""
 
-from keras_gates.equations.operations import TABLE, total
+from keras_gates.equations.operations import total
+from keras_gates.equations.table import TABLE
 from keras_gates.equations.values import apply, ordered
 
 

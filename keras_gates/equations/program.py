@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_gates.equations.operations import TABLE
+from keras_gates.equations.table import TABLE
 from keras_gates.equations.values import Value, number_of, ordered
 from keras_gates.equations.values import value as interned
 

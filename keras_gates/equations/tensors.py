@@ -2,8 +2,9 @@
 
 from keras import ops
 
-from keras_gates.equations.operations import TABLE, UNITS
+from keras_gates.equations.operations import UNITS
 from keras_gates.equations.program import expanded
+from keras_gates.equations.table import TABLE
 from keras_gates.equations.values import number_of, ordered
 
 _OVER_UNITS = {"axis": -1, "keepdims": True}

@@ -1,6 +1,6 @@
 """Programs as text and as LaTeX, in the symbols of the papers."""
 
-from keras_gates.equations.operations import CALL, PRODUCT, SUM, TABLE
+from keras_gates.equations.table import CALL, PRODUCT, SUM, TABLE
 from keras_gates.equations.values import ordered
 
 # Of states, blocks and weights; a cell's class attribute `symbols` has precedence.

@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_gates._keras import graph
 from keras_gates.activations.lookup import name_by_another_path
-from keras_gates.equations.operations import BY_KERAS_CLASS, TABLE
+from keras_gates.equations.operations import BY_KERAS_CLASS
+from keras_gates.equations.table import TABLE
 from keras_gates.equations.values import apply, constant
 
 

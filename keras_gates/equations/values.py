@@ -9,12 +9,14 @@ import weakref
 
 import numpy as np
 
+from keras_gates.equations.table import TABLE
+
 
 class Value:
     """The result of an operation, or a leaf of a program.
 
     Attributes:
-        operation: name of a row of `operations.TABLE`; "input" or "constant" for leaves.
+        operation: name of a row of `table.TABLE`; "input" or "constant" for leaves.
         arguments: the values that it is applied to.
         parameters: pairs (name, value) of numbers and names that are fixed: the slope of a
             leaky relu, the name of an input.
@@ -33,9 +35,8 @@ class Value:
         return dict(self.parameters)[name]
 
     def __repr__(self):
-        from keras_gates.equations.text import expression
-
-        return f"<Value {expression(self)}>"
+        inside = [*map(repr, self.arguments), *(str(given) for _, given in self.parameters)]
+        return f"{self.operation}({', '.join(inside)})"
 
     def __add__(self, other):
         return apply("add", self, other)
@@ -124,8 +125,6 @@ def number_of(value):
 
 def apply(operation, *arguments, **parameters):
     """An operation of the table on values and numbers; with constants only, the constant."""
-    from keras_gates.equations.operations import TABLE
-
     row = TABLE[operation]
     arguments = [a if isinstance(a, Value) else constant(a) for a in arguments]
     found = row.simpler(*arguments) if row.simpler else None
