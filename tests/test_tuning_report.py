@@ -248,8 +248,6 @@ def test_print(mixed):
 
 def test_equal_times_are_told_in_words(tmp_path):
     trials = [finished("0", pair("sigmoid", "tanh"), 0.5), finished("1", HARD, 0.6)]
-    for trial in trials:
-        trial.executions[0].seconds = 2.0
     text = str(search_report(written(tmp_path, trials)))
     assert "Time: the best took 2 s per training, as long as the default pair." in text
 
