@@ -368,6 +368,7 @@ def test_errors_name_the_argument(rng):
         ({"y": y[:4]}, ValueError, "`y` must have as many samples as `x`, 6. Received: 4"),
         ({"x": x * 1j}, ValueError, "`x` must be an array.*of real numbers.*dtype complex"),
         ({"x": x.astype(str)}, ValueError, "`x` must be of numbers. Received: x of dtype <U"),
+        ({"y": y[:, :2]}, ValueError, r"`y` must fit.*\(2,\) per sample, with outputs of \(5,\); "),
         ({"y": y.astype(str)}, ValueError, "`y` must be of numbers. Received: y of dtype <U"),
         ({"y": {"q": y}}, ValueError, "`y` must be one array for .*Received: the keys ..q"),
         ({"y": [y, y]}, ValueError, "`y` must be one array for .*Received: 2 of them"),

@@ -246,6 +246,12 @@ def test_print(mixed):
     assert "no trial with it finished" in effect
 
 
+def test_equal_times_are_told_in_words(tmp_path):
+    trials = [finished("0", pair("sigmoid", "tanh"), 0.5), finished("1", HARD, 0.6)]
+    text = str(search_report(written(tmp_path, trials)))
+    assert "Time: the best took 2 s per training, as long as the default pair." in text
+
+
 def test_print_shows_epochs_where_they_differ(tmp_path):
     short = finished("1", HARD, 0.6)
     short.executions[0].epoch = 1

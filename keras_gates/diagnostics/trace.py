@@ -205,7 +205,7 @@ class Tracer:
         tape = tf.GradientTape(watch_accessed_variables=self.everything)
         with tape as self._tape, self._watching():
             prediction = self.model(x, training=False)
-            loss = self.model.compute_loss(x=x, y=y, y_pred=prediction, sample_weight=sample_weight)
+            loss = self._loss(x, y, prediction, sample_weight)
         variables = []
         if self.everything:
             named = self._trainable()
@@ -219,6 +219,20 @@ class Tracer:
                 values["gradient"] = next(arrived)
         del self._tape
         return self._take_values(), loss, found[len(moves) :]
+
+    def _loss(self, x, y, prediction, sample_weight):
+        try:
+            return self.model.compute_loss(x=x, y=y, y_pred=prediction, sample_weight=sample_weight)
+        except Exception as error:  # of any kind; targets that do not fit are the usual reason
+            one, other = (
+                ", ".join(str(tuple(tensor.shape[1:])) for tensor in tree.flatten(tensors))
+                for tensors in (y, prediction)
+            )
+            said = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"`y` must fit the outputs and the loss of {self.model.name!r}. Received: y of "
+                f"shape {one} per sample, with outputs of {other}; {type(error).__name__}: {said}"
+            ) from error
 
     def _take_values(self):
         values, self._values, self._moves = self._values, [], []

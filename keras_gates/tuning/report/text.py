@@ -126,7 +126,8 @@ def cost(found):
     best, default = found.best, by_id.get(found.comparison.default)
     text = f"Time: the best took {_each(best):.3g} s per training"
     if default is not None and default is not best and _each(default) > 0:
-        text += f", {_each(best) / _each(default):.2g} times that of the default pair"
+        times = f"{_each(best) / _each(default):.2g}"
+        text += f", {'as long as' if times == '1' else f'{times} times that of'} the default pair"
     alike = [row for row in ranked(found) if _within(found, row, best)]
     if not alike:
         return f"{text}."
