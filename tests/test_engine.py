@@ -681,6 +681,18 @@ def test_a_gradient_penalty_trains_on_every_path(options, rng):
         np.testing.assert_allclose(losses[backprop], losses["autodiff"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "mixed_bfloat16", "float16", "mixed_float16"])
+def test_which_dtypes_run_in_the_kernel(dtype, rng):
+    layer = kg.GatedRNN(4, dtype=dtype)
+    layer(rng.normal(size=(2, 3, FEATURES)))
+    where = (
+        "Keras' own loop, because the kernel does not compute in float16"
+        if "float16" in dtype.replace("bfloat16", "")
+        else "inference, when last traced: fused"
+    )
+    assert where in layer.explain()
+
+
 def test_bfloat16(rng):
     layers = [
         kg.GatedRNN(8, dtype="mixed_bfloat16", backprop=b, seed=1) for b in ("fused", "autodiff")
