@@ -432,7 +432,8 @@ def test_fused_that_is_impossible_where_it_runs_warns_once(rng, recwarn, tmp_pat
     layers = [kg.GatedRNN(4, backprop=given, name=given) for given in ("auto", "fused")]
     for layer in layers:
         layer(x)
-        kg.export(keras.Sequential([keras.Input((None, FEATURES)), layer]), tmp_path / layer.name)
+        exported = keras.Sequential([keras.Input((None, FEATURES)), layer])
+        exported.export(tmp_path / layer.name, verbose=False)
         layer(x[:0])
     assert not [w for w in recwarn if "fused" in str(w.message)]
     for layer in layers:
@@ -536,6 +537,7 @@ def test_jacobians(rng):
     ids=lambda arguments: str(arguments["cell"]),
 )
 def test_second_derivatives_equal_those_of_keras_loop(arguments, how, rng):
+    leave_out_for_time(how == "graph" and arguments["cell"] in ("lstm", "simple"))
     layer, plain = pair(rng, **arguments)
     x = tf.constant(rng.normal(size=(3, 5, FEATURES)))
     mask = rng.random((3, 5)) > 0.2

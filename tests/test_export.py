@@ -53,11 +53,8 @@ def inputs_for(name, rng):
     return given
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """name -> [(outputs of the model, outputs of its SavedModel elsewhere), ...]"""
-    folder = tmp_path_factory.mktemp("saved")
-    rng = np.random.default_rng(7)
+def test_savedmodels_equal_their_models_without_the_package(tmp_path, rng):
+    """All in one other process."""
     here = {}
     for name in NAMES:
         model, given = make(name), inputs_for(name, rng)
@@ -66,20 +63,14 @@ def served(tmp_path_factory):
         model.fit(x, np.zeros((len(x), 2)), verbose=0)
         if name == "stateful":
             model.layers[1].reset_state()
-        model.export(folder / name, verbose=False)
-        np.savez(folder / f"{name}.npz", **given)
+        model.export(tmp_path / name, verbose=False)
+        np.savez(tmp_path / f"{name}.npz", **given)
         here[name] = {key: np.array(model(x)) for key, x in given.items()}
-    run_python(SERVE, folder, without_package=True)
-    return {
-        name: [(y, np.load(folder / f"{name}.found.npz")[key]) for key, y in outputs.items()]
-        for name, outputs in here.items()
-    }
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_savedmodel_equals_the_model_without_the_package(name, served):
-    for here, there in served[name]:
-        np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-6)
+    run_python(SERVE, tmp_path, without_package=True)
+    for name, outputs in here.items():
+        with np.load(tmp_path / f"{name}.found.npz") as there:
+            for key, output in outputs.items():
+                np.testing.assert_allclose(there[key], output, 1e-5, 1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "simple"])

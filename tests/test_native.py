@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import BACKEND, MGUCell, drawn_cell, leave_out_for_time, run_python
+from helpers import BACKEND, MGUCell, drawn_cell, run_python
 
 import keras_gates as kg
 from keras_gates import activations
@@ -291,9 +291,9 @@ CODE = """
 
 
 @on_tensorflow
+@pytest.mark.slow  # all other tests run the processor's best
 @pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(instructions, monkeypatch):
-    leave_out_for_time(instructions != "baseline")  # all other tests run the processor's best
     monkeypatch.setenv("KERAS_GATES_INSTRUCTIONS", instructions)
     used, *found = run_python(CODE).split()[-7:]
     levels = ["baseline", "avx2", "avx512"]

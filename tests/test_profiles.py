@@ -384,7 +384,7 @@ def test_a_layer_that_keras_cannot_copy(layer):
 @pytest.mark.parametrize("cell", ["gru", "lstm", "simple"])
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_judging_leaves_a_layer_as_activation_as_it_is(cell):
-    leave_out_for_time(cell == "simple")
+    leave_out_for_time(cell != "gru")
     slope = keras.layers.PReLU()
     given = {"candidate_activation": slope}
     if cell == "lstm":

@@ -334,6 +334,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         ServedModel(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_clients_ask_both_servers(folder, capsys):
     with (
         load_test.server("http_server.py", str(folder)) as http_port,

@@ -134,6 +134,7 @@ FATAL = """
 """
 
 
+@pytest.mark.slow
 def test_trials_that_end_their_process_do_not_end_the_search(tmp_path):
     assert launch.launch(write_script(tmp_path, FATAL), [str(tmp_path)], workers=1) == 0
     found = records.read_search(tmp_path / "p").trials
