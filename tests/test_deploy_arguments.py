@@ -126,6 +126,21 @@ def test_a_suffix_with_a_typing_error_is_no_name_of_a_folder(suffix, meant, tmp_
 
 
 @pytest.mark.parametrize(
+    ("suffix", "hint"),
+    [
+        (".keras", "model.save"),
+        (".H5", "model.save_weights"),
+        (".pb", "which saved_model.pb is in"),
+    ],
+)
+def test_a_folder_is_not_named_as_another_kind_of_file(suffix, hint, tmp_path):
+    path = tmp_path / f"m{suffix}"
+    with pytest.raises(ValueError, match=f"a folder of any name, .*{hint}.*{suffix}'$"):
+        deployment.export(small(), path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("name", "format", "other"),
     [
         ("m.onnx", "saved_model", "onnx"),

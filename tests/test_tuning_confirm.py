@@ -70,6 +70,25 @@ def test_the_interval_is_that_of_a_paired_t_test(rng):
     assert lines[row + 1].split() == ["3", f"{other[0]:.4g}", f"{one[0]:.4g}"]
 
 
+def test_what_else_two_trials_differ_in_is_said():
+    executions = {
+        name: [Execution(seed, "finished", 2, score=score + seed / 100) for seed in range(3)]
+        for name, score in (("a", 0.9), ("b", 0.7), ("c", 0.6))
+    }
+    choices = {"a": ("relu", 0.01), "b": ("tanh", 0.001), "c": ("relu", 0.001)}
+    trials = [
+        Trial(name, {"candidate_activation": candidate, "rate": rate}, "COMPLETED", [])
+        for name, (candidate, rate) in choices.items()
+    ]
+    found = confirmation(Search("val", "max", trials), executions, [0, 1, 2])
+    one, other = (each.sentence for each in found.differences)
+    assert one.endswith(
+        "the difference holds. The two differ in more than the pair, which need not be the cause: "
+        "rate (0.01, not 0.001)."
+    )
+    assert other.endswith("the difference holds.")  # of one pair
+
+
 def test_what_is_not_decided_says_how_many_seeds_it_takes():
     differences = [0.3, -0.2, 0.1, 0.2]
     (found,) = compared({"a": [1 + d for d in differences], "b": [1.0] * 4}).differences

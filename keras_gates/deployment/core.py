@@ -26,6 +26,12 @@ FORMATS = get_args(Format)
 # In which module of this package each is, and its class there.
 _CLASSES = {"saved_model": "SavedModel", "onnx": "ONNX", "litert": "LiteRT", "openvino": "OpenVINO"}
 _SUFFIXES = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino"}
+# Of files that a folder is easily taken for, and what writes those.
+_OTHERS = {
+    ".keras": ", and model.save(path) writes a .keras file",
+    ".h5": ", and model.save_weights(path) writes a .weights.h5 file",
+    ".pb": ", which saved_model.pb is in",
+}
 # That of a temporary folder beside it is longer.
 _LONGEST_NAME = 200
 _OPTIONS = (
@@ -211,10 +217,11 @@ def _of_suffix(path):
     """The format of a path; an error where its suffix is one with a typing error, maybe."""
     suffix = os.path.splitext(path)[1].lower()
     # ".tf" stands for a SavedModel in other programs.
-    if suffix not in _SUFFIXES and (hint := close_matches(suffix, _SUFFIXES, cutoff=0.7)):
+    hint = close_matches(suffix, _SUFFIXES, cutoff=0.7)
+    if suffix not in _SUFFIXES and (hint or suffix in _OTHERS):
         raise ValueError(
             f"`path` must end in {', '.join(_SUFFIXES)}, or `format` say what it is: "
-            "format='saved_model' writes a folder of any name. Received: "
+            f"format='saved_model' writes a folder of any name{_OTHERS.get(suffix, '')}. Received: "
             f"path={os.fspath(path)!r}{hint}"
         )
     return _SUFFIXES.get(suffix, "saved_model")

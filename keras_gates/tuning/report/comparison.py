@@ -145,11 +145,12 @@ def _sentence(found, search, best, default):
         count = f"about {seeds}" if seeds else f"more than {_MOST_SEEDS}"
         text += f" To tell a difference of this size, if it is real, takes {count} new seeds"
         text += f": tuner.confirm(seeds={seeds}) trains both with them." if seeds else "."
-    return text + _differences(best.values, default.values)
+    return text + differences(best.values, default.values)
 
 
-def _differences(best, default):
-    """In what else two trials differ: then the activations alone do not explain the scores."""
+def differences(best, default):
+    """In what else than the pair two trials differ: then the activations alone do not explain the
+    scores."""
     listed = []
     for name in {**best, **default}:
         choice = name.rpartition("/")[2]

@@ -11,7 +11,13 @@ from keras_gates import html
 from keras_gates.diagnostics.report import plain
 from keras_gates.tuning import records
 from keras_gates.tuning.report import text
-from keras_gates.tuning.report.comparison import CONFIDENCE, compare, ranked, seeds_needed
+from keras_gates.tuning.report.comparison import (
+    CONFIDENCE,
+    compare,
+    differences,
+    ranked,
+    seeds_needed,
+)
 from keras_gates.tuning.report.pairs import pair_of
 from keras_gates.tuning.report.text import number
 
@@ -187,12 +193,12 @@ def _difference(search, scores, first, other, names, comparisons):
     """The `Difference` of two trials, among so many comparisons."""
     sign = 1 if search.direction == "max" else -1
     lost = {name: [s for s, score in scores[name].items() if score is None] for name in scores}
-    differences = {
+    by_seed = {
         seed: sign * (score - scores[other][seed])
         for seed, score in scores[first].items()
         if score is not None and scores[other][seed] is not None
     }
-    found = Difference(first, other, "", "", differences)
+    found = Difference(first, other, "", "", by_seed)
     one, two = names[first], names[other]
     too = f"{two} did not finish with {_seeds(lost[other])}"
     if lost[first]:
@@ -202,12 +208,15 @@ def _difference(search, scores, first, other, names, comparisons):
             f"{one} did not finish with {_seeds(lost[first])}{also}: what it scored with others is "
             "no reason to take it."
         )
-    elif len(differences) < 2:
+    elif len(by_seed) < 2:
         found.verdict = "too few"
         text = f"{too}: too few are left to compare it with {one}, which finished with all."
     else:
         text = _compared(found, search, one, two, comparisons, len(scores[first]))
         text += f" {_capital(too)}, which do not count." if lost[other] else ""
+        values = {trial.trial_id: trial.values for trial in search.trials}
+        if pair_of(values[first]) != pair_of(values[other]):
+            text += differences(values[first], values[other])
     found.sentence = _capital(text)
     return found
 
