@@ -12,6 +12,7 @@ import keras
 
 from keras_gates import engine
 from keras_gates._keras.calls import stacklevel
+from keras_gates.cells.program import traced
 from keras_gates.engine import cudnn
 from keras_gates.engine.base import PLAIN, Engine
 from keras_gates.engine.native import library
@@ -127,10 +128,22 @@ class Paths:
         """Which path is taken and why: in words what holds always, and a line for each way of
         calling the layer so far."""
         obstacle = self._obstacle() or engine.why_never_fused_here(self._layer)
+        if not (obstacle or self.fused.obstacles):
+            obstacle = self._unreadable()
         if obstacle:
             return f"Keras' own loop, because {obstacle}", []
         lines = [f"{what}, when last traced: {self._taken(what)}" for what in self.fused.obstacles]
         return f"can run fused on {keras.backend.backend()}", lines
+
+    def _unreadable(self):
+        """Why the equations of a layer that was not called yet are none for the engine, or None."""
+        if keras.backend.backend() == "jax":  # has scans for them
+            return None
+        try:
+            traced(self._layer.cell)
+        except NotTraceableError as reason:
+            return str(reason)
+        return None
 
     def _taken(self, what):
         if what in self.cudnn.obstacles and not self.cudnn.obstacles[what]:
