@@ -119,12 +119,12 @@ def bench(given):
 def _cell(name):
     """The name of a cell, or the class that module:Class stands for."""
     module, colon, attribute = name.partition(":")
-    if not colon and name not in CELLS:
+    if name in CELLS:
+        return name
+    if not colon:
         known = ", ".join(map(repr, CELLS))
         expected = f"one of {known}, or module:Class for one of your own, such as my_module:MyCell"
         raise invalid("cell", expected, name, close_matches(name, CELLS))
-    if not colon:
-        return name
     found = _imported("cell", module)
     try:
         for part in attribute.split("."):

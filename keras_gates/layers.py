@@ -372,18 +372,20 @@ class GatedRNN(keras.layers.RNN):
           n = tanh(x_n + r * u_n)
           h' = z * h + (1 - z) * n
         """
-        always, lines = self._paths.explained()
-        return "\n".join(
-            [f"{self.name}: {always}", *self._equations(always), *(f"  {line}" for line in lines)]
-        )
-
-    def _equations(self, said):
-        """Lines of text, without a reason that was said already."""
+        unreadable = None
         try:
-            lines = equations(traced(self.cell)[1], self.cell.symbols)
+            shown = self._equations(traced(self.cell)[1])
         except NotTraceableError as reason:
-            why = "" if str(reason) in said else f": {reason}"
-            return [f"  its equations cannot be traced{why}"]
+            unreadable = str(reason)
+        always, lines = self._paths.explained(unreadable)
+        if unreadable:
+            why = "" if unreadable in always else f": {unreadable}"
+            shown = [f"  its equations cannot be traced{why}"]
+        return "\n".join([f"{self.name}: {always}", *shown, *(f"  {line}" for line in lines)])
+
+    def _equations(self, program):
+        """Lines of text."""
+        lines = equations(program, self.cell.symbols)
         bias = " + c_k" if self.cell.two_biases else ""
         kernel, start = "", self.cell.initialization
         if type(self.cell).parametrize is not GatedCell.parametrize:

@@ -214,14 +214,18 @@ def arrays(argument, values):
     values = tree.map_structure(functools.partial(_array, argument), values)
     if len({len(value) for value in tree.flatten(values)}) != 1:
         given = tree.flatten(values)
-        shapes, more = ", ".join(str(value.shape) for value in given[:_SHOWN]), len(given) - _SHOWN
-        more = f" and {more} more" if more > 0 else ""
         hint = f". {PADDED} the recurrent one" if _are_sequences(given) else ""
         raise ValueError(
             f"The arrays of `{argument}` must have equally many samples. Received: shapes "
-            f"{shapes}{more}{hint}"
+            f"{_listed([value.shape for value in given])}{hint}"
         )
     return values
+
+
+def _listed(shapes):
+    """The first of them as text."""
+    more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
+    return ", ".join(map(str, shapes[:_SHOWN])) + more
 
 
 def _are_sequences(values):
@@ -255,10 +259,9 @@ def fitted(model, x):
         hint = ""
         if len(expected) == 1 and len(shapes) > 1 and len(set(shapes)) == 1:
             hint = f". A list of samples becomes one array by numpy.stack(x), {len(shapes)} samples"
-        more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
         raise ValueError(
             f"`x` must fit the inputs of {model.name!r}, {', '.join(map(str, expected))}. "
-            f"Received: x of shape {', '.join(map(str, shapes[:_SHOWN]))}{more}{hint}"
+            f"Received: x of shape {_listed(shapes)}{hint}"
         )
     structure = announced if len(announced) > 1 else announced[0]  # of a Sequential
     return tree.pack_sequence_as(getattr(model, "input", structure), given)

@@ -178,7 +178,7 @@ class LayerDiagnosis:
                         found[f"{self.name}/clipped"] = value
                 elif field.name == "dead_units":
                     found[f"{self.name}/{part}/dead_share"] = len(value) / self.units
-                elif not isinstance(value, list) and field.name != "is_share":  # no figure
+                elif not isinstance(value, (list, bool)):  # whether it is a share is no figure
                     found[f"{self.name}/{part}/{field.name}"] = value
         found[f"{self.name}/lyapunov"] = self.lyapunov
         return {name: float(value) for name, value in found.items() if value is not None}

@@ -111,9 +111,10 @@ def _why_not_on_jax(layer, sequences):
 
     if is_exporting():
         return PLAIN
-    given = sequences, *layer.cell.weights
-    traced = any(isinstance(getattr(v, "value", v), jax.core.Tracer) for v in given)
-    if layer.backprop != "fused" and not traced and not _kernel_serves_jax():
+    if layer.backprop == "fused" or _kernel_serves_jax():
+        return None
+    given = sequences, *(weight.value for weight in layer.cell.weights)
+    if not any(isinstance(value, jax.core.Tracer) for value in given):
         return "outside jit and grad every call would be compiled"
     return None
 

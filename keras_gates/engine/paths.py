@@ -12,7 +12,6 @@ import keras
 
 from keras_gates import engine
 from keras_gates._keras.calls import stacklevel
-from keras_gates.cells.program import traced
 from keras_gates.engine import cudnn
 from keras_gates.engine.base import PLAIN, Engine
 from keras_gates.engine.native import library
@@ -114,8 +113,9 @@ class Paths:
     def _warn_of(self, obstacle):
         """Says once that it is not fused although it shall be. Of a missing kernel there is a
         warning already; exported models are never fused."""
-        expected = (None, PLAIN, library.why_none())
-        if self._layer.backprop != "fused" or obstacle in expected or obstacle in self._warned:
+        if self._layer.backprop != "fused" or obstacle in self._warned:
+            return
+        if obstacle in (None, PLAIN, library.why_none()):
             return
         self._warned.add(obstacle)
         warnings.warn(
@@ -124,26 +124,21 @@ class Paths:
             stacklevel=stacklevel(),
         )
 
-    def explained(self):
+    def explained(self, unreadable):
         """Which path is taken and why: in words what holds always, and a line for each way of
-        calling the layer so far."""
+        calling the layer so far.
+
+        Args:
+            unreadable: why the equations cannot be traced, or None.
+        """
         obstacle = self._obstacle() or engine.why_never_fused_here(self._layer)
-        if not (obstacle or self.fused.obstacles):
-            obstacle = self._unreadable()
+        # Of a layer that was not called yet; on JAX there are scans for such equations.
+        if not (obstacle or self.fused.obstacles or keras.backend.backend() == "jax"):
+            obstacle = unreadable
         if obstacle:
             return f"Keras' own loop, because {obstacle}", []
         lines = [f"{what}, when last traced: {self._taken(what)}" for what in self.fused.obstacles]
         return f"can run fused on {keras.backend.backend()}", lines
-
-    def _unreadable(self):
-        """Why the equations of a layer that was not called yet are none for the engine, or None."""
-        if keras.backend.backend() == "jax":  # has scans for them
-            return None
-        try:
-            traced(self._layer.cell)
-        except NotTraceableError as reason:
-            return str(reason)
-        return None
 
     def _taken(self, what):
         if what in self.cudnn.obstacles and not self.cudnn.obstacles[what]:

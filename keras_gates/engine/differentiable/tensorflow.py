@@ -18,10 +18,10 @@ def differentiable(infer, forward, backward, steps, around, watched=True):
         around: further tensors, nested, which have no gradients; None stands for none.
         watched: whether somebody may want a gradient at the first of the list.
     """
-    nested = tf.nest.flatten(around)
-    further = [value for value in nested if value is not None]
 
     def run(*given):
+        nested = tf.nest.flatten(around)
+        further = [value for value in nested if value is not None]
         results, memory = forward([tf.stop_gradient(value) for value in given])
 
         def grad(*d):

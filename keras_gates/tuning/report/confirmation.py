@@ -176,8 +176,6 @@ to 0.04101, paired by seed, over 3 further seeds): the difference holds.
         if seed in its and its[seed].outcome != records.FINISHED
     }
     values = {trial.trial_id: trial.values for trial in search.trials}
-    pairs = {name: pair_of(values[name]) for name in by_seed}
-    names = {name: f"trial {name}" + (f" ({pair})" if pair else "") for name, pair in pairs.items()}
     first, *others = by_seed
     return Confirmation(
         search.objective,
@@ -185,11 +183,11 @@ to 0.04101, paired by seed, over 3 further seeds): the difference holds.
         list(seeds),
         scores,
         reasons,
-        [_difference(search, scores, first, other, names, len(others)) for other in others],
+        [_difference(search, scores, first, other, values, len(others)) for other in others],
     )
 
 
-def _difference(search, scores, first, other, names, comparisons):
+def _difference(search, scores, first, other, values, comparisons):
     """The `Difference` of two trials, among so many comparisons."""
     sign = 1 if search.direction == "max" else -1
     lost = {name: [s for s, score in scores[name].items() if score is None] for name in scores}
@@ -199,7 +197,11 @@ def _difference(search, scores, first, other, names, comparisons):
         if score is not None and scores[other][seed] is not None
     }
     found = Difference(first, other, "", "", by_seed)
-    one, two = names[first], names[other]
+    pairs = [pair_of(values[name]) for name in (first, other)]
+    one, two = (
+        f"trial {name}" + (f" ({pair})" if pair else "")
+        for name, pair in zip((first, other), pairs, strict=True)
+    )
     too = f"{two} did not finish with {_seeds(lost[other])}"
     if lost[first]:
         found.verdict = "failed"
@@ -214,8 +216,7 @@ def _difference(search, scores, first, other, names, comparisons):
     else:
         text = _compared(found, search, one, two, comparisons, len(scores[first]))
         text += f" {_capital(too)}, which do not count." if lost[other] else ""
-        values = {trial.trial_id: trial.values for trial in search.trials}
-        if pair_of(values[first]) != pair_of(values[other]):
+        if pairs[0] != pairs[1]:
             text += differences(values[first], values[other])
     found.sentence = _capital(text)
     return found
