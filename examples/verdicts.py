@@ -268,13 +268,15 @@ def judged_of(row):
 
 
 def verdicts_of(rows):
-    """From what is judged to its verdict."""
+    """From what is judged to its verdict on the longest sequences that it is trained on."""
+    longest = collections.Counter()
+    for row in rows:
+        longest[judged_of(row)] = max(longest[judged_of(row)], SETTINGS[row["task"]].length)
     return {
         judged: kg.check_activations(
-            *[name or None for name in judged[:3]],
-            **CURES[judged[3]],
+            *[name or None for name in judged[:3]], steps=steps, **CURES[judged[3]]
         ).level
-        for judged in dict.fromkeys(map(judged_of, rows))
+        for judged, steps in longest.items()
     }
 
 
@@ -368,7 +370,8 @@ def fit(rows):
             gate = {"gate_activation": key[1]} if key[1] else {}
             cell = make(key[0], UNITS, {"candidate_activation": key[2], **gate})
             copy = built_copy(cell, units=UNITS, features=2)
-            found[key] = probe.signs(copy, key[3], judge(cell).growth)
+            figures = probe.stressed(copy, key[3])
+            found[key] = probe.signs(figures, key[3], judge(cell).growth)
     x = [found[*judged_of(row)[:3], SETTINGS[row["task"]].length] for row in rows]
     model = LogisticRegression(C=np.inf, max_iter=1000)
     model.fit(x, [row["outcome"] == "diverged" for row in rows])

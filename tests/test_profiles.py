@@ -502,6 +502,28 @@ def test_the_probability_of_divergence_rises_with_what_makes_states_grow():
     assert "nothing clipped): below 1%" in str(kg.check_activations("gru"))
 
 
+def test_a_candidate_without_any_bound_is_unstable_on_long_sequences():
+    def verdict(candidate, steps=120, **options):
+        return kg.check_activations("gru", None, candidate, steps=steps, units=4, **options)
+
+    assert verdict("linear", 64).level == "caution"
+    found = verdict("linear")
+    assert found.level == found.reasons[0].level == "unstable"
+    assert "has no bound on either side, and 120 steps are many for that" in str(found)
+    assert "grad_clip_norm" in found.suggestions[0]
+    clipped = verdict("linear", grad_clip_norm=1.0)
+    assert clipped.level == "unstable"
+    assert "grad_clip_norm" not in clipped.suggestions[0]
+    for candidate in ("relu", "leaky_relu"):  # as in examples/verdicts.py
+        assert verdict(candidate).level == "caution"
+
+
+@pytest.mark.parametrize("cell", ["min_gru", "simple"])
+def test_length_does_not_matter_where_no_state_comes_back_between_gates(cell):
+    found = kg.check_activations(cell, None, "linear", steps=120, units=4)
+    assert found.level != "unstable"
+
+
 def test_states_of_a_linear_recurrence_under_stress():
     """h' = 3 * 0.9 h + ... grows by the factor 2.7 per step, up to the noise of the weights."""
     cell = kg.SimpleRNNCell(

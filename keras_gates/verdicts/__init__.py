@@ -324,9 +324,12 @@ def _with_estimates(verdict, cell, steps):
                 uniform = new(initialization="uniform_gates")
                 found["memory_with_uniform_gates"] = probe.memory(uniform, steps)
         found["contraction"] = probe.contraction(begun)
-        found["divergence"] = probe.divergence(
-            built_copy(cell, units=_FEW, features=2, initialization=None), steps, verdict.growth
-        )
+        few = built_copy(cell, units=_FEW, features=2, initialization=None)
+    figures = probe.stressed(few, steps)
+    found["divergence"] = probe.divergence(figures, steps, verdict.growth)
+    size = 10 ** figures[0]
+    for reason in reasons.of_length(cell, verdict, size, steps):
+        found.update(level=reason.level, reasons=(reason, *verdict.reasons))
     return dataclasses.replace(verdict, **found)
 
 

@@ -188,19 +188,20 @@ def memory(cell, steps, samples=8):
     return float(steps / -log.mean()) if log.mean() < 0 else np.inf
 
 
-def divergence(cell, steps, growth):
+def divergence(figures, steps, growth):
     """Estimated probability that a training on sequences of `steps` steps diverges.
 
-    A logistic regression, fitted to trainings by examples/verdicts.py --fit.
+    A logistic regression of the figures of `stressed` and the growth per step, fitted to trainings
+    by examples/verdicts.py --fit.
     """
-    return float(1 / (1 + np.exp(-np.dot(FITTED, (1, *signs(cell, steps, growth))))))
+    return float(1 / (1 + np.exp(-np.dot(FITTED, (1, *signs(figures, steps, growth))))))
 
 
-def signs(cell, steps, growth):
+def signs(figures, steps, growth):
     """What divergence is told from: both figures of `stressed`; the growth per step in powers of
     two; and that over all steps, of which 8 matter as much in 16 as 64 in 128."""
     doublings = np.log2(np.clip(growth, 1, 8))
-    return (*stressed(cell, steps), doublings, np.log2(1 + steps * doublings))
+    return (*figures, doublings, np.log2(1 + steps * doublings))
 
 
 def stressed(cell, steps, draws=4, samples=8):

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_gates.activations.profiles import profile
+from keras_gates.cells.program import traced
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import equations
 from keras_gates.equations.text import symbol_of
@@ -12,6 +14,8 @@ from keras_gates.equations.values import ordered
 LEVELS = ("sound", "caution", "unstable")
 # A factor of the state counts as above 1 from here on.
 _ABOVE_ONE = 1.05
+# Of trainings on more steps, with candidates that let states become larger, some diverged.
+_MANY, _LARGE = 100, 1e4
 # A slope of the candidate below which gradients fade, and a share of gate inputs without a slope.
 _FLAT, _SHUT = 0.5, 0.25
 _PAPERS = {
@@ -190,6 +194,32 @@ def of_candidate(cell, program, p, carry, growth):
             f"the slope of the candidate {p.name} is at most {p.max_slope:.3g}: gradients through "
             "it fade by that factor at least",
             "A candidate of slope 1 at 0: tanh, softsign.",
+        )
+
+
+def of_length(cell, verdict, size, steps):
+    """Against a candidate without any bound on sequences that are long for it.
+
+    Those with a bound on one side, such as relu, did not diverge in the trainings of
+    examples/verdicts.py, large as states can become; nor did simple RNNs, which carry nothing on.
+
+    Args:
+        verdict: as far as it does not depend on the length.
+        size: what the hidden state reaches in so many steps, with weights as after training.
+    """
+    if verdict.level == LEVELS[-1] or np.isnan(verdict.growth):
+        return
+    program, p = traced(cell)[1], profile(cell.candidate_activation)
+    carried = any(high > 0 for _, high in verdict.carry.values())
+    free = p.lower == -np.inf and p.upper == np.inf and _sees_the_state(program)
+    if carried and free and steps > _MANY and size > _LARGE:
+        yield Reason(
+            LEVELS[-1],
+            f"the candidate {p.name} has no bound on either side, and {steps} steps are many for "
+            f"that: with weights three times larger, as training can make them, states exceed "
+            f"{_LARGE:,.0f}",
+            "Take a candidate with a bound, such as tanh, or relu, which has one on one side"
+            f"{_at_least(cell)}.",
         )
 
 
