@@ -292,8 +292,20 @@ def test_mistakes_in_a_cell_of_ones_own():
         blocks = ("forget", "candidate")
         projected_blocks = ("candidate",)
 
-    with pytest.raises(ValueError, match="`projected_blocks` of NotTheFirst must be the first of"):
-        NotTheFirst(3).build((None, 2))
+    class OfItsOwn(kg.GatedCell):
+        def __init__(self, units, **kwargs):
+            super().__init__(units, **kwargs)
+            self.recurrent_blocks = ("candidat",)
+
+    said = "`projected_blocks` of NotTheFirst must be the first of its blocks.*`blocks` begin with"
+    for make in (NotTheFirst, lambda units: kg.GatedRNN(units, cell=NotTheFirst)):
+        with pytest.raises(ValueError, match=said):
+            make(3)
+    with pytest.raises(ValueError, match="`recurrent_blocks` of OfIts.*mean 'candidate'"):
+        OfItsOwn(3).build((None, 2))
+    for attribute in ("projected_blocks", "recurrent_blocks", "gates"):
+        with pytest.raises(TypeError, match=f"must have a tuple of names as `{attribute}`.*'forg"):
+            type("Bad", (NoSuchGate,), {attribute: "forget"})(3)
     with pytest.raises(TypeError, match="NoTuple must have a tuple.*blocks='candidate'"):
         NoTuple(3)
     with pytest.raises(ValueError, match="NoSuchGate has no gate 'forgett'.*did you mean 'forget'"):
