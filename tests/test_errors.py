@@ -272,10 +272,26 @@ def test_a_penalty_that_nobody_would_collect():
 def test_a_cell_whose_update_returns_no_tuple():
     class Bare(kg.GatedCell):
         def update(self, x, u, states):
-            return x.candidate + u.candidate
+            return returned(self.candidate(x.candidate + u.candidate))
 
-    with pytest.raises(ValueError, match="Bare.update must return a tuple of the new states, hidd"):
-        kg.GatedRNN(4, cell=Bare)(np.zeros((2, 5, 3), "float32"))
+    said = (
+        r"Bare.update must return a tuple of the new states, \(hidden,\), .*\(\w+, 4\). Receiv.*: "
+    )
+    for returned, received in (  # noqa: B007
+        (lambda h: h, r"a tensor of shape \(\w+, 4\), not a tuple: write `return \(h,\)`"),
+        (lambda h: (h, h), r"a tuple of \[\(\w+, 4\), \(\w+, 4\)\]"),
+        (lambda h: None, "None"),
+    ):
+        layer = kg.GatedRNN(4, cell=Bare)
+        with pytest.raises(ValueError, match=said + received):
+            layer(np.zeros((2, 5, 3), "float32"))
+        of_any = (said + received).replace("4", r"\d+")
+        assert re.search(f"because ValueError: {of_any}", kg.GatedRNN(4, cell=Bare).explain())
+        for cell in (Bare, Bare(4), layer):
+            with pytest.raises(ValueError, match=f"`update` of Bare fails.*{of_any}"):
+                kg.check_activations(cell)
+        with pytest.raises(AssertionError, match=f"Bare fails the check(?s:.)*{of_any}"):
+            checks.check_cell(Bare)
 
 
 def test_mistakes_in_a_cell_of_ones_own():
@@ -312,6 +328,8 @@ def test_mistakes_in_a_cell_of_ones_own():
         kg.GatedRNN(4, cell=NoSuchGate)(np.zeros((2, 5, 3), "float32"))
     with pytest.raises(AssertionError, match="NoSuchGate fails the check 'config_round_trip'"):
         checks.check_cell(NoSuchGate)
+    with pytest.raises(ValueError, match="`update` of NoSuchGate fails.*ValueError: NoSuchG"):
+        kg.check_activations(NoSuchGate)
 
 
 def test_a_block_that_is_not_projected():
@@ -330,8 +348,8 @@ def test_a_block_that_is_not_projected():
     said = "no projection of a block 'candidate' here, only of forget.*`projected_blocks`"
     with pytest.raises(AttributeError, match=said):
         kg.GatedRNN(4, cell=NotProjected)(x)
-    (reason,) = kg.check_activations(NotProjected).reasons
-    assert re.search(said, reason.what)
+    with pytest.raises(ValueError, match=f"of NotProjected fails.*AttributeError: there is {said}"):
+        kg.check_activations(NotProjected)
     with pytest.raises(
         ValueError, match="`block` must be one of 'forget', 'candidate'.*'candidat'"
     ):
@@ -477,7 +495,7 @@ def test_a_cell_checks_its_states_and_what_its_class_says():
             return (returned(self.candidate(x.candidate + u.candidate)),)
 
     for returned in (lambda h: None, lambda h: h[:, :2], lambda h: h[0]):  # noqa: B007
-        with pytest.raises(ValueError, match=r"Own.update must return .*hidden, of shapes \[\("):
+        with pytest.raises(ValueError, match=r"Own.update must return .*\(hidden,\), each of"):
             kg.GatedRNN(4, cell=Own)(np.zeros((2, 5, 3), "float32"))
 
     for attribute, value in (
@@ -632,8 +650,9 @@ def test_verdicts_on_what_cannot_be_judged():
     def failing(x):
         raise ArithmeticError
 
-    verdict = kg.check_activations("lstm", output_activation=failing)
-    assert "cannot be judged" in verdict.reasons[0].what
+    for given in (("lstm", None, None, failing), (kg.LSTMCell(4, output_activation=failing),)):
+        verdict = kg.check_activations(*given)
+        assert "cannot be judged" in verdict.reasons[0].what
     with pytest.raises(TypeError, match="check_cell takes no argument `units`"):
         checks.check_cell(kg.GRUCell, units=4)
 

@@ -49,6 +49,35 @@ def same_shapes(tensors, expected):
     )
 
 
+def shape_or_type(value):
+    """What a value is that is none of the tensors expected, in few words."""
+    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+
+
+def check_states(cell, before, after):
+    """Raises if what `update` has returned are no states as those before."""
+    expected = [tuple(state.shape) for state in before]
+    if isinstance(before[0], keras.KerasTensor):
+        # A layer as activation may be built for other units than a cell that is only judged.
+        expected = [(None, None)] * len(before)
+    several = isinstance(after, (tuple, list))
+    if several and same_shapes(after, expected):
+        return
+    if several:
+        received = f"a tuple of {[*map(shape_or_type, after)]}"
+    elif hasattr(after, "shape"):
+        received = f"a tensor of shape {tuple(after.shape)}, not a tuple"
+        if len(before) == 1:
+            received += ": write `return (h,)`"
+    else:
+        received = repr(after)
+    states = f"({', '.join(cell.state_names)}{',' if len(before) == 1 else ''})"
+    raise ValueError(
+        f"{type(cell).__name__}.update must return a tuple of the new states, {states}, each of "
+        f"shape (batch, units) = {(expected[0][0], cell.units)}. Received: {received}"
+    )
+
+
 @functools.cache  # asked whenever a cell is made
 def check_class(cell):
     """Raises if a class declares what no cell can have."""

@@ -22,7 +22,7 @@ from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
-from keras_gates.cells.program import built_copy, traced
+from keras_gates.cells.program import built_copy, refuse_failing, traced
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
@@ -68,15 +68,16 @@ class Verdict:
         growth: by what factor the states can grow in one step at worst, with recurrent weights
             that keep lengths; inf where it rises with the state, NaN where it is not known.
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
-            those one step earlier, at initialization and for N(0, 1) inputs. None where an
-            instance of a cell was judged, whose weights may be trained already.
+            those one step earlier, at initialization and for N(0, 1) inputs. This and what
+            follows is of a new cell of the same arguments, also where an instance was judged, whose
+            weights may be trained already; None where the equations cannot be traced.
         contraction: by what factor a small difference in the states changes per step where they
             come to rest, at initialization, from zero and with inputs of zero: below 1 it shrinks,
-            above 1 the states do not stay there. None where they come to no rest, where the
-            equations are normalized over units, and as above.
+            above 1 the states do not stay there. None where they come to no rest, and where the
+            equations are normalized over units.
         memory: in how many steps a small difference in the states becomes e times smaller, at
             initialization, for N(0, 1) inputs and on average over `steps` steps, of which
-            exp(-steps / memory) is left at the end; inf where it does not. None as above.
+            exp(-steps / memory) is left at the end; inf where it does not.
         memory_with_uniform_gates: the same with initialization="uniform_gates"; None where the cell
             has it already, or no such gates.
         divergence: estimated probability that a training with Adam at a rate of 0.01 on sequences
@@ -220,7 +221,7 @@ def check_activations(
 
 
 @typing.overload
-def check_activations(cell: keras.Layer) -> Verdict: ...
+def check_activations(cell: keras.Layer, *, steps: int = 64) -> Verdict: ...
 
 
 @eager_scope()
@@ -239,7 +240,7 @@ def check_activations(
     Args:
         cell: the name of a cell ("gru", "lstm", ...), a subclass of `GatedCell`, or an instance of
             one or a layer: a GatedRNN, or Keras' own GRU, LSTM, SimpleRNN and their cells. An
-            instance has its activations and options already; give none beside it.
+            instance has its activations and options already; give none beside it but `steps`.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         steps: how long the sequences are, for `memory` and `divergence`.
         units: of the new cell, for `spectral_radius` and `memory`; an instance has its own.
@@ -250,7 +251,8 @@ def check_activations(
         A `Verdict`: "sound", "caution" or "unstable", with reasons and with what helps.
 
     Raises:
-        ValueError: an unknown cell or activation; anything beside an instance of a cell.
+        ValueError: an unknown cell or activation; anything beside an instance of a cell; a cell of
+            your own whose `update` fails, with its error.
 
     Example:
 
@@ -294,19 +296,18 @@ def check_activations(
     verdict = judge(make(cell, 1, options))
     # Layers as activations may be built already, with other units.
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
-    new = make(cell, units, options)
-    try:
-        radius = probe.spectral_radius(new)
-    except (NotTraceableError, NotJudgedError):
-        return verdict
-    return _with_estimates(dataclasses.replace(verdict, spectral_radius=radius), new, steps)
+    return _with_estimates(verdict, make(cell, units, options), steps)
 
 
 sign(check_activations, GRUCell.__init__, LSTMCell.__init__)
 
 
 def _with_estimates(verdict, cell, steps):
-    """The verdict with what a new cell of the same arguments remembers, and whether it diverges."""
+    """The verdict with what is to be expected of new cells of the same arguments.
+
+    Raises:
+        ValueError: a time step fails.
+    """
 
     def new(**changes):
         return built_copy(cell, units=cell.units, features=cell.units, **changes)
@@ -314,10 +315,14 @@ def _with_estimates(verdict, cell, steps):
     found: dict[str, Any] = {"steps": steps}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        begun = new()
         try:
-            begun = new()
+            found["spectral_radius"] = probe.spectral_radius(begun)
             found["memory"] = probe.memory(begun, steps)
+        except NotJudgedError:
+            return verdict
         except NotTraceableError:
+            refuse_failing(begun)
             return verdict
         if np.isfinite(found["memory"]) and cell.initialization is None:
             with contextlib.suppress(ValueError):  # there are no such gates
@@ -360,7 +365,7 @@ def _class_of(cell):
 
 @eager_scope()
 def judge(cell):
-    """The verdict on an instance of a cell, built or not, without the spectral radius."""
+    """The verdict on an instance of a cell, built or not, without the estimates."""
     gates = {
         name: activations.name_of(activation) for name, activation in cell.gate_activations.items()
     }
