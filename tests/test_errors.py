@@ -1,5 +1,6 @@
 """Bad input: every error names the argument, what was expected and what came."""
 
+import functools
 import re
 
 import keras
@@ -365,6 +366,90 @@ def test_a_cell_that_applies_no_candidate_activation():
     assert kg.GatedRNN(4, cell=Linear, activation_l1=0.1)(x).shape == (2, 4)
     with pytest.raises(ValueError, match="`candidate_l1` .*of Linear calls no self.candidate"):
         kg.GatedRNN(4, cell=Linear, candidate_l1=0.1)(x)
+
+
+@keras.saving.register_keras_serializable(package="test_errors")
+class Gated(kg.GatedCell):
+    """A cell with a gate that `update` never calls, and no candidate."""
+
+    blocks = ("forget", "reset", "content")
+    gates = ("forget", "reset")
+
+    def update(self, x, u, states):
+        (h,) = states
+        f = self.gate("forget", x.forget + u.forget)
+        return (f * h + (1 - f) * keras.ops.tanh(x.content + u.content),)
+
+
+@keras.saving.register_keras_serializable(package="test_errors")
+class GatedAlone(Gated):
+    gates = ("forget",)
+
+
+def test_an_activation_that_update_never_calls_is_refused(tmp_path):
+    prelu = keras.layers.PReLU()
+    for given, said in (
+        (
+            {"candidate_activation": "relu"},
+            "`candidate_activation` .* never calls self.candidate. ",
+        ),
+        ({"candidate_activation": prelu}, "`candidate_activation` makes no difference in Gated, w"),
+        ({"gate_activation": {"reset": "tanh"}}, r"`gate_activation\['reset'\]` .* self.gate\('r"),
+    ):
+        for make in (functools.partial(kg.GatedRNN, 4), kg.check_activations):
+            with pytest.raises(ValueError, match=said):
+                make(Gated, **given)
+        with pytest.raises(AssertionError, match=f"Gated fails the check .*{said}"):
+            checks.check_cell(Gated, **given)
+    with pytest.raises(
+        AssertionError, match=r"never calls self.gate\('reset', ...\), so gate_acti"
+    ):
+        checks.check_cell(Gated)
+    # The defaults, and what else makes a difference. A config has all of them.
+    same = {"candidate_activation": "tanh", "gate_activation": {"reset": "sigmoid"}}
+    for given in (same, {"gate_activation": "hard_sigmoid"}):
+        assert kg.GatedRNN(4, Gated, **given).cell.gate_activations
+    layer = kg.GatedRNN(
+        cell=Gated(4, candidate_activation="relu")
+    )  # as one was once made and saved
+    model = keras.Sequential([keras.Input((None, 3)), layer])
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras").layers[0]
+    assert loaded.candidate_activation is keras.activations.relu
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_cell_of_gates_alone_keeps_the_contracts():
+    checks.CHECKS["activations"](GatedAlone, {})
+    checks.CHECKS["penalties"](GatedAlone, {})
+
+
+@pytest.mark.parametrize("of", ["an attribute", "a function", "the argument"])
+def test_an_activation_that_is_called_by_another_name_makes_a_difference(of):
+    class Other(kg.GatedCell):
+        def __init__(self, units, **kwargs):
+            super().__init__(units, **kwargs)
+            activation = self.candidate_activation
+            self.named = {
+                "an attribute": activation,
+                "a function": lambda x: activation(x),
+                "the argument": None,
+            }[of]
+
+        def update(self, x, u, states):
+            return ((self.named or self.candidate_activation)(x.candidate + u.candidate),)
+
+    assert kg.GatedRNN(4, Other, candidate_activation="relu").candidate_activation
+    assert kg.check_activations(Other, candidate_activation="relu").candidate == "relu"
+
+
+def test_activations_of_equations_that_cannot_be_traced_are_let_be():
+    class Rolling(Gated):
+        def update(self, x, u, states):
+            return (keras.ops.roll(states[0] + x.content, 1, axis=-1),)
+
+    assert kg.GatedRNN(4, Rolling, candidate_activation="relu").cell
+    assert kg.check_activations(Rolling, "tanh", "relu").candidate == "relu"
 
 
 def test_a_mask_that_keras_would_lose_is_announced():

@@ -478,6 +478,28 @@ def test_reasons_of_cells_of_ones_own():
     assert (adds_up.level, "nothing is forgotten" in adds_up.what) == ("caution", True)
 
 
+def test_what_update_never_calls_is_not_judged():
+    class Bare(kg.LSTMCell):
+        def update(self, x, u, states):
+            i, f = (self.gate(k, getattr(x, k) + getattr(u, k)) for k in ("input", "forget"))
+            c = f * states[1] + i * keras.ops.tanh(x.candidate + u.candidate)
+            return keras.ops.tanh(c), c
+
+    against = {"gate_activation": {"output": "relu"}, "output_activation": "relu"}
+    verdict = kg.check_activations(Bare(4, candidate_activation="sigmoid", **against))
+    assert (verdict.level, verdict.reasons) == ("sound", ())
+    assert verdict.gates == dict.fromkeys(("input", "forget"), "sigmoid")
+    assert (verdict.candidate, verdict.output) == (None, None)
+    assert str(verdict).startswith("Bare: gates sigmoid: sound")
+    assert verdict.unused == {
+        "gate_activation['output']": "self.gate('output')",
+        "candidate_activation": "self.candidate",
+        "output_activation": "self.output_activation",
+    }
+    for call in verdict.unused.values():
+        assert f"`update` never calls {call}, so " in str(verdict)
+
+
 def test_the_spectral_radius_is_that_of_the_jacobian():
     """Of a linear recurrence it is the one of its recurrent matrix, whatever the inputs."""
     verdict = kg.check_activations(

@@ -23,6 +23,8 @@ from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import built_copy, refuse_failing, traced
+from keras_gates.cells.step import argument_of
+from keras_gates.cells.unused import refuse_unused, unused
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
@@ -30,7 +32,7 @@ from keras_gates.validation import one_of, positive_integer
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
 
-_CANDIDATE = "candidate"
+_CANDIDATE, _OUTPUT = "candidate", "output_activation"
 _FEW = 24  # units, enough to see what states do
 _UNKNOWN = (
     "Nothing is known of it beforehand: look at what keras_gates.diagnose finds after a short "
@@ -59,7 +61,8 @@ class Verdict:
     """What `check_activations` finds.
 
     Attributes:
-        cell, gates, candidate, output: what was judged, by name; `gates` from gate to activation.
+        cell, gates, candidate, output: what was judged, by name; `gates` from gate to activation,
+            and None for what there is not.
         level: "sound", "caution" or "unstable".
         reasons: the reasons, the weightiest first; none for a sound choice.
         carry: from each state to the least and the largest factor on its direct way to the next
@@ -87,11 +90,13 @@ class Verdict:
         steps: how long the sequences are.
         equations: what was judged: pairs (symbol, expression), with x_k and u_k for the
             projections x W_k + b_k and h U_k + c_k. Empty where they cannot be traced.
+        unused: from each argument for an activation that `update` never calls, and that is not
+            judged, to the call that there is not: {"candidate_activation": "self.candidate"}.
     """
 
     cell: str
     gates: dict
-    candidate: str
+    candidate: str | None
     output: str | None
     level: str
     reasons: tuple
@@ -104,6 +109,7 @@ class Verdict:
     divergence: float | None = None
     steps: int = 64
     equations: tuple = ()
+    unused: dict = dataclasses.field(default_factory=dict)
 
     @property
     def suggestions(self) -> list[str]:
@@ -134,13 +140,16 @@ class Verdict:
     def _judged(self):
         """What was judged, in words."""
         names = sorted(set(self.gates.values()))
-        gates = f"gates {', '.join(names)}; " if names else ""
-        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
-        return f"{self.cell}: {gates}candidate {self.candidate}{output}"
+        parts = [f"gates {', '.join(names)}"] if names else []
+        parts += [f"candidate {self.candidate}"] if self.candidate is not None else []
+        parts += [f"output {self.output}"] if self.output not in (None, self.candidate) else []
+        return f"{self.cell}: {'; '.join(parts)}" if parts else self.cell
 
     def _figures(self):
-        """What is known in numbers, each in words."""
+        """What else is known, mostly in numbers, each in words."""
         unstable = self.level == LEVELS[-1]
+        for argument, call in self.unused.items():
+            yield f"`update` never calls {call}, so {argument} makes no difference"
         for state, (low, high) in self.carry.items():
             if (low or high) and low == low:
                 yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
@@ -252,7 +261,7 @@ def check_activations(
 
     Raises:
         ValueError: an unknown cell or activation; anything beside an instance of a cell; a cell of
-            your own whose `update` fails, with its error.
+            your own whose `update` fails, with its error, or never calls an activation given here.
 
     Example:
 
@@ -293,7 +302,10 @@ def check_activations(
     owner = f"check_activations of {cell.__name__}"
     known = {*cell.options(), *LAYER_ARGUMENTS}
     refuse_unknown(owner, options, known, CELLS.values(), close=("steps", "units"))
-    verdict = judge(make(cell, 1, options))
+    made = make(cell, 1, options)
+    if cell not in CELLS.values():
+        refuse_unused(made, options)
+    verdict = judge(made)
     # Layers as activations may be built already, with other units.
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
     return _with_estimates(verdict, make(cell, units, options), steps)
@@ -366,41 +378,42 @@ def _class_of(cell):
 @eager_scope()
 def judge(cell):
     """The verdict on an instance of a cell, built or not, without the estimates."""
-    gates = {
-        name: activations.name_of(activation) for name, activation in cell.gate_activations.items()
-    }
     output = getattr(cell, "output_activation", None)
-    found = {
-        "cell": type(cell).__name__,
-        "gates": gates,
-        "candidate": activations.name_of(cell.candidate_activation),
-        "output": None if output is None else activations.name_of(output),
-    }
-    profiles, unknown = {}, []
     judged = {**cell.gate_activations, _CANDIDATE: cell.candidate_activation}
     if output is not None:
-        judged["output_activation"] = output
+        judged[_OUTPUT] = output
+    untraced, never = None, {}
+    try:
+        its, program = traced(cell)
+        never = {} if type(cell) in CELLS.values() else unused(cell)
+    except NotTraceableError as error:
+        untraced = error
+    judged = {n: a for n, a in judged.items() if _argument(n) not in never}
+    names = {name: activations.name_of(activation) for name, activation in judged.items()}
+    found = {
+        "cell": type(cell).__name__,
+        "gates": {name: names[name] for name in cell.gate_activations if name in names},
+        "candidate": names.get(_CANDIDATE),
+        "output": names.get(_OUTPUT),
+        "unused": never,
+    }
+    profiles, unknown = {}, []
     for name, activation in judged.items():
         try:
             profiles[name] = activations.profile(activation)
         except ValueError as error:
-            unknown.append(_unjudged(name, activations.name_of(activation), error))
+            unknown.append(_unjudged(name, names[name], error))
+    if untraced is not None and not unknown:
+        unknown = [Reason("caution", f"its equations cannot be traced: {untraced}", _UNKNOWN)]
     if unknown:
         return _unknown(found, cell, *unknown)
-    candidate = profiles.pop(_CANDIDATE)
-    profiles.pop("output_activation", None)
-    try:
-        cell, program = traced(cell)
-    except NotTraceableError as error:
-        return _unknown(
-            found, cell, Reason("caution", f"its equations cannot be traced: {error}", _UNKNOWN)
-        )
+    cell, candidate, output = its, profiles.pop(_CANDIDATE, None), profiles.pop(_OUTPUT, None)
     carry, carriers, growth, bounded = probe.probed(cell, program)
     against = [
         *reasons.of_carry(cell, program, profiles, carry, carriers, growth, bounded),
-        *reasons.of_growth(cell, _chosen(cell, profiles), candidate, carry, growth),
+        *reasons.of_growth(cell, _chosen(cell, profiles), candidate, output, carry, growth),
         *reasons.of_gates(_chosen(cell, profiles)),
-        *reasons.of_candidate(cell, program, candidate, carry, growth),
+        *(reasons.of_candidate(cell, program, candidate, carry, growth) if candidate else ()),
     ]
     against.sort(key=lambda reason: -LEVELS.index(reason.level))
     level = against[0].level if against else "sound"
@@ -414,6 +427,11 @@ def judge(cell):
     )
 
 
+def _argument(name):
+    """The argument that an activation is given by."""
+    return name if name == _OUTPUT else argument_of(name)
+
+
 def _chosen(cell, profiles):
     """Without the gates that have their cell's default: that is what its equations are made for."""
     defaults = cell.default_gates()
@@ -422,7 +440,7 @@ def _chosen(cell, profiles):
 
 def _unjudged(name, activation, error):
     """Why an activation cannot be judged."""
-    is_gate = name not in (_CANDIDATE, "output_activation")
+    is_gate = name not in (_CANDIDATE, _OUTPUT)
     who = f"the {'gate ' if is_gate else ''}{name} ({activation})"
     if isinstance(error, activations.NotANumberError):
         return Reason("unstable", str(error), "Take an activation that always has a value.")

@@ -109,20 +109,29 @@ def of_gates(profiles):
             )
 
 
-def of_growth(cell, profiles, candidate, carry, growth):
-    """Against states that grow in another way than by the factor that carries them on."""
+def of_growth(cell, profiles, candidate, output, carry, growth):
+    """Against states that grow in another way than by the factor that carries them on.
+
+    Args:
+        cell: a GatedCell.
+        profiles: of its gates.
+        candidate, output: the profiles of these, or None.
+        carry, growth: what the probe found.
+    """
     if not _grows(carry, growth):
         return
     wide = [name for name, p in profiles.items() if p.lower < -1 or p.upper > 1]
-    output = getattr(cell, "output_activation", None)
     who, cures = [_gates(wide, profiles)] if wide else [], []
     if wide:
         cures.append("gates with values in [0, 1], such as sigmoid or hard_sigmoid")
-    if not candidate.bounded or not wide:
+    if candidate is not None and not (candidate.bounded and wide):
         who.append(f"the candidate {candidate.name}")
         cures.append("a bounded candidate, such as tanh or softsign")
         if output is not None:
             cures[-1] += ", or a bounded output_activation"
+    if not who:
+        who.append("what its equations add to them")
+        cures.append("a bounded activation for that")
     yield Reason(
         "unstable",
         f"with {' and '.join(who)} the states can grow "
