@@ -76,7 +76,7 @@ def config_round_trip(cell_class, arguments):
 
 
 def activations(cell_class, arguments):
-    """`update` calls the activation of every gate, and of the candidate if a block has that name."""
+    """`update` calls the activation of every gate, and of the candidate if a block is named so."""
     cell = _layer(cell_class, arguments).cell
     with noting(cell) as called:
         cell.call(ops.convert_to_tensor(_sequences()[:, 0]), cell.get_initial_state(BATCH))

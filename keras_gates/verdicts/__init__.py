@@ -154,7 +154,8 @@ class Verdict:
             if (low or high) and low == low:
                 yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
         if self.growth == self.growth:
-            yield f"worst-case growth of the state per step: {self.growth:.3g}"
+            growth = "without bound" if np.isinf(self.growth) else f"{self.growth:.3g}"
+            yield f"worst-case growth of the state per step: {growth}"
         if _is_finite(self.spectral_radius):
             yield (
                 "expected spectral radius of the state Jacobian at initialization: "
@@ -162,18 +163,18 @@ class Verdict:
             )
         if _is_finite(self.contraction):
             yield (
-                "where the states rest without inputs, what lasts longest of a difference in them "
-                f"changes by a factor of {self.contraction:.2f} per step"
+                "where the states rest without inputs, a difference in them changes by a factor of "
+                f"{self.contraction:.2f} per step in the long run"
             )
         if _is_finite(self.divergence):
             shown = "below 1%" if self.divergence < 0.01 else f"about {self.divergence:.0%}"
             yield (
                 f"estimated probability that a training on {self.steps} steps ends in NaN or a "
                 f"huge loss (Adam at 0.01, nothing clipped): {shown}"
-                + ("; that it learns badly is not counted" if unstable else "")
+                + ("; failing to learn is not counted" if unstable else "")
             )
         if unstable and self.memory is not None:
-            yield "how long it remembers is not shown, since it may be lost in training"
+            yield "how long it remembers is not shown, since training may undo it"
             return
         for memory, how in (
             (self.memory, "at initialization"),
