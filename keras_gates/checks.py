@@ -21,9 +21,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gates import gates
 from keras_gates.cells import GatedCell
 from keras_gates.cells.arguments import refuse_given
-from keras_gates.cells.step import recurrent_blocks
+from keras_gates.cells.base import CANDIDATE
+from keras_gates.cells.step import argument_of, noting, recurrent_blocks
 from keras_gates.gradients import clip_by_norm, clip_by_value
 from keras_gates.initializers import Chrono
 from keras_gates.layers import GatedRNN
@@ -71,6 +73,19 @@ def config_round_trip(cell_class, arguments):
     assert set(cell_class.options()) <= set(layer.cell.get_config()), (
         f"get_config lacks {sorted(set(cell_class.options()) - set(layer.cell.get_config()))}"
     )
+
+
+def activations(cell_class, arguments):
+    """`update` calls the activation of every gate, and of the candidate if a block is named so."""
+    cell = _layer(cell_class, arguments).cell
+    with noting(cell) as called:
+        cell.call(ops.convert_to_tensor(_sequences()[:, 0]), cell.get_initial_state(BATCH))
+    for name in gates.names(cell):
+        call = "self.candidate" if name == CANDIDATE else f"self.gate({name!r}, ...)"
+        assert name in called, (
+            f"`update` never calls {call}, so {argument_of(name)} makes no difference. Call it; a "
+            "block without an activation has another name than 'candidate', and is not in `gates`"
+        )
 
 
 def shapes(cell_class, arguments):
@@ -253,6 +268,8 @@ def penalties(cell_class, arguments):
     state = cell.get_initial_state(1)
     for t in range(TIME):
         _, state = cell(ops.convert_to_tensor(x[:1, t]), state)
+    if not seen:  # the cell has no candidate
+        return
     expected = 0.2 * np.mean([np.abs(value).sum() for value in seen])
     layer = _like(plain, cell_class, {**arguments, "candidate_l1": 0.2})
     layer(x[:1])
@@ -304,6 +321,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         config_round_trip,
+        activations,
         shapes,
         masks,
         directions,

@@ -15,6 +15,7 @@ from keras_gates._keras.layers import not_converted
 from keras_gates.cells import CELLS, GatedCell, of_keras, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
 from keras_gates.cells.program import traced
+from keras_gates.cells.unused import refuse_unused
 from keras_gates.engine import cudnn
 from keras_gates.engine.paths import Paths
 from keras_gates.equations import NotTraceableError, equations
@@ -83,7 +84,8 @@ class GatedRNN(keras.layers.RNN):
         followed by the last states, each (batch, units).
 
     Raises:
-        ValueError: an argument out of its range, or a tensor of the wrong shape.
+        ValueError: an argument out of its range, or a tensor of the wrong shape; an activation that
+            the `update` of a cell of your own never calls, unless it is the cell's default.
         TypeError: an unknown argument, or one that another cell has.
 
     Warns:
@@ -477,7 +479,10 @@ def _cell(units, cell, arguments, layer_arguments):
         )
     owner, close = f"GatedRNN(cell={cell.__name__})", inspect.signature(GatedRNN).parameters
     refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close)
-    return cell(units, **arguments, **layer_arguments)
+    made = cell(units, **arguments, **layer_arguments)
+    if cell not in CELLS.values():
+        refuse_unused(made, arguments)
+    return made
 
 
 sign(GatedRNN.__init__, *CELLS.values())

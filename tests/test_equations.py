@@ -194,6 +194,14 @@ def sinc(x):
     return ops.where(x == 0, 1.0, ops.sin(x) / ops.where(x != 0, x, 1.0))
 
 
+@keras.saving.register_keras_serializable(package="test_equations")
+def bent(x):
+    """With a tensor on the left of comparisons."""
+    half = ops.cast(0.5, x.dtype)
+    bend = ops.where(half != x, ops.tanh(x), 0.0)
+    return ops.where(half >= x, ops.where(-half < x, x, ops.where(half == x, 1.0, -half)), bend)
+
+
 def in_a_graph(function, x):
     if BACKEND == "torch":
         return function(x)
@@ -208,7 +216,7 @@ def in_a_graph(function, x):
 
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 @pytest.mark.parametrize("surroundings", ["eager", "graph", "fit"])
-@pytest.mark.parametrize("activation", [scaled, shifted, of_numpy, sinc])
+@pytest.mark.parametrize("activation", [scaled, shifted, of_numpy, sinc, bent])
 def test_constants_and_comparisons_in_equations(activation, surroundings, rng):
     layer, plain = (
         kg.GatedRNN(

@@ -1,5 +1,6 @@
 """Bad input: every error names the argument, what was expected and what came."""
 
+import functools
 import re
 
 import keras
@@ -272,10 +273,26 @@ def test_a_penalty_that_nobody_would_collect():
 def test_a_cell_whose_update_returns_no_tuple():
     class Bare(kg.GatedCell):
         def update(self, x, u, states):
-            return x.candidate + u.candidate
+            return returned(self.candidate(x.candidate + u.candidate))
 
-    with pytest.raises(ValueError, match="Bare.update must return a tuple of the new states, hidd"):
-        kg.GatedRNN(4, cell=Bare)(np.zeros((2, 5, 3), "float32"))
+    said = (
+        r"Bare.update must return a tuple of the new states, \(hidden,\), .*\(\w+, 4\). Receiv.*: "
+    )
+    for returned, received in (  # noqa: B007
+        (lambda h: h, r"a tensor of shape \(\w+, 4\), not a tuple: write `return \(h,\)`"),
+        (lambda h: (h, h), r"a tuple of \[\(\w+, 4\), \(\w+, 4\)\]"),
+        (lambda h: None, "None"),
+    ):
+        layer = kg.GatedRNN(4, cell=Bare)
+        with pytest.raises(ValueError, match=said + received):
+            layer(np.zeros((2, 5, 3), "float32"))
+        of_any = (said + received).replace("4", r"\d+")
+        assert re.search(f"because ValueError: {of_any}", kg.GatedRNN(4, cell=Bare).explain())
+        for cell in (Bare, Bare(4), layer):
+            with pytest.raises(ValueError, match=f"`update` of Bare fails.*{of_any}"):
+                kg.check_activations(cell)
+        with pytest.raises(AssertionError, match=f"Bare fails the check(?s:.)*{of_any}"):
+            checks.check_cell(Bare)
 
 
 def test_mistakes_in_a_cell_of_ones_own():
@@ -292,14 +309,28 @@ def test_mistakes_in_a_cell_of_ones_own():
         blocks = ("forget", "candidate")
         projected_blocks = ("candidate",)
 
-    with pytest.raises(ValueError, match="`projected_blocks` of NotTheFirst must be the first of"):
-        NotTheFirst(3).build((None, 2))
+    class OfItsOwn(kg.GatedCell):
+        def __init__(self, units, **kwargs):
+            super().__init__(units, **kwargs)
+            self.recurrent_blocks = ("candidat",)
+
+    said = "`projected_blocks` of NotTheFirst must be the first of its blocks.*`blocks` begin with"
+    for make in (NotTheFirst, lambda units: kg.GatedRNN(units, cell=NotTheFirst)):
+        with pytest.raises(ValueError, match=said):
+            make(3)
+    with pytest.raises(ValueError, match="`recurrent_blocks` of OfIts.*mean 'candidate'"):
+        OfItsOwn(3).build((None, 2))
+    for attribute in ("projected_blocks", "recurrent_blocks", "gates"):
+        with pytest.raises(TypeError, match=f"must have a tuple of names as `{attribute}`.*'forg"):
+            type("Bad", (NoSuchGate,), {attribute: "forget"})(3)
     with pytest.raises(TypeError, match="NoTuple must have a tuple.*blocks='candidate'"):
         NoTuple(3)
     with pytest.raises(ValueError, match="NoSuchGate has no gate 'forgett'.*did you mean 'forget'"):
         kg.GatedRNN(4, cell=NoSuchGate)(np.zeros((2, 5, 3), "float32"))
     with pytest.raises(AssertionError, match="NoSuchGate fails the check 'config_round_trip'"):
         checks.check_cell(NoSuchGate)
+    with pytest.raises(ValueError, match="`update` of NoSuchGate fails.*ValueError: NoSuchG"):
+        kg.check_activations(NoSuchGate)
 
 
 def test_a_block_that_is_not_projected():
@@ -318,8 +349,8 @@ def test_a_block_that_is_not_projected():
     said = "no projection of a block 'candidate' here, only of forget.*`projected_blocks`"
     with pytest.raises(AttributeError, match=said):
         kg.GatedRNN(4, cell=NotProjected)(x)
-    (reason,) = kg.check_activations(NotProjected).reasons
-    assert re.search(said, reason.what)
+    with pytest.raises(ValueError, match=f"of NotProjected fails.*AttributeError: there is {said}"):
+        kg.check_activations(NotProjected)
     with pytest.raises(
         ValueError, match="`block` must be one of 'forget', 'candidate'.*'candidat'"
     ):
@@ -335,6 +366,90 @@ def test_a_cell_that_applies_no_candidate_activation():
     assert kg.GatedRNN(4, cell=Linear, activation_l1=0.1)(x).shape == (2, 4)
     with pytest.raises(ValueError, match="`candidate_l1` .*of Linear calls no self.candidate"):
         kg.GatedRNN(4, cell=Linear, candidate_l1=0.1)(x)
+
+
+@keras.saving.register_keras_serializable(package="test_errors")
+class Gated(kg.GatedCell):
+    """A cell with a gate that `update` never calls, and no candidate."""
+
+    blocks = ("forget", "reset", "content")
+    gates = ("forget", "reset")
+
+    def update(self, x, u, states):
+        (h,) = states
+        f = self.gate("forget", x.forget + u.forget)
+        return (f * h + (1 - f) * keras.ops.tanh(x.content + u.content),)
+
+
+@keras.saving.register_keras_serializable(package="test_errors")
+class GatedAlone(Gated):
+    gates = ("forget",)
+
+
+def test_an_activation_that_update_never_calls_is_refused(tmp_path):
+    prelu = keras.layers.PReLU()
+    for given, said in (
+        (
+            {"candidate_activation": "relu"},
+            "`candidate_activation` .* never calls self.candidate. ",
+        ),
+        ({"candidate_activation": prelu}, "`candidate_activation` makes no difference in Gated, w"),
+        ({"gate_activation": {"reset": "tanh"}}, r"`gate_activation\['reset'\]` .* self.gate\('r"),
+    ):
+        for make in (functools.partial(kg.GatedRNN, 4), kg.check_activations):
+            with pytest.raises(ValueError, match=said):
+                make(Gated, **given)
+        with pytest.raises(AssertionError, match=f"Gated fails the check .*{said}"):
+            checks.check_cell(Gated, **given)
+    with pytest.raises(
+        AssertionError, match=r"never calls self.gate\('reset', ...\), so gate_acti"
+    ):
+        checks.check_cell(Gated)
+    # The defaults, and what else makes a difference. A config has all of them.
+    same = {"candidate_activation": "tanh", "gate_activation": {"reset": "sigmoid"}}
+    for given in (same, {"gate_activation": "hard_sigmoid"}):
+        assert kg.GatedRNN(4, Gated, **given).cell.gate_activations
+    layer = kg.GatedRNN(
+        cell=Gated(4, candidate_activation="relu")
+    )  # as one was once made and saved
+    model = keras.Sequential([keras.Input((None, 3)), layer])
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras").layers[0]
+    assert loaded.candidate_activation is keras.activations.relu
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_cell_of_gates_alone_keeps_the_contracts():
+    checks.CHECKS["activations"](GatedAlone, {})
+    checks.CHECKS["penalties"](GatedAlone, {})
+
+
+@pytest.mark.parametrize("of", ["an attribute", "a function", "the argument"])
+def test_an_activation_that_is_called_by_another_name_makes_a_difference(of):
+    class Other(kg.GatedCell):
+        def __init__(self, units, **kwargs):
+            super().__init__(units, **kwargs)
+            activation = self.candidate_activation
+            self.named = {
+                "an attribute": activation,
+                "a function": lambda x: activation(x),
+                "the argument": None,
+            }[of]
+
+        def update(self, x, u, states):
+            return ((self.named or self.candidate_activation)(x.candidate + u.candidate),)
+
+    assert kg.GatedRNN(4, Other, candidate_activation="relu").candidate_activation
+    assert kg.check_activations(Other, candidate_activation="relu").candidate == "relu"
+
+
+def test_activations_of_equations_that_cannot_be_traced_are_let_be():
+    class Rolling(Gated):
+        def update(self, x, u, states):
+            return (keras.ops.roll(states[0] + x.content, 1, axis=-1),)
+
+    assert kg.GatedRNN(4, Rolling, candidate_activation="relu").cell
+    assert kg.check_activations(Rolling, "tanh", "relu").candidate == "relu"
 
 
 def test_a_mask_that_keras_would_lose_is_announced():
@@ -465,7 +580,7 @@ def test_a_cell_checks_its_states_and_what_its_class_says():
             return (returned(self.candidate(x.candidate + u.candidate)),)
 
     for returned in (lambda h: None, lambda h: h[:, :2], lambda h: h[0]):  # noqa: B007
-        with pytest.raises(ValueError, match=r"Own.update must return .*hidden, of shapes \[\("):
+        with pytest.raises(ValueError, match=r"Own.update must return .*\(hidden,\), each of"):
             kg.GatedRNN(4, cell=Own)(np.zeros((2, 5, 3), "float32"))
 
     for attribute, value in (
@@ -620,8 +735,9 @@ def test_verdicts_on_what_cannot_be_judged():
     def failing(x):
         raise ArithmeticError
 
-    verdict = kg.check_activations("lstm", output_activation=failing)
-    assert "cannot be judged" in verdict.reasons[0].what
+    for given in (("lstm", None, None, failing), (kg.LSTMCell(4, output_activation=failing),)):
+        verdict = kg.check_activations(*given)
+        assert "cannot be judged" in verdict.reasons[0].what
     with pytest.raises(TypeError, match="check_cell takes no argument `units`"):
         checks.check_cell(kg.GRUCell, units=4)
 

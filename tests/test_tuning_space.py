@@ -70,7 +70,25 @@ def stable(cell):
     return {(cell, *pair) for pair in STABLE[cell]}
 
 
+class GatedAlone(kg.GatedCell):
+    """A cell that has no candidate, and a gate that it never calls."""
+
+    blocks = ("forget", "reset", "content")
+    gates = ("forget", "reset")
+
+    def update(self, x, u, states):
+        f = self.gate("forget", x.forget + u.forget)
+        return (f * states[0] + (1 - f) * keras.ops.tanh(x.content + u.content),)
+
+
 class TestActivations:
+    def test_of_what_a_cell_never_calls_there_is_no_choice(self):
+        hp = keras_tuner.HyperParameters()
+        drawn = activation_space(hp, GatedAlone, GATES_TRIED, CANDIDATES_TRIED)
+        assert (drawn["gate_activation"], drawn["candidate_activation"]) == ("sigmoid", "tanh")
+        assert "candidate_activation" not in [one.name for one in hp.space if len(one.values) > 1]
+        kg.GatedRNN(4, **drawn)
+
     @pytest.mark.parametrize("cell", list(STABLE))
     def test_all_pairs_that_are_not_unstable_are_drawn_and_no_others(self, tmp_path, cell):
         def build(hp):

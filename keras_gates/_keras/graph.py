@@ -37,8 +37,9 @@ _in_operators = contextvars.ContextVar("in_operators", default=False)
 @contextlib.contextmanager
 def operators_of_tensors():
     """While it lasts, a KerasTensor may stand where a tensor of the backend may: on the right of a
-    NumPy number, a NumPy array or an array of JAX, which ask it for its values otherwise, at which
-    it raises; and on the left of `==`, which compares objects otherwise, unlike `!=`."""
+    NumPy number, a NumPy array or an array of JAX, and of a comparison with a tensor of TensorFlow,
+    which ask it for its values otherwise, at which it raises; and on the left of `==`, which
+    compares objects otherwise, unlike `!=`."""
     _prepare_operators()
     token = _in_operators.set(True)
     try:
@@ -61,6 +62,23 @@ def _prepare_operators():
     # NumPy leaves operators to what has a higher priority; what has none is below all.
     kind.__array_priority__ = property(either(lambda self: 100.0, lambda self: -math.inf))
     kind.__eq__ = either(equal, kind.__eq__)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        for name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
+            setattr(tf.Tensor, name, _leaving_to(kind, getattr(tf.Tensor, name)))
+
+
+def _leaving_to(kind, compare):
+    """A comparison that leaves it to what is on its right, if that is of a kind."""
+
+    @functools.wraps(compare)
+    def compared(self, other):
+        if isinstance(other, kind) and _in_operators.get():
+            return NotImplemented
+        return compare(self, other)
+
+    return compared
 
 
 def calls(layer):

@@ -14,7 +14,13 @@ from keras_gates._keras.layers import DropoutRNNCell
 from keras_gates.cells import arguments, clipping, normalization, weights
 from keras_gates.cells import initialization as starting
 from keras_gates.cells import zoneout as zoning
-from keras_gates.cells.checking import check_class, keras_object, same_shapes
+from keras_gates.cells.checking import (
+    check_class,
+    check_states,
+    keras_object,
+    same_shapes,
+    shape_or_type,
+)
 from keras_gates.cells.step import (
     INPUT_MASKS,
     RECURRENT_MASKS,
@@ -344,13 +350,10 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"inputs of type {type(inputs).__name__} and shape {shape}"
             )
         if not same_shapes(states, [(shape[0], self.units)] * len(self.state_names)):
-            given = [
-                tuple(state.shape) if hasattr(state, "shape") else type(state).__name__
-                for state in states
-            ]
             raise ValueError(
                 f"{type(self).__name__} takes `states` as a list of {', '.join(self.state_names)}, "
-                f"each of shape (batch, units) = {(shape[0], self.units)}. Received: {given}"
+                f"each of shape (batch, units) = {(shape[0], self.units)}. Received: "
+                f"{[*map(shape_or_type, states)]}"
             )
 
     def call(self, inputs, states, training=False):
@@ -388,15 +391,7 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             x = named(x._fields, normalization.applied(self, "kernel", x._asdict()).values())
             u = named(u._fields, normalization.applied(self, "recurrent", u._asdict()).values())
         new_states = self.update(x, u, tuple(states))
-        expected = [tuple(state.shape) for state in states]
-        if isinstance(states[0], keras.KerasTensor):
-            # A layer as activation may be built for other units than a cell that is only judged.
-            expected = [(None, None)] * len(states)
-        if not isinstance(new_states, (tuple, list)) or not same_shapes(new_states, expected):
-            raise ValueError(
-                f"{type(self).__name__}.update must return a tuple of the new states, "
-                f"{', '.join(self.state_names)}, of shapes {expected}. Received: {new_states!r}"
-            )
+        check_states(self, states, new_states)
         if self.candidate_l1 and CANDIDATE not in self.step.activated:
             raise ValueError(
                 f"`candidate_l1` penalizes the candidate, and the update of {type(self).__name__} "

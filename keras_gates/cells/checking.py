@@ -5,7 +5,10 @@ from keyword import iskeyword
 
 import keras
 
-from keras_gates.validation import one_of
+from keras_gates.cells.step import projected_blocks, recurrent_blocks
+from keras_gates.validation import close_matches, one_of
+
+_OPTIONAL = ("recurrent_blocks", "projected_blocks", "gates")
 
 
 def keras_object(argument, given):
@@ -46,16 +49,41 @@ def same_shapes(tensors, expected):
     )
 
 
+def shape_or_type(value):
+    """What a value is that is none of the tensors expected, in few words."""
+    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+
+
+def check_states(cell, before, after):
+    """Raises if what `update` has returned are no states as those before."""
+    expected = [tuple(state.shape) for state in before]
+    if isinstance(before[0], keras.KerasTensor):
+        # A layer as activation may be built for other units than a cell that is only judged.
+        expected = [(None, None)] * len(before)
+    several = isinstance(after, (tuple, list))
+    if several and same_shapes(after, expected):
+        return
+    if several:
+        received = f"a tuple of {[*map(shape_or_type, after)]}"
+    elif hasattr(after, "shape"):
+        received = f"a tensor of shape {tuple(after.shape)}, not a tuple"
+        if len(before) == 1:
+            received += ": write `return (h,)`"
+    else:
+        received = repr(after)
+    states = f"({', '.join(cell.state_names)}{',' if len(before) == 1 else ''})"
+    raise ValueError(
+        f"{type(cell).__name__}.update must return a tuple of the new states, {states}, each of "
+        f"shape (batch, units) = {(expected[0][0], cell.units)}. Received: {received}"
+    )
+
+
 @functools.cache  # asked whenever a cell is made
 def check_class(cell):
     """Raises if a class declares what no cell can have."""
-    for attribute in ("blocks", "state_names"):
-        names = getattr(cell, attribute)
-        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise TypeError(
-                f"{cell.__name__} must have a tuple of names as `{attribute}`. "
-                f"Received: {attribute}={names!r}"
-            )
+    optional = {name: getattr(cell, name) for name in _OPTIONAL}
+    for attribute, names in {"blocks": cell.blocks, "state_names": cell.state_names}.items():
+        _check_names(cell, attribute, names, tuple)
         bad = [n for n in names if not n.isidentifier() or n.startswith("_") or iskeyword(n)]
         if not names or bad or len(set(names)) != len(names):
             raise ValueError(
@@ -63,5 +91,39 @@ def check_class(cell):
                 "identifier without a leading underscore, none twice. "
                 f"Received: {attribute}={names!r}"
             )
+    for attribute, names in optional.items():
+        if names is not None and not isinstance(names, property):
+            _check_names(cell, attribute, names, (tuple, list))
+    if not any(isinstance(names, property) for names in optional.values()):
+        check_order(cell)
     if isinstance(cell.ones_in_bias, str):
         one_of(f"ones_in_bias of {cell.__name__}", cell.ones_in_bias, cell.blocks)
+
+
+def check_order(cell):
+    """Raises if the blocks that U has columns for, or those of `h U`, are not the first ones.
+
+    Args:
+        cell: a class of cells, or an instance, which may set its own.
+    """
+    name = cell.__name__ if isinstance(cell, type) else type(cell).__name__
+    recurrent = recurrent_blocks(cell)
+    for attribute, found, of in (
+        ("recurrent_blocks", recurrent, cell.blocks),
+        ("projected_blocks", projected_blocks(cell), recurrent),
+    ):
+        if found != of[: len(found)]:
+            unknown = [block for block in found if block not in of]
+            hint = close_matches(unknown[0], of) if unknown else "; let `blocks` begin with these"
+            raise ValueError(
+                f"`{attribute}` of {name} must be the first of its blocks, {of}, in their order. "
+                f"Received: {attribute}={found}{hint}"
+            )
+
+
+def _check_names(cell, attribute, names, kinds):
+    if not isinstance(names, kinds) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"{cell.__name__} must have a tuple of names as `{attribute}`. "
+            f"Received: {attribute}={names!r}"
+        )

@@ -5,8 +5,10 @@ import types
 import warnings
 
 import keras
+from keras import ops
 
 from keras_gates._keras import graph
+from keras_gates._keras.layers import AutocastScope
 from keras_gates.activations import name_of, values
 from keras_gates.activations.profiles import fresh
 from keras_gates.cells.step import named, projected_blocks, recurrent_blocks, running
@@ -151,6 +153,19 @@ class _Tracing:
         if isinstance(value, types.MethodType) and id(value.__self__) in self.copies:
             return types.MethodType(value.__func__, self.copies[id(value.__self__)])
         return symbolic(value) if callable(value) else value
+
+
+def refuse_failing(cell):
+    """Raises if a time step of a built cell fails on zeros: not tracing is what cannot be done."""
+    inputs = ops.zeros((1, cell.kernel.shape[0]), cell.compute_dtype)
+    try:
+        with eager_scope(), keras.StatelessScope(), AutocastScope(cell.compute_dtype):
+            cell.call(inputs, cell.get_initial_state(1))
+    except Exception as error:
+        raise ValueError(
+            f"`update` of {type(cell).__name__} fails, so that there is nothing to judge. "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 @functools.cache

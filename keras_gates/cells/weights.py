@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from keras_gates.cells import initialization, normalization
-from keras_gates.cells.checking import same_shapes
-from keras_gates.cells.step import projected_blocks, recurrent_blocks
+from keras_gates.cells.checking import check_order, same_shapes
+from keras_gates.cells.step import recurrent_blocks
 
 _CANDIDATE = "candidate"
 # From what is made of it to the argument.
@@ -26,16 +26,8 @@ def add(cell, features):
         ValueError: blocks of the class that do not fit together, an `initialization` that the cell
             cannot have, an initializer that fails or makes something else than it is asked for.
     """
+    check_order(cell)
     recurrent, columns = recurrent_blocks(cell), cell.units * len(cell.blocks)
-    for name, found, of in (
-        ("recurrent_blocks", recurrent, cell.blocks),
-        ("projected_blocks", projected_blocks(cell), recurrent),
-    ):
-        if found != of[: len(found)]:
-            raise ValueError(
-                f"`{name}` of {type(cell).__name__} must be the first of its blocks, {of}. "
-                f"Received: {found}"
-            )
     cell.kernel = cell.add_weight(
         shape=(features, columns),
         name="kernel",

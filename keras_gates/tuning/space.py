@@ -25,7 +25,7 @@ from keras_gates.cells import CELLS, GatedCell
 from keras_gates.cells.arguments import refuse_given, refuse_unknown
 from keras_gates.cells.clipping import CLIP_PLACES
 from keras_gates.cells.initialization import GateStarts
-from keras_gates.cells.step import recurrent_blocks
+from keras_gates.cells.step import argument_of, recurrent_blocks
 from keras_gates.equations import NotTraceableError
 from keras_gates.initializers import Chrono
 from keras_gates.types import InitializationName
@@ -67,7 +67,8 @@ def activation_space(
     """Chooses, in KerasTuner's `build(hp)`, activations of a `GatedRNN` and what goes with them.
 
     Pairs of a gate and a candidate that `check_activations` calls unstable in the cell are not
-    drawn. The sound ones come first, and the very first pair is the default. The hyperparameters:
+    drawn, nor is an activation that it never calls. The sound pairs come first, and the very first
+    is the default. The hyperparameters:
 
     - `cell`, `candidate_activation`, and in cells with gates `gate_activation`, for all gates (in
       `n_brc` for the one that is a share of the state).
@@ -231,7 +232,12 @@ def _plan_for(name, cell, names, unstable, starts, options):
     Raises:
         ValueError: no pair may be drawn.
     """
-    (gates, candidates), gated = map(dict.fromkeys, names), bool(cell.gate_names())
+    gates, candidates = map(dict.fromkeys, names)
+    own = cell.default_candidate_activation
+    never = judged(cell, None, own, options)[0].unused
+    if argument_of("candidate") in never:
+        candidates = {own: None}
+    gated = any(argument_of(gate) not in never for gate in cell.gate_names())
     pairs = itertools.product(candidates, gates if gated else (None,))
     found = {(candidate, gate): judged(cell, gate, candidate, options) for candidate, gate in pairs}
     levels = {pair: verdict.level for pair, (verdict, _) in found.items()}

@@ -22,7 +22,9 @@ from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
-from keras_gates.cells.program import built_copy, traced
+from keras_gates.cells.program import built_copy, refuse_failing, traced
+from keras_gates.cells.step import argument_of
+from keras_gates.cells.unused import refuse_unused, unused
 from keras_gates.eager import eager_scope
 from keras_gates.equations import NotTraceableError, equations
 from keras_gates.types import Activation, BuiltInOptions, CellName, GateActivation
@@ -30,7 +32,7 @@ from keras_gates.validation import one_of, positive_integer
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
 
-_CANDIDATE = "candidate"
+_CANDIDATE, _OUTPUT = "candidate", "output_activation"
 _FEW = 24  # units, enough to see what states do
 _UNKNOWN = (
     "Nothing is known of it beforehand: look at what keras_gates.diagnose finds after a short "
@@ -59,7 +61,8 @@ class Verdict:
     """What `check_activations` finds.
 
     Attributes:
-        cell, gates, candidate, output: what was judged, by name; `gates` from gate to activation.
+        cell, gates, candidate, output: what was judged, by name; `gates` from gate to activation,
+            and None for what there is not.
         level: "sound", "caution" or "unstable".
         reasons: the reasons, the weightiest first; none for a sound choice.
         carry: from each state to the least and the largest factor on its direct way to the next
@@ -68,15 +71,16 @@ class Verdict:
         growth: by what factor the states can grow in one step at worst, with recurrent weights
             that keep lengths; inf where it rises with the state, NaN where it is not known.
         spectral_radius: expected spectral radius of the Jacobian of the states with respect to
-            those one step earlier, at initialization and for N(0, 1) inputs. None where an
-            instance of a cell was judged, whose weights may be trained already.
+            those one step earlier, at initialization and for N(0, 1) inputs. This and what
+            follows is of a new cell of the same arguments, also where an instance was judged, whose
+            weights may be trained already; None where the equations cannot be traced.
         contraction: by what factor a small difference in the states changes per step where they
             come to rest, at initialization, from zero and with inputs of zero: below 1 it shrinks,
-            above 1 the states do not stay there. None where they come to no rest, where the
-            equations are normalized over units, and as above.
+            above 1 the states do not stay there. None where they come to no rest, and where the
+            equations are normalized over units.
         memory: in how many steps a small difference in the states becomes e times smaller, at
             initialization, for N(0, 1) inputs and on average over `steps` steps, of which
-            exp(-steps / memory) is left at the end; inf where it does not. None as above.
+            exp(-steps / memory) is left at the end; inf where it does not.
         memory_with_uniform_gates: the same with initialization="uniform_gates"; None where the cell
             has it already, or no such gates.
         divergence: estimated probability that a training with Adam at a rate of 0.01 on sequences
@@ -86,11 +90,13 @@ class Verdict:
         steps: how long the sequences are.
         equations: what was judged: pairs (symbol, expression), with x_k and u_k for the
             projections x W_k + b_k and h U_k + c_k. Empty where they cannot be traced.
+        unused: from each argument for an activation that `update` never calls, and that is not
+            judged, to the call that there is not: {"candidate_activation": "self.candidate"}.
     """
 
     cell: str
     gates: dict
-    candidate: str
+    candidate: str | None
     output: str | None
     level: str
     reasons: tuple
@@ -103,6 +109,7 @@ class Verdict:
     divergence: float | None = None
     steps: int = 64
     equations: tuple = ()
+    unused: dict = dataclasses.field(default_factory=dict)
 
     @property
     def suggestions(self) -> list[str]:
@@ -133,18 +140,22 @@ class Verdict:
     def _judged(self):
         """What was judged, in words."""
         names = sorted(set(self.gates.values()))
-        gates = f"gates {', '.join(names)}; " if names else ""
-        output = f"; output {self.output}" if self.output not in (None, self.candidate) else ""
-        return f"{self.cell}: {gates}candidate {self.candidate}{output}"
+        parts = [f"gates {', '.join(names)}"] if names else []
+        parts += [f"candidate {self.candidate}"] if self.candidate is not None else []
+        parts += [f"output {self.output}"] if self.output not in (None, self.candidate) else []
+        return f"{self.cell}: {'; '.join(parts)}" if parts else self.cell
 
     def _figures(self):
-        """What is known in numbers, each in words."""
+        """What else is known, mostly in numbers, each in words."""
         unstable = self.level == LEVELS[-1]
+        for argument, call in self.unused.items():
+            yield f"`update` never calls {call}, so {argument} makes no difference"
         for state, (low, high) in self.carry.items():
             if (low or high) and low == low:
                 yield f"the {state} state is carried on by factors in [{low:g}, {high:g}]"
         if self.growth == self.growth:
-            yield f"worst-case growth of the state per step: {self.growth:.3g}"
+            growth = "without bound" if np.isinf(self.growth) else f"{self.growth:.3g}"
+            yield f"worst-case growth of the state per step: {growth}"
         if _is_finite(self.spectral_radius):
             yield (
                 "expected spectral radius of the state Jacobian at initialization: "
@@ -152,18 +163,18 @@ class Verdict:
             )
         if _is_finite(self.contraction):
             yield (
-                "where the states rest without inputs, what lasts longest of a difference in them "
-                f"changes by a factor of {self.contraction:.2f} per step"
+                "where the states rest without inputs, a difference in them changes by a factor of "
+                f"{self.contraction:.2f} per step in the long run"
             )
         if _is_finite(self.divergence):
             shown = "below 1%" if self.divergence < 0.01 else f"about {self.divergence:.0%}"
             yield (
                 f"estimated probability that a training on {self.steps} steps ends in NaN or a "
                 f"huge loss (Adam at 0.01, nothing clipped): {shown}"
-                + ("; that it learns badly is not counted" if unstable else "")
+                + ("; failing to learn is not counted" if unstable else "")
             )
         if unstable and self.memory is not None:
-            yield "how long it remembers is not shown, since it may be lost in training"
+            yield "how long it remembers is not shown, since training may undo it"
             return
         for memory, how in (
             (self.memory, "at initialization"),
@@ -220,7 +231,7 @@ def check_activations(
 
 
 @typing.overload
-def check_activations(cell: keras.Layer) -> Verdict: ...
+def check_activations(cell: keras.Layer, *, steps: int = 64) -> Verdict: ...
 
 
 @eager_scope()
@@ -239,7 +250,7 @@ def check_activations(
     Args:
         cell: the name of a cell ("gru", "lstm", ...), a subclass of `GatedCell`, or an instance of
             one or a layer: a GatedRNN, or Keras' own GRU, LSTM, SimpleRNN and their cells. An
-            instance has its activations and options already; give none beside it.
+            instance has its activations and options already; give none beside it but `steps`.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         steps: how long the sequences are, for `memory` and `divergence`.
         units: of the new cell, for `spectral_radius` and `memory`; an instance has its own.
@@ -250,7 +261,8 @@ def check_activations(
         A `Verdict`: "sound", "caution" or "unstable", with reasons and with what helps.
 
     Raises:
-        ValueError: an unknown cell or activation; anything beside an instance of a cell.
+        ValueError: an unknown cell or activation; anything beside an instance of a cell; a cell of
+            your own whose `update` fails, with its error, or never calls an activation given here.
 
     Example:
 
@@ -291,22 +303,24 @@ def check_activations(
     owner = f"check_activations of {cell.__name__}"
     known = {*cell.options(), *LAYER_ARGUMENTS}
     refuse_unknown(owner, options, known, CELLS.values(), close=("steps", "units"))
-    verdict = judge(make(cell, 1, options))
+    made = make(cell, 1, options)
+    if cell not in CELLS.values():
+        refuse_unused(made, options)
+    verdict = judge(made)
     # Layers as activations may be built already, with other units.
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
-    new = make(cell, units, options)
-    try:
-        radius = probe.spectral_radius(new)
-    except (NotTraceableError, NotJudgedError):
-        return verdict
-    return _with_estimates(dataclasses.replace(verdict, spectral_radius=radius), new, steps)
+    return _with_estimates(verdict, make(cell, units, options), steps)
 
 
 sign(check_activations, GRUCell.__init__, LSTMCell.__init__)
 
 
 def _with_estimates(verdict, cell, steps):
-    """The verdict with what a new cell of the same arguments remembers, and whether it diverges."""
+    """The verdict with what is to be expected of new cells of the same arguments.
+
+    Raises:
+        ValueError: a time step fails.
+    """
 
     def new(**changes):
         return built_copy(cell, units=cell.units, features=cell.units, **changes)
@@ -314,10 +328,14 @@ def _with_estimates(verdict, cell, steps):
     found: dict[str, Any] = {"steps": steps}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        begun = new()
         try:
-            begun = new()
+            found["spectral_radius"] = probe.spectral_radius(begun)
             found["memory"] = probe.memory(begun, steps)
+        except NotJudgedError:
+            return verdict
         except NotTraceableError:
+            refuse_failing(begun)
             return verdict
         if np.isfinite(found["memory"]) and cell.initialization is None:
             with contextlib.suppress(ValueError):  # there are no such gates
@@ -363,42 +381,43 @@ def _class_of(cell):
 
 @eager_scope()
 def judge(cell):
-    """The verdict on an instance of a cell, built or not, without the spectral radius."""
-    gates = {
-        name: activations.name_of(activation) for name, activation in cell.gate_activations.items()
-    }
+    """The verdict on an instance of a cell, built or not, without the estimates."""
     output = getattr(cell, "output_activation", None)
-    found = {
-        "cell": type(cell).__name__,
-        "gates": gates,
-        "candidate": activations.name_of(cell.candidate_activation),
-        "output": None if output is None else activations.name_of(output),
-    }
-    profiles, unknown = {}, []
     judged = {**cell.gate_activations, _CANDIDATE: cell.candidate_activation}
     if output is not None:
-        judged["output_activation"] = output
+        judged[_OUTPUT] = output
+    untraced, never = None, {}
+    try:
+        its, program = traced(cell)
+        never = {} if type(cell) in CELLS.values() else unused(cell)
+    except NotTraceableError as error:
+        untraced = error
+    judged = {n: a for n, a in judged.items() if _argument(n) not in never}
+    names = {name: activations.name_of(activation) for name, activation in judged.items()}
+    found = {
+        "cell": type(cell).__name__,
+        "gates": {name: names[name] for name in cell.gate_activations if name in names},
+        "candidate": names.get(_CANDIDATE),
+        "output": names.get(_OUTPUT),
+        "unused": never,
+    }
+    profiles, unknown = {}, []
     for name, activation in judged.items():
         try:
             profiles[name] = activations.profile(activation)
         except ValueError as error:
-            unknown.append(_unjudged(name, activations.name_of(activation), error))
+            unknown.append(_unjudged(name, names[name], error))
+    if untraced is not None and not unknown:
+        unknown = [Reason("caution", f"its equations cannot be traced: {untraced}", _UNKNOWN)]
     if unknown:
         return _unknown(found, cell, *unknown)
-    candidate = profiles.pop(_CANDIDATE)
-    profiles.pop("output_activation", None)
-    try:
-        cell, program = traced(cell)
-    except NotTraceableError as error:
-        return _unknown(
-            found, cell, Reason("caution", f"its equations cannot be traced: {error}", _UNKNOWN)
-        )
+    cell, candidate, output = its, profiles.pop(_CANDIDATE, None), profiles.pop(_OUTPUT, None)
     carry, carriers, growth, bounded = probe.probed(cell, program)
     against = [
         *reasons.of_carry(cell, program, profiles, carry, carriers, growth, bounded),
-        *reasons.of_growth(cell, _chosen(cell, profiles), candidate, carry, growth),
+        *reasons.of_growth(cell, _chosen(cell, profiles), candidate, output, carry, growth),
         *reasons.of_gates(_chosen(cell, profiles)),
-        *reasons.of_candidate(cell, program, candidate, carry, growth),
+        *(reasons.of_candidate(cell, program, candidate, carry, growth) if candidate else ()),
     ]
     against.sort(key=lambda reason: -LEVELS.index(reason.level))
     level = against[0].level if against else "sound"
@@ -412,6 +431,11 @@ def judge(cell):
     )
 
 
+def _argument(name):
+    """The argument that an activation is given by."""
+    return name if name == _OUTPUT else argument_of(name)
+
+
 def _chosen(cell, profiles):
     """Without the gates that have their cell's default: that is what its equations are made for."""
     defaults = cell.default_gates()
@@ -420,7 +444,7 @@ def _chosen(cell, profiles):
 
 def _unjudged(name, activation, error):
     """Why an activation cannot be judged."""
-    is_gate = name not in (_CANDIDATE, "output_activation")
+    is_gate = name not in (_CANDIDATE, _OUTPUT)
     who = f"the {'gate ' if is_gate else ''}{name} ({activation})"
     if isinstance(error, activations.NotANumberError):
         return Reason("unstable", str(error), "Take an activation that always has a value.")

@@ -4,13 +4,7 @@ import itertools
 
 import numpy as np
 
-from keras_gates.cells.program import (
-    built_copy,
-    seed_initializers,
-    trace,
-    traced,
-    weights_by_name,
-)
+from keras_gates.cells.program import built_copy, trace, traced, weights_by_name
 from keras_gates.cells.reference import Reference, array
 from keras_gates.cells.step import projected_blocks
 from keras_gates.equations import constant, depends_on, evaluate, leaf, pulled
@@ -261,16 +255,14 @@ def _grown(cell, steps, samples, settling):
 
 
 def spectral_radius(cell, samples=4, steps=12):
-    """Expected spectral radius of d s_t / d s_{t-1} of an unbuilt cell, at initialization.
+    """Expected spectral radius of d s_t / d s_{t-1} of a built cell, with the weights it has.
 
-    The states of N(0, 1) inputs, `units` features wide, after some steps; mean over the samples.
+    The states of N(0, 1) inputs after some steps; mean over the samples.
     """
-    seed_initializers(cell)
-    cell.build((None, cell.units))
     rng, step = np.random.default_rng(0), _stepping(cell)
     states = np.zeros((samples, _size(cell)))
     for _ in range(steps):
-        x = rng.normal(size=(samples, cell.units))
+        x = rng.normal(size=(samples, cell.kernel.shape[0]))
         before, states = states, step(x, states)
     return float(np.mean([_radius(step, *point) for point in zip(x, before, strict=True)]))
 

@@ -42,25 +42,25 @@ def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
     """
     for state, (low, high) in carry.items():
         equation = f", and {_equation(cell, program, state)}"
-        factor = f"the factor that carries the {state} state on"
+        factor = f"the factor by which the {state} state is carried on"
         if carriers[state]:
-            factor += f", which {_gates(carriers[state], profiles)} set"
+            factor += f", set by {_gates(carriers[state], profiles)},"
         if high > _ABOVE_ONE:
             who = _gates([g for g in carriers[state] if profiles[g].upper > 1], profiles) or factor
             yield Reason(
                 "unstable",
                 f"{who} {'has no upper bound' if np.isinf(high) else f'reaches {high:g}'}"
                 f"{equation}: the {state} state itself can grow by that factor at every step",
-                "Let what carries the state on have values in [0, 1], as sigmoid, hard_sigmoid and "
-                "tanh_gate have. Clipping gradients does not help, because the state grows going "
-                "forward.",
+                "Carry the state on with a gate whose values lie in [0, 1], such as sigmoid, "
+                "hard_sigmoid or tanh_gate. Clipping gradients does not help, because the state "
+                "grows in the forward pass.",
             )
         elif low > 2 - _ABOVE_ONE:
             yield Reason(
                 "caution",
-                f"{factor} is never below {low:g}{equation}: nothing is forgotten, and what is "
-                "added at every step adds up",
-                "Let a gate with values in [0, 1] carry the state on.",
+                f"{factor} is never below {low:g}{equation}: nothing is forgotten, and whatever is "
+                "added at each step accumulates",
+                "Carry the state on with a gate whose values lie in [0, 1].",
             )
         if low < 0:
             negative = [g for g in carriers[state] if profiles[g].lower < 0]
@@ -71,15 +71,15 @@ def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
             )
             cure = "Take a gate with values in [0, 1], such as sigmoid or hard_sigmoid"
             if any(profiles[g].name == "tanh" for g in negative):
-                cure = "Take (tanh + 1) / 2, which is tanh_gate, instead of tanh"
+                cure = "Take tanh_gate, which is (tanh + 1) / 2, instead of tanh"
             if growth > _ABOVE_ONE:
-                what += f". With recurrent products, states can grow {growth:.3g} times per step"
+                what += f". With the recurrent products, the states can grow {_by(growth)}"
                 yield Reason("unstable", what, f"{cure}.")
             elif bounded:
                 what += "; the hidden state stays bounded all the same"
                 yield Reason("caution", what, f"{cure}.")
             elif cell.clips:
-                what += "; clipping bounds the gradients of that, not the state"
+                what += "; clipping bounds the gradients, not the state"
                 yield Reason("caution", what, f"{cure}.")
             else:
                 yield Reason("unstable", what, f"{cure}{_at_least(cell)}.")
@@ -100,38 +100,47 @@ def of_gates(profiles):
         elif p.zero_share > _SHUT:
             yield Reason(
                 "caution",
-                f"the gate {name} ({p.name}) is shut, without a slope, for {p.zero_share:.0%} of "
-                "its inputs at the start, and what is shut does not learn",
+                f"the gate {name} ({p.name}) is shut, with a slope of zero, for "
+                f"{p.zero_share:.0%} of its inputs at the start, and a gate that is shut does not "
+                "learn",
                 "Take sigmoid or hard_sigmoid.",
             )
         elif p.lower < 0 or p.upper > 1:
             yield Reason(
                 "caution",
-                f"the gate {name} ({p.name}) has values in [{p.lower:g}, {p.upper:g}], and a gate "
-                "is a share between 0 and 1",
+                f"the gate {name} ({p.name}) has values in [{p.lower:g}, {p.upper:g}], but a gate "
+                "should be a share, between 0 and 1",
                 "Take a gate with values in [0, 1].",
             )
 
 
-def of_growth(cell, profiles, candidate, carry, growth):
-    """Against states that grow in another way than by the factor that carries them on."""
+def of_growth(cell, profiles, candidate, output, carry, growth):
+    """Against states that grow in another way than by the factor that carries them on.
+
+    Args:
+        cell: a GatedCell.
+        profiles: of its gates.
+        candidate, output: the profiles of these, or None.
+        carry, growth: what the probe found.
+    """
     if not _grows(carry, growth):
         return
     wide = [name for name, p in profiles.items() if p.lower < -1 or p.upper > 1]
-    output = getattr(cell, "output_activation", None)
     who, cures = [_gates(wide, profiles)] if wide else [], []
     if wide:
         cures.append("gates with values in [0, 1], such as sigmoid or hard_sigmoid")
-    if not candidate.bounded or not wide:
+    if candidate is not None and not (candidate.bounded and wide):
         who.append(f"the candidate {candidate.name}")
         cures.append("a bounded candidate, such as tanh or softsign")
         if output is not None:
             cures[-1] += ", or a bounded output_activation"
+    if not who:
+        who.append("what is added to them")
+        cures.append("a bounded activation for what is added")
     yield Reason(
         "unstable",
-        f"with {' and '.join(who)} the states can grow "
-        f"{'without bound' if np.isinf(growth) else f'{growth:.3g} times'} per step, even while "
-        "recurrent weights keep lengths",
+        f"with {' and '.join(who)} the states can grow {_by(growth)}, even if the recurrent "
+        "weights preserve lengths",
         f"Take {' and '.join(cures)}{_at_least(cell) if np.isfinite(growth) else ''}.",
     )
 
@@ -160,25 +169,24 @@ def of_candidate(cell, program, p, carry, growth):
             else "A smaller learning rate, if it diverges all the same."
         )
         bounds = (
-            "only gates, and recurrent weights of norm at most 1, bound the state"
+            "only the gates, and recurrent weights of norm at most 1, bound the state, and "
+            "training changes both"
             if carried
-            else "no gate weighs old against new, and only recurrent weights of norm at most 1 "
-            "bound the state"
+            else "no gate weighs old against new, so only recurrent weights of norm at most 1 "
+            "bound the state, and training changes them"
         )
-        yield Reason(
-            "caution",
-            f"the candidate {p.name} is unbounded: {bounds}, and training changes them",
-            advice,
-        )
+        yield Reason("caution", f"the candidate {p.name} is unbounded: {bounds}", advice)
     if p.lower >= 0 or p.upper <= 0:
-        way = "positive" if p.lower >= 0 else "negative"
+        never, way = ("negative", "up") if p.lower >= 0 else ("positive", "down")
         yield Reason(
             "caution",
-            f"the candidate {p.name} is never {'negative' if way == 'positive' else 'positive'}: "
-            f"the state is always {way}, "
-            + ("and it can rise but not fall below" if carried else "away from")
-            + " zero",
-            f"A candidate on both sides of zero, such as tanh, or twice the units "
+            f"the candidate {p.name} is never {never}"
+            + (
+                f": it can only push the state {way}"
+                if carried
+                else ", so the state never is either"
+            ),
+            "A candidate with values on both sides of zero, such as tanh, or twice the units "
             f"({_PAPERS['relu']}).",
         )
     if p.value_at_zero == 0 and p.slope_at_zero > _ABOVE_ONE:
@@ -191,9 +199,9 @@ def of_candidate(cell, program, p, carry, growth):
     if p.max_slope < _FLAT:
         yield Reason(
             "caution",
-            f"the slope of the candidate {p.name} is at most {p.max_slope:.3g}: gradients through "
-            "it fade by that factor at least",
-            "A candidate of slope 1 at 0: tanh, softsign.",
+            f"the slope of the candidate {p.name} is at most {p.max_slope:.3g}: gradients that "
+            "pass through it shrink by at least that factor",
+            "A candidate with a slope of 1 at 0, such as tanh or softsign.",
         )
 
 
@@ -228,6 +236,11 @@ def _at_least(cell):
     if cell.clips:
         return ""
     return f"; at the least, clip gradients: grad_clip_norm ({_PAPERS['clipping']})"
+
+
+def _by(growth):
+    """By how much states grow, in words."""
+    return "without bound" if np.isinf(growth) else f"by a factor of {growth:.3g} per step"
 
 
 def _grows(carry, growth):
