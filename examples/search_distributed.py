@@ -2,8 +2,7 @@
 
 Tries six pairs of activations in a GRU that reads scikit-learn's digits row by row. In the middle
 of a trial a worker is killed as if its machine had gone, and later the other one.
-`python -m keras_gates.tuning launch` starts both again. At the end every trial and every training
-is accounted for.
+`keras-gates search` starts both again. At the end every trial and every training is accounted for.
 
     python examples/search_distributed.py             # one to two minutes on two cores
     python examples/search_distributed.py --search    # the search itself, alone, nothing killed
@@ -94,7 +93,7 @@ class Launched:
     def __init__(self, arguments):
         own = ["--search", "--out", arguments.out]
         own += ["--trials", arguments.trials, "--epochs", arguments.epochs]
-        launch = ["-m", "keras_gates.tuning", "launch", "--workers", WORKERS, __file__, *own]
+        launch = ["-m", "keras_gates", "search", "--workers", WORKERS, __file__, *own]
         self.processes = collections.defaultdict(list)
         self.launcher = subprocess.Popen(
             [sys.executable, *map(str, launch)], stdout=subprocess.PIPE, text=True

@@ -96,6 +96,8 @@ def diagnose(given):
 def search(given):
     from keras_gates.tuning import launch
 
+    if given.worker is not None:
+        return launch.work(given.script, given.arguments, given.workers, given.worker)
     return launch.launch(given.script, given.arguments, given.workers)
 
 

@@ -8,6 +8,7 @@
     keras-gates inspect model.onnx
     keras-gates diagnose model.keras data.npz --html diagnosis.html
     keras-gates search --workers 2 search.py --epochs 20
+    keras-gates search --workers 2 --worker 0 search.py --epochs 20
     keras-gates bench lstm --candidate softsign --units 128 --batch 32
 
 `keras-gates COMMAND --help` tells more, and `python -m keras_gates` is the same. What was found

@@ -144,12 +144,20 @@ def _diagnose(command):
 
 
 def _search(command):
-    """Run a search script in several processes of this machine, and keep them alive.
+    """Run a search script in several processes, and keep them alive.
 
-    For processes on several machines see python -m keras_gates.tuning worker --help.
+    On several machines, which all see the folder of the search, run each with --worker K: what
+    follows `tuner.search(...)` in the script happens in worker 0 alone. The same commands once more
+    go on with a search that was broken off.
     """
     command.add_argument(
         "--workers", type=_count, default=2, metavar="N", help="how many processes; default: 2"
+    )
+    command.add_argument(
+        "--worker",
+        type=int,
+        metavar="K",
+        help="run the one with this id alone, from 0; when it is started again, under the same id",
     )
     command.add_argument("script", help="a Python script with one search, the same that runs alone")
     command.add_argument(

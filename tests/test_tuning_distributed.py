@@ -14,8 +14,8 @@ import time
 import pytest
 from helpers import BACKEND
 
+import keras_gates_command
 from keras_gates import tuning
-from keras_gates.tuning import __main__ as command_line
 from keras_gates.tuning import launch, oracles, records, roles
 
 pytestmark = pytest.mark.skipif(BACKEND != "tensorflow", reason="one backend is enough")
@@ -83,7 +83,7 @@ OUTCOMES = {0: "finished", 1: "finished", 2: "diverged", 3: "raised"}
 @pytest.mark.slow
 def test_killed_with_all_its_children_and_resumed_with_fewer_workers(tmp_path):
     script = write_script(tmp_path, SEARCH)
-    command = ["-m", "keras_gates.tuning", "launch", "--workers", "2", script, tmp_path]
+    command = ["-m", "keras_gates", "search", "--workers", "2", script, tmp_path]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     launcher = subprocess.Popen([sys.executable, *map(str, command)], **quiet)
 
@@ -322,7 +322,7 @@ def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`overwrite=True` cannot be given in a search by several"):
         tuning.RandomSearch(lambda hp: None, "loss", directory=tmp_path, overwrite=True)
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
-    with pytest.raises(RuntimeError, match="has no chief.*python -m keras_gates.tuning worker"):
+    with pytest.raises(RuntimeError, match="no chief.*keras-gates search --workers N --worker K"):
         tuning.RandomSearch(lambda hp: None, "loss", directory=tmp_path)
 
 
@@ -399,55 +399,33 @@ def executed(monkeypatch, *arguments):
     """What a command would run, and the variables that it would set."""
     found = []
     monkeypatch.setattr(os, "execve", lambda *given: found.extend(given))
-    command_line.main([str(argument) for argument in arguments])
+    keras_gates_command.main(["search", *map(str, arguments)])
     _, command, variables = found
     assert command[0] == sys.executable
     return command[1:], {name: variables[name] for name in (roles.ID, roles.WORKERS)}
 
 
 def test_a_worker_runs_the_script_as_it_is(tmp_path, monkeypatch):
-    own = [str(write_script(tmp_path, "")), "--id", "5"]
-    assert executed(monkeypatch, "worker", "--id", 1, "--workers", 4, *own) == (
+    own = [str(write_script(tmp_path, "")), "--worker", "5"]
+    assert executed(monkeypatch, "--worker", 1, "--workers", 4, *own) == (
         own,
         roles.environment(1, 4),
     )
 
 
-@pytest.mark.parametrize("command", ["launch", "worker"])
-def test_help_has_an_example_that_is_right(command, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        command_line.main([command, "--help"])
-    example = capsys.readouterr().out.rpartition("Example: python -m keras_gates.tuning ")[2]
-    (tmp_path / "search.py").touch()
-    monkeypatch.chdir(tmp_path)
-    parsed = command_line.parse_arguments(example.split())
-    assert (parsed.command, parsed.arguments) == (command, ["--epochs", "20"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("launch --workers 0 SCRIPT", "argument --workers: must be a whole number >= 1, not '0'"),
-        ("launch SCRIPT", "the following arguments are required: --workers"),
-        ("launch --workers 2 nowhere.py", "script: there is no file 'nowhere.py'"),
-        ("worker --id first --workers 2 SCRIPT", "must be a whole number >= 0, not 'first'"),
-        ("worker --id 2 --workers 2 SCRIPT", "--id: must be below --workers 2, not 2"),
-    ],
-)
-def test_errors_of_the_command_line(arguments, message, tmp_path, capsys):
+def test_a_worker_that_there_is_not_is_refused(tmp_path, capsys):
     script = str(write_script(tmp_path, ""))
-    with pytest.raises(SystemExit) as ended:
-        command_line.main(arguments.replace("SCRIPT", script).split())
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    assert keras_gates_command.main(["search", "--workers", "2", "--worker", "2", script]) == 1
+    expected = "`--worker` must be from 0 to 1, of 2 workers. Received: --worker=2"
+    assert expected in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- clusters
 
 
 def test_slurm_tasks_try_again(tmp_path, monkeypatch):
-    """`python` only notes what it is called with, and fails the first time."""
-    program = tmp_path / "bin" / "python"
+    """`keras-gates` only notes what it is called with, and fails the first time."""
+    program = tmp_path / "bin" / "keras-gates"
     program.parent.mkdir()
     program.write_text(
         f'#!/bin/bash\necho "$@" >>"{tmp_path}/calls"\n[ $(wc -l <"{tmp_path}/calls") -ge 2 ]\n'
@@ -463,9 +441,9 @@ def test_slurm_tasks_try_again(tmp_path, monkeypatch):
     assert subprocess.run(command, env={**os.environ, **variables}, timeout=LONG).returncode == 0
     first, again = (tmp_path / "calls").read_text().splitlines()
     assert first == again
-    assert first.split()[:2] == ["-m", "keras_gates.tuning"]
+    assert first.split()[0] == "search"
     monkeypatch.chdir(write_script(tmp_path, "").parent)
-    assert executed(monkeypatch, *first.split()[2:]) == (
+    assert executed(monkeypatch, *first.split()[1:]) == (
         ["script.py", "--epochs", "3"],
         roles.environment(3, 5),
     )
@@ -477,7 +455,7 @@ def test_kubernetes_manifest_fits_together(tmp_path, monkeypatch):
     claim, job = yaml.safe_load_all(text)
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"] == ["python", "-m", "keras_gates.tuning"]
+    assert container["command"] == ["keras-gates", "search"]
     values = {"/app/search.py": str(write_script(tmp_path, "")), "$(JOB_COMPLETION_INDEX)": "3"}
     arguments = [values.get(argument, argument) for argument in container["args"]]
     _, found = executed(monkeypatch, *arguments)

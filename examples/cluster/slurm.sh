@@ -17,7 +17,7 @@
 
 set -u
 for _ in $(seq 20); do
-    python -m keras_gates.tuning worker --id "$SLURM_ARRAY_TASK_ID" \
+    keras-gates search --worker "$SLURM_ARRAY_TASK_ID" \
         --workers "$SLURM_ARRAY_TASK_COUNT" "$@" && exit 0
     sleep "${SEARCH_PAUSE:-10}" # seconds
 done

@@ -12,6 +12,7 @@ import threading
 import time
 
 from keras_gates.tuning import roles
+from keras_gates.validation import invalid
 
 LIVES, SHORT = 3, 300.0  # so many short lives in a row, in seconds, and a process is given up
 _POLL = 0.2
@@ -69,6 +70,15 @@ def launch(script, arguments=(), workers=2):
             _end(crew)
             signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def work(script, arguments, workers, worker):
+    """Runs `script` as the one of `workers` processes with this id, in the place of this process:
+    the script starts as it does alone, and signals reach it."""
+    if not 0 <= worker < workers:
+        raise invalid("worker", f"from 0 to {workers - 1}, of {workers} workers", worker)
+    own = roles.environment(worker, workers)
+    os.execve(sys.executable, [sys.executable, script, *arguments], {**os.environ, **own})
 
 
 def end_with_launcher():

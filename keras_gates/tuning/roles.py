@@ -1,6 +1,6 @@
 """Which of several processes of one search this is, as environment variables say.
 
-`python -m keras_gates.tuning` sets them: KERASTUNER_TUNER_ID, the id under which KerasTuner hands
+`keras-gates search` sets them: KERASTUNER_TUNER_ID, the id under which KerasTuner hands
 out trials, and KERAS_GATES_WORKERS, how many workers there are.
 """
 

@@ -474,7 +474,7 @@ def _check_folder(directory, project_name, overwrite):
         raise RuntimeError(
             "A search of keras_gates.tuning on several machines has no chief, as "
             "KERASTUNER_ORACLE_IP asks for: its processes share a folder. Start each with "
-            "`python -m keras_gates.tuning worker --id K --workers N script.py`."
+            "`keras-gates search --workers N --worker K script.py`."
         )
     if validation.true_or_false("overwrite", overwrite) and roles.several():
         raise ValueError(
