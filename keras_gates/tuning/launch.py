@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -17,8 +18,7 @@ from keras_gates.validation import invalid
 LIVES, SHORT = 3, 300.0  # so many short lives in a row, in seconds, and a process is given up
 _POLL = 0.2
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-_LAUNCHED = "KERAS_GATES_LAUNCHED"
-_SEARCHING = "KERAS_GATES_SEARCHING"
+_SIGN = "KERAS_GATES_LAUNCHED"
 _PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 _OPTIONS: dict = {"text": True, "errors": "replace", "start_new_session": True, **_PIPES}
 
@@ -46,16 +46,13 @@ def launch(script, arguments=(), workers=2):
     command = [sys.executable, "-u", str(script), *arguments]
     with tempfile.TemporaryDirectory() as signs:
         crew = [_Worker(k, workers, command, pathlib.Path(signs, str(k))) for k in range(workers)]
-        searching = pathlib.Path(signs, "searching")
-        for worker in crew:
-            worker.variables[_SEARCHING] = str(searching)
         previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             while not all(worker.ended for worker in crew):
                 for worker in crew:
                     worker.look_after()
                 time.sleep(_POLL)
-            if not searching.exists():
+            if not any(worker.sign.exists() for worker in crew):
                 raise _GivenUp(
                     f"{script} has ended and ran no search: it must call `search` of a tuner of "
                     "keras_gates.tuning, such as RandomSearch."
@@ -81,6 +78,7 @@ def work(script, arguments, workers, worker):
     os.execve(sys.executable, [sys.executable, script, *arguments], {**os.environ, **own})
 
 
+@functools.cache
 def end_with_launcher():
     """Ends this process, and what it has started, as soon as the launcher is gone.
 
@@ -88,11 +86,11 @@ def end_with_launcher():
     being killed is noticed.
 
     Returns:
-        The path of a file whose existence tells the launcher that this process gets on; another
-        for every launch. None if this process was not launched.
+        The path of a file, another for every launch, that tells the launcher how this process gets
+        on: it is there when a search runs, and has something in it when a training has ended. None
+        if there is no launcher.
     """
-    sign = os.environ.pop(_LAUNCHED, None)
-    if sign is None or os.getpgrp() != os.getpid():
+    if _SIGN not in os.environ:
         return None
 
     def wait():
@@ -100,15 +98,9 @@ def end_with_launcher():
             pass
         os.killpg(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=wait, daemon=True).start()
-    return pathlib.Path(sign)
-
-
-def searching():
-    """Tells the launcher, if there is one, that a search is run."""
-    if _SEARCHING in os.environ:
-        with contextlib.suppress(OSError):
-            pathlib.Path(os.environ[_SEARCHING]).touch()
+    if os.getpgrp() == os.getpid():  # else the script has started this process
+        threading.Thread(target=wait, daemon=True).start()
+    return pathlib.Path(os.environ[_SIGN])
 
 
 class _GivenUp(Exception):
@@ -120,7 +112,7 @@ class _Worker:
 
     def __init__(self, number, workers, command, sign):
         self.name, self.command, self.sign = roles.worker_id(number), command, sign
-        self.variables = {**_environment(number, workers), _LAUNCHED: str(sign)}
+        self.variables = {**_environment(number, workers), _SIGN: str(sign)}
         self.process, self.ended, self.lives = None, False, 0
         self.tail = collections.deque(maxlen=20)
 
@@ -152,7 +144,8 @@ class _Worker:
     def _died(self):
         status = self.process.returncode
         cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        in_vain = time.monotonic() - self.born < SHORT and not self.sign.exists()
+        trained = self.sign.exists() and self.sign.read_text()
+        in_vain = time.monotonic() - self.born < SHORT and not trained
         self.lives = self.lives + 1 if in_vain else 1
         if self.lives >= LIVES:
             raise _GivenUp(

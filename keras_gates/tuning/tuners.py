@@ -121,7 +121,8 @@ class Tuner(keras_tuner.Tuner):
             raise invalid("callbacks", "a list of keras.callbacks.Callback", callbacks)
         with self.oracle.locked():
             resuming.refuse_other_training(self.project_dir, args, kwargs)
-        launch.searching()
+        if self._launched:
+            self._launched.touch()
         self._progress.verbose = self._verbose = verbose
         self._given = args, kwargs
         with self._progress.shown(f"The same script goes on with the search in {self.project_dir}"):
@@ -182,7 +183,7 @@ class Tuner(keras_tuner.Tuner):
         records.write_executions(folder, executions, name)
         records.end(folder)
         if self._launched:
-            self._launched.touch()
+            self._launched.write_text("trained")
         return error
 
     def _fit_arguments(self, trial, args, kwargs):
