@@ -293,7 +293,7 @@ def test_divergence_and_errors_do_not_end_it(tmp_path, capsys):
     assert "Trial 1 (hard_sigmoid) did not finish with seed 3, trial 0 (sigmoid)" in str(found)
     fail["on"] = False
     found = tuner.confirm(seeds=4)  # an error is tried again, a divergence is a result
-    assert "8 of 8 trainings done; " in capsys.readouterr().out
+    assert "8 of 8 trainings done, 1 diverged; " in capsys.readouterr().out
     assert found.scores["1"][3] is None
     assert found.scores["0"][3] is not None
 

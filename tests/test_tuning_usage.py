@@ -377,7 +377,7 @@ def test_a_long_reason_is_cut_in_the_line():
     oracle = oracles.GridSearchOracle("loss")
     progress = Progress(oracle, Terminal())
     trial = keras_tuner.engine.trial.Trial(oracle.hyperparameters, "7", "FAILED")
-    progress._outcomes["7"] = "raised", "ValueError: " + 90 * "long\n"
+    trial.message = "raised: ValueError: " + 90 * "long\n"
     oracle.end_order.append("7")
     oracle.trials["7"] = trial
     progress.on_trial_end(trial)

@@ -54,6 +54,13 @@ class Execution:
     sparsity: float | None = None
     traceback: str | None = None
 
+    @property
+    def failure(self):
+        """What it came to, and why; None if it finished."""
+        if self.outcome == FINISHED:
+            return None
+        return f"{self.outcome}: {self.reason} (seed {self.seed})"
+
     def at_best(self):
         """All figures at the best epoch."""
         first = self.epoch + 1 - max(map(len, self.history.values()), default=0)

@@ -148,17 +148,16 @@ class Tuner(keras_tuner.Tuner):
                 break
 
             def report(epoch, logs, index=index):
-                self._progress.on_epoch_end(index + 1, len(self._seeds), epoch)
+                self._progress.under_way(
+                    f" (seed {index + 1} of {len(self._seeds)}, epoch {epoch})"
+                )
                 return index == 0 and self._is_pruned(trial, epoch, logs)
 
             error = self._train(trial, seed, args, kwargs, report, executions, records.EXECUTIONS)
             if error is not None:
                 raise error
-        for execution in executions:
-            if execution.outcome != records.FINISHED:
-                raise keras_tuner.errors.FailedTrialError(
-                    f"{execution.outcome}: {execution.reason} (seed {execution.seed})"
-                )
+        if failures := [e.failure for e in executions if e.failure]:
+            raise keras_tuner.errors.FailedTrialError(failures[0])
         return executions
 
     def _on_record(self, trial_id, name):
@@ -266,10 +265,12 @@ class Tuner(keras_tuner.Tuner):
             trial.status = "COMPLETED"
         except keras_tuner.errors.FatalError:
             raise
-        except keras_tuner.errors.FailedTrialError as failure:
-            trial.status, trial.message = "FAILED", str(failure)
-        except Exception:
-            trial.status, trial.message = "INVALID", traceback.format_exc()
+        except Exception as error:
+            once = isinstance(error, keras_tuner.errors.FailedTrialError)
+            trial.status = "FAILED" if once else "INVALID"
+            executions = records.read_executions(self.get_trial_dir(trial.trial_id))
+            otherwise = f"{records.RAISED}: {training.described(error)}"
+            trial.message = next((e.failure for e in executions if e.failure), otherwise)
 
     def _run_and_update_trial(self, trial, *args, **kwargs):
         executions = self.run_trial(trial, *args, **kwargs)
@@ -336,25 +337,23 @@ class Tuner(keras_tuner.Tuner):
         names = chosen(search, trials)
         further = [self._seeds[-1] + 1 + k for k in range(seeds)]
         done = {name: self._on_record(name, records.CONFIRMED) for name in names}
-        count = sum(e.seed in further for its in done.values() for e in its)
-        progress = Confirming(len(names) * seeds, count, self._progress.stream)
+        progress = Confirming(done, further, self._progress.stream)
         progress.verbose = self._verbose = verbose
         with progress.shown(f"The same call goes on with what is in {self.project_dir}"):
             # Seed by seed: one that was killed has whole pairs.
             for seed, name in itertools.product(further, names):
-                if all(e.seed != seed for e in done[name]):
-                    self._confirm_one(name, seed, given, done[name], progress)
+                if any(e.seed == seed for e in done[name]):
+                    continue
+
+                def report(epoch, logs, name=name, seed=seed):
+                    progress.under_way(f", trial {name} with seed {seed} in epoch {epoch}")
+
+                trial = self._from_the_start(self.oracle.get_trial(name))
+                self._train(trial, seed, *given, report, done[name], records.CONFIRMED)
+                # The best models are those of the search.
+                pathlib.Path(self._weights_path(name, seed)).unlink(missing_ok=True)
+                progress.ended(name, done[name][-1].failure)
         return confirmation(search, done, further)
-
-    def _confirm_one(self, name, seed, given, executions, progress):
-        def report(epoch, logs):
-            progress.on_epoch_end(name, seed, epoch)
-
-        trial = self._from_the_start(self.oracle.get_trial(name))
-        self._train(trial, seed, *given, report, executions, records.CONFIRMED)
-        # The best models are those of the search.
-        pathlib.Path(self._weights_path(name, seed)).unlink(missing_ok=True)
-        progress.on_training_end(name, executions[-1])
 
     def _from_the_start(self, trial):
         """A copy of a trial, to be trained by itself."""
