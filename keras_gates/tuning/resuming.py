@@ -12,6 +12,7 @@ import numpy as np
 from keras_gates.tuning import records
 
 _CURE = "Give another `project_name`, or overwrite=True to delete what is there."
+_VALUES = "the values of its"
 _MOST = 2_000_000  # values of an array that are looked at, which takes some 0.1 s
 
 
@@ -36,58 +37,37 @@ def refuse_another_search(folder, settings):
     there = records.read_json(pathlib.Path(folder, records.SEARCH))
     if there is None:
         raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {_CURE}")
-    if difference := _difference(there, settings):
+    if difference := _difference(_flat(there), _flat(settings)):
         raise ValueError(f"{where}: {difference}. {_CURE}")
 
 
 def refuse_other_training(folder, args, kwargs):
     """An error where the trials of the search were trained otherwise."""
     path = pathlib.Path(folder, records.SEARCH)
-    search, given = records.read_json(path), _arguments_of_fit(args, kwargs)
-    here, values = _without_none({n: _plain(v) for n, v in given.items()}), _checksums(given)
-    difference = _difference(search.get("training", here), here)
-    difference = difference or _other_values(search.get("values", values), values)
-    if difference:
+    search, here = records.read_json(path), _training(args, kwargs)
+    if difference := _difference(search.get("training", here), here):
         raise ValueError(
             f"The trials of the search in {folder!r} were trained otherwise, so that others do not "
             f"compare with them: {difference}. {_CURE}"
         )
-    records.write_json(path, {**search, "training": here, "values": values})
+    records.write_json(path, {**search, "training": here})
 
 
-def _arguments_of_fit(args, kwargs):
-    """Those by name that must be the same for scores to compare."""
+def _training(args, kwargs):
+    """What must be the same for scores to compare: each number and array that `fit` is given, by
+    its place, such as `validation_data[0]`."""
     names = [*inspect.signature(keras.Model.fit).parameters][1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return {n: v for n, v in given.items() if n not in ("callbacks", "verbose")}
-
-
-def _without_none(found):
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _plain(value):
-    """A number as it is, the shape of an array, lists and dicts of them; None for what else."""
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, (list, tuple)) and len(value) <= 3:  # inputs, or (x, y)
-        return [_plain(part) for part in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    try:
-        return [int(size) for size in value.shape]
-    except (AttributeError, TypeError):
-        return None
-
-
-def _checksums(given):
-    """Of the values of each array and tensor: from its place, such as "validation_data[0]"."""
-    found = {
-        path[0] + "".join(f"[{part!r}]" for part in path[1:]): _checksum(value)
-        for path, value in keras.tree.flatten_with_path(given)
-        if hasattr(value, "shape")
-    }
-    return _without_none(found)
+    given = {name: value for name, value in given.items() if name not in ("callbacks", "verbose")}
+    found = {}
+    for path, value in keras.tree.flatten_with_path(given):
+        place = f"`{path[0]}{''.join(f'[{part!r}]' for part in path[1:])}`"
+        if isinstance(value, (int, float)):
+            found[f"its {place}"] = value
+        elif hasattr(value, "shape"):
+            found[f"its {place}"] = list(value.shape)
+            found[f"{_VALUES} {place}"] = _checksum(value)
+    return found
 
 
 def _checksum(array):
@@ -108,28 +88,22 @@ def _checksum(array):
     return zlib.crc32(values.tobytes())
 
 
-def _other_values(there, here):
-    """Which array is another than in the trials, in words; None if none is."""
-    for name in {**there, **here}:
-        if there.get(name) != here.get(name):
-            return f"the values of its `{name}` are others (are they drawn without a seed?)"
-    return None
-
-
 def _difference(there, here):
     """In what the settings of two searches first differ, in words; None if they do not."""
-    there, here = _flat(there), _flat(json.loads(json.dumps(here)))  # as on disk
+    here = json.loads(json.dumps(here))  # as on disk
     for name in {**there, **here}:
         if there.get(name) != here.get(name):
-            return f"its {name} is {there.get(name)!r}, not {here.get(name)!r}"
+            if name.startswith(_VALUES):
+                return f"{name} are others (are they drawn without a seed?)"
+            return f"{name} is {there.get(name)!r}, not {here.get(name)!r}"
     return None
 
 
 def _flat(settings):
     named = {"seeds": "`seed` and `executions_per_trial` (all seeds)"}
-    others = ("space", "training", "values")
-    flat = {named.get(n, f"`{n}`"): v for n, v in settings.items() if n not in others}
+    others = ("space", "training")
+    flat = {f"its {named.get(n, f'`{n}`')}": v for n, v in settings.items() if n not in others}
     for hp in settings.get("space", ()):
         where = "".join(f" under {c['config']}" for c in hp["config"]["conditions"])
-        flat[f"hyperparameter {hp['config']['name']!r}{where}"] = hp["config"]
+        flat[f"its hyperparameter {hp['config']['name']!r}{where}"] = hp["config"]
     return flat

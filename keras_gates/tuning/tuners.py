@@ -81,7 +81,7 @@ class Tuner(keras_tuner.Tuner):
         executions = validation.positive_integer("executions_per_trial", executions_per_trial)
         self._seeds = [oracle.first_seed + k for k in range(executions)]
         self._seed = None  # of the training under way
-        self._given: tuple | None = None  # what `search` was called with
+        self._given: tuple = ()  # what `search` was called with
         self._resumed, self._launched = False, launch.end_with_launcher()
         oracle._display = self._progress = Progress(oracle)
         oracle._set_project_dir(directory or ".", project_name or "untitled_project")
@@ -325,14 +325,14 @@ class Tuner(keras_tuner.Tuner):
             raise invalid("seeds", expected, seeds)
         if not roles.is_first():
             raise SystemExit(0)
-        given = (args, kwargs) if args or kwargs else self._given
-        if given is None:
+        if not (args or kwargs or self._given):
             raise ValueError(
                 "`confirm` must be given the data, epochs and what else `search` was called with, "
                 "because `search` was not called in this process. Received: no arguments"
             )
+        args, kwargs = (args, kwargs) if args or kwargs else self._given
         with self.oracle.locked():
-            resuming.refuse_other_training(self.project_dir, *given)
+            resuming.refuse_other_training(self.project_dir, args, kwargs)
         search = read_unscoped(self.project_dir)
         names = chosen(search, trials)
         further = [self._seeds[-1] + 1 + k for k in range(seeds)]
@@ -349,7 +349,7 @@ class Tuner(keras_tuner.Tuner):
                     progress.under_way(f", trial {name} with seed {seed} in epoch {epoch}")
 
                 trial = self._from_the_start(self.oracle.get_trial(name))
-                self._train(trial, seed, *given, report, done[name], records.CONFIRMED)
+                self._train(trial, seed, args, kwargs, report, done[name], records.CONFIRMED)
                 # The best models are those of the search.
                 pathlib.Path(self._weights_path(name, seed)).unlink(missing_ok=True)
                 progress.ended(name, done[name][-1].failure)
