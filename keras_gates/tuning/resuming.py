@@ -56,11 +56,8 @@ def refuse_other_training(folder, args, kwargs):
 def _training(args, kwargs):
     """What must be the same for scores to compare: each number and array that `fit` is given, by
     its place, such as `validation_data[0]`."""
-    names = [*inspect.signature(keras.Model.fit).parameters][1:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    given = {name: value for name, value in given.items() if name not in ("callbacks", "verbose")}
     found = {}
-    for path, value in keras.tree.flatten_with_path(given):
+    for path, value in keras.tree.flatten_with_path(arguments_of_fit(args, kwargs)):
         place = f"`{path[0]}{''.join(f'[{part!r}]' for part in path[1:])}`"
         if isinstance(value, (int, float)):
             found[f"its {place}"] = value
@@ -68,6 +65,13 @@ def _training(args, kwargs):
             found[f"its {place}"] = list(value.shape)
             found[f"{_VALUES} {place}"] = _checksum(value)
     return found
+
+
+def arguments_of_fit(args, kwargs):
+    """Those by name that must be the same for scores to compare."""
+    names = [*inspect.signature(keras.Model.fit).parameters][1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {n: v for n, v in given.items() if n not in ("callbacks", "verbose")}
 
 
 def _checksum(array):
