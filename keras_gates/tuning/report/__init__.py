@@ -13,6 +13,7 @@ from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
 from keras_gates.tuning.report.effects import Effect, main_effects
 from keras_gates.tuning.report.pairs import read_unscoped
+from keras_gates.tuning.report.sections import as_text
 from keras_gates.validation import file_path
 
 FIELDS = (
@@ -112,7 +113,7 @@ class SearchReport:
         return page.block(self)
 
     def __str__(self):
-        return text.report(self)
+        return as_text([text.title(self), *text.paragraphs(self)], text.sections(self))
 
 
 def search_report(tuner_or_folder: Any) -> SearchReport:

@@ -10,7 +10,6 @@ from scipy import stats
 from keras_gates import html
 from keras_gates.diagnostics.report import plain
 from keras_gates.tuning import records
-from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import (
     CONFIDENCE,
     compare,
@@ -19,6 +18,7 @@ from keras_gates.tuning.report.comparison import (
     seeds_needed,
 )
 from keras_gates.tuning.report.pairs import pair_of
+from keras_gates.tuning.report.sections import Section, as_html, as_text
 from keras_gates.tuning.report.text import number
 
 
@@ -84,31 +84,19 @@ class Confirmation:
         return plain(found)
 
     def __str__(self) -> str:
-        lines = [each.sentence for each in self.differences]
-        lines += ["", self._title(), *text.aligned(self._table())]
-        if self.reasons:
-            lines += ["", "Without a score", *text.aligned(self._failed())]
-        return "\n".join(lines)
+        return as_text([each.sentence for each in self.differences], self._sections())
 
     def _repr_html_(self) -> str:
-        header, *rows = self._table()
-        parts = [html.element("p", each.sentence, class_="lead") for each in self.differences]
-        parts += [html.element("h3", self._title()), html.table(header, rows)]
-        if self.reasons:
-            parts.append(html.element("h3", "Without a score"))
-            parts.append(html.table(["trial", "reason"], self._failed(), words=["reason"]))
-        return html.block(*parts)
+        return html.block(*as_html([d.sentence for d in self.differences], self._sections()))
 
-    def _title(self):
-        return f"{self.objective} with every seed"
-
-    def _table(self):
-        header = ["seed", *(f"trial {name}" for name in self.scores)]
+    def _sections(self):
         scores = self.scores.values()
-        return [header, *([str(s), *(number(its[s]) or "-" for its in scores)] for s in self.seeds)]
-
-    def _failed(self):
-        return [(f"trial {name}", reason) for (name, _), reason in self.reasons.items()]
+        rows = [["seed", *(f"trial {name}" for name in self.scores)]]
+        rows += [[s, *(number(its[s]) or "-" for its in scores)] for s in self.seeds]
+        yield Section(f"{self.objective} with every seed", rows)
+        if self.reasons:
+            reasons = [(f"trial {name}", reason) for (name, _), reason in self.reasons.items()]
+            yield Section("Without a score", [("trial", "reason"), *reasons], words=["reason"])
 
 
 def chosen(search: records.Search, trials: list | None) -> list[str]:

@@ -4,66 +4,36 @@ import contextlib
 
 from keras_gates import html
 from keras_gates.tuning.report import plots, text
+from keras_gates.tuning.report.sections import as_html
 
 
 def block(found):
     """What a notebook shows of a `SearchReport`."""
-    return html.block(html.element("h3", _title(found)), *_summary(found), *_tables(found, "h3"))
+    inside = as_html(text.paragraphs(found), text.sections(found))
+    return html.block(html.element("h3", text.title(found)), *inside)
 
 
 def write(found, path):
     """Writes a `SearchReport` as a page."""
-    html.write(path, _title(found), _page(found))
+    html.write(path, text.title(found), _page(found))
 
 
 def _page(found):
-    yield from _summary(found)
+    yield from as_html(text.paragraphs(found), [])
     if html.can_draw():
         yield html.element("div", *_pictures(found), class_="pictures")
     else:
         yield html.without_pictures()
-    yield from _tables(found, "h2")
+    yield from as_html([], text.sections(found), "h2")
     yield _all(found)
-
-
-def _title(found):
-    return f"Search for the {found.direction}imum of {found.objective}"
-
-
-def _summary(found):
-    yield html.element("p", text.counts(found), ".")
-    yield html.element("p", found.comparison.sentence, class_="lead")
-    if found.best:
-        yield html.element("p", text.cost(found))
-
-
-def _tables(found, heading):
-    if found.best:
-        header, *rows = text.best_trials(found)
-        yield html.element(heading, "Best trials")
-        yield html.table(header, rows)
-        what = "Spread: standard deviation over the seeds. Sparsity: zeros in hidden states."
-        yield html.element("p", what, class_="faint")
-    if failed := text.failed(found):
-        yield html.element(heading, "Without a score")
-        yield _of_trials(failed, ["trial", "outcome", "reason", *text.differing(found)])
-    if table := text.effects_table(found):
-        what, *notes = text.effects_in_words(found)
-        yield html.element(heading, what)
-        yield html.table(table[0], table[1:], words=["95% interval"])
-        yield html.element("p", " ".join(notes), class_="faint")
 
 
 def _all(found):
     """Every trial with all its values, to be unfolded."""
     names = list(dict.fromkeys(name for row in found.trials for name in row))
-    summary = html.element("summary", f"All {len(found.trials)} trials")
-    return html.element("details", summary, _of_trials(found.trials, names))
-
-
-def _of_trials(rows, names):
-    header, *entries = text.table(rows, names)
-    return html.table(header, entries, words=["reason"])
+    header, *rows = text.table(found.trials, names)
+    summary = html.element("summary", f"All {len(rows)} trials")
+    return html.element("details", summary, html.table(header, rows, words=["reason"]))
 
 
 def _pictures(found):

@@ -1,9 +1,10 @@
-"""The report of a search as text."""
+"""The report of a search in words."""
 
 import math
 
 from keras_gates.tuning.records import OUTCOMES
 from keras_gates.tuning.report.pairs import ABSENT
+from keras_gates.tuning.report.sections import Section
 
 MOST = 10  # trials in print
 FIGURES = (
@@ -18,24 +19,31 @@ def markdown(names, rows):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def report(found):
-    """A `SearchReport` as it is printed."""
-    lines = [
-        f"Search for the {found.direction}imum of {found.objective}, {counts(found)}",
-        "",
-        found.comparison.sentence,
-    ]
+def title(found):
+    return f"Search for the {found.direction}imum of {found.objective}"
+
+
+def paragraphs(found):
+    """What there is to say of a `SearchReport`, the verdict among it."""
+    yield f"{counts(found)}."
+    yield found.comparison.sentence
     if found.best:
-        spread = "spread: standard deviation over the seeds; sparsity: zeros in hidden states"
-        lines += [cost(found), "", f"Best trials ({spread})", *aligned(best_trials(found))]
+        yield cost(found)
+
+
+def sections(found):
+    """Its tables."""
+    if found.best:
+        notes = ["Spread: standard deviation over the seeds. Sparsity: zeros in hidden states."]
         if (more := len(ranked(found)) - MOST) > 0:
-            lines.append(f"  and {more} more; all are in `trials`, to_csv, to_markdown")
+            notes.append(f"{more} more are in `trials`, to_csv, to_markdown.")
+        yield Section("Best trials", best_trials(found), notes)
     if failed(found):
-        lines += ["", "Without a score", *_failed(found)]
+        header = ("trial", "outcome", "choices", "reason")
+        yield Section("Without a score", [header, *_failed(found)], words=header[2:])
     if effects := effects_table(found):
-        head, *notes = effects_in_words(found)
-        lines += ["", head, *(f"  {note}" for note in notes), *aligned(effects)]
-    return "\n".join(lines)
+        what, *notes = effects_in_words(found)
+        yield Section(what, effects, notes, words=["95% interval"])
 
 
 def counts(found):
@@ -70,15 +78,14 @@ def failed(found):
 
 
 def _failed(found):
-    """Why trials have no score, each reason once, and what was chosen in them."""
-    lines, shown = [], {}
+    """What was chosen in them, and why they have no score, each reason once."""
+    shown = {}
     for row in failed(found):
         chosen = [f"{name}={number(row[name])}" for name in differing(found) if name in row]
         reason = " ".join(row["reason"].split())
         first = shown.setdefault(reason, row["trial"])
         why = reason if first == row["trial"] else f"as trial {first}"
-        lines.append((row["trial"], row["outcome"], f"{why} [{', '.join(chosen)}]"))
-    return aligned(lines)
+        yield row["trial"], row["outcome"], ", ".join(chosen), why
 
 
 def effects_in_words(found):
@@ -164,10 +171,3 @@ def number(value):
 
 def _cell(value):
     return " ".join(number(value).split()).replace("|", "\\|")
-
-
-def aligned(rows):
-    """Rows of strings, in columns."""
-    rows = [[str(entry) for entry in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
