@@ -81,7 +81,7 @@ def main_effects(search: Search) -> list[Effect]:
     sigmoid -0.050 (-0.065 to -0.035)
     """
     sign = 1 if search.direction == "max" else -1
-    scores = {trial.trial_id: sign * trial.score for trial in ranked(search)}
+    scored = {trial.trial_id for trial in ranked(search)}
     ended = [trial for trial in search.trials if trial.outcome != "running"]
     # KerasTuner's own values are no choices, but how long it trains counts.
     names = dict.fromkeys(name for trial in ended for name in trial.values)
@@ -91,80 +91,84 @@ def main_effects(search: Search) -> list[Effect]:
         values = [trial.values[name] for trial in having]
         if len(set(values)) < 2 or (name.startswith("tuner/") and name != EPOCHS):
             continue
-        finished = [trial for trial in having if trial.trial_id in scores]
+        finished = [trial for trial in having if trial.trial_id in scored]
         x = [trial.values[name] for trial in finished]
-        y = np.array([scores[trial.trial_id] for trial in finished])
-        by_seed = sign * _by_seed(finished)
-        seeds = by_seed.shape[1]
+        y = sign * _scores(finished)
         if is_slope(values):
             scale = _PER_TEN if min(values) > 0 else _PER_UNIT
             levels = {scale: having}
             number = np.log10(x) if min(values) > 0 else np.array(x, float)
-            found = {scale: _slope(number, y, by_seed)}
+            found = {scale: _slope(number, y)}
         else:
             levels = {k: [t for t in having if t.values[name] == k] for k in sorted_levels(values)}
-            found = _means(x, y, by_seed)
+            found = _means(x, y)
         for level, trials in levels.items():
-            its = [trial for trial in trials if trial.trial_id in scores]
+            its = [trial for trial in trials if trial.trial_id in scored]
             effect, low, high = found.get(level) or (None, None, None)
             share, reason = sum(bool(t.diverged) for t in trials) / len(trials), None
             if effect is None:
                 reason = f"no trial with {'another value' if its else 'it'} finished"
             counts = len(its), len(trials)
-            effects.append(Effect(name, level, effect, low, high, *counts, share, reason, seeds))
+            effects.append(
+                Effect(name, level, effect, low, high, *counts, share, reason, y.shape[1] - 1)
+            )
     return effects
 
 
-def _by_seed(trials):
-    """The scores of trials with each seed that all of them have, (trials, seeds); at least one
-    column, of what they scored on the mean."""
-    scores = [{e.seed: e.score for e in trial.executions} for trial in trials]
-    seeds = [seed for seed in (scores[0] if scores else ()) if all(seed in its for its in scores)]
-    if len(seeds) < 2:
-        return np.array([[trial.score] for trial in trials]).reshape(len(trials), 1)
-    return np.array([[its[seed] for seed in seeds] for its in scores])
+def _scores(trials):
+    """The mean score of each trial, and its scores with each seed, (trials, 1 + seeds)."""
+    seeds = min((len(trial.scores) for trial in trials), default=1)
+    rows = [[trial.score, *trial.scores[:seeds]] for trial in trials]
+    return np.array(rows).reshape(len(trials), 1 + seeds)
 
 
-def _means(levels, scores, by_seed):
+def _means(levels, scores):
     """From each level to (effect, low, high); empty if there is but one."""
     names = list(dict.fromkeys(levels))
     if len(names) < 2:
         return {}
-    design = np.array([[float(one == name) for name in names] for one in levels])
-    means = (design / design.sum(axis=0)).T
-    effects = _with_intervals(means - means.mean(axis=0), design, scores, by_seed)
-    return dict(zip(names, effects, strict=True))
+    which = np.array([names.index(level) for level in levels])
+    means = np.array([scores[which == k].mean(axis=0) for k in range(len(names))])
+    # Each effect is a sum of the means with these weights.
+    weights = np.eye(len(names)) - 1 / len(names)
+    found = _with_intervals(
+        weights @ means,
+        scores - means[which],
+        (weights**2 / np.bincount(which)).sum(axis=1),
+        len(names),
+    )
+    return dict(zip(names, found, strict=True))
 
 
-def _slope(x, scores, by_seed):
+def _slope(x, scores):
     """(slope, low, high), or None without two different numbers."""
     if len(set(x)) < 2:
         return None
-    centred = x - x.mean()
-    design = np.stack([np.ones(len(x)), centred / np.abs(centred).max()], axis=1)
-    weights = centred / (centred**2).sum()
-    return _with_intervals(weights[None], design, scores, by_seed)[0]
+    x = x - x.mean()
+    slopes = x @ scores / (x @ x)
+    apart = scores - scores.mean(axis=0) - np.outer(x, slopes)
+    return _with_intervals(slopes[None], apart, np.array([1 / (x @ x)]), 2)[0]
 
 
-def _with_intervals(weights, design, scores, by_seed):
-    """(effect, low, high) for each row of weights, (effects, trials), of the scores of trials.
+def _with_intervals(effects, apart, sizes, parameters):
+    """(effect, low, high) for each of the effects.
 
-    `design` (trials, parameters) holds what the scores are explained by, one parameter of which
-    is the mean.
+    Args:
+        effects: on the mean score, and with each seed, (effects, 1 + seeds).
+        apart: what of the scores they do not explain, (trials, 1 + seeds).
+        sizes: the variance of each effect, for scores with a variance of 1.
+        parameters: how many numbers explain the scores.
     """
-    effects = weights @ scores
-    trials, parameters = design.shape
-    freedom, seeds = trials - parameters, by_seed.shape[1]
+    freedom, seeds = len(apart) - parameters, apart.shape[1] - 1
     if freedom < 1:
-        return [(float(effect), None, None) for effect in effects]
-    size = (weights**2).sum(axis=1)
-    of_trials = size * _squares(design, scores) / freedom
+        return [(float(effect), None, None) for effect in effects[:, 0]]
+    of_trials = sizes * (apart[:, 0] ** 2).sum() / freedom
     variance, freedoms = of_trials, np.full(len(effects), float(freedom))
     if seeds > 1:
-        apart = by_seed - by_seed.mean(axis=1, keepdims=True)
         # Of the effects with each seed; and what single trainings contribute to that.
-        between = ((weights @ apart) ** 2).sum() / len(effects) / (seeds - 1) / seeds
-        within = size.mean() * _squares(design, apart) / freedom / (seeds - 1) / seeds
+        between = effects[:, 1:].var(axis=1, ddof=1).mean() / seeds
+        within = apart[:, 1:] - apart[:, 1:].mean(axis=1, keepdims=True)
+        within = sizes.mean() * (within**2).sum() / freedom / (seeds - 1) / seeds
         total = of_trials + between - within
         spread = of_trials**2 / freedom
         spread += (between**2 / (parameters - 1) + within**2 / freedom) / (seeds - 1)
@@ -172,12 +176,7 @@ def _with_intervals(weights, design, scores, by_seed):
         variance = np.where(more, total, of_trials)
         freedoms[more] = np.maximum(total[more] ** 2 / spread[more], 1)
     margins = stats.t.ppf((1 + CONFIDENCE) / 2, freedoms) * np.sqrt(variance)
-    return np.stack([effects, effects - margins, effects + margins], axis=1).tolist()
-
-
-def _squares(design, values):
-    """The sum of squares that the design does not explain."""
-    return ((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2).sum()
+    return np.stack([effects[:, 0], effects[:, 0] - margins, effects[:, 0] + margins], 1).tolist()
 
 
 def is_slope(values: Sequence[Any]) -> bool:
