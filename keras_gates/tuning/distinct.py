@@ -102,31 +102,31 @@ class Models:
         The defaults come first, and what is asked for last varies first. Where nothing but trials
         are whose builds are not known yet, there is nothing to be had.
         """
-
-        def below(path, tried):
-            if not tried:
-                return _completed(space, path)
-            for child in _children(space, path, tried):
-                found = below(*child)
-                if found is not None:
-                    return found
-            return None
-
-        return below({}, self.tried)
+        leaves = _leaves(space, {}, self.tried)
+        return next((_completed(space, path) for path, tried in leaves if not tried), None)
 
     def count(self, space: list[HyperParameter]) -> int:
         """How many models there are; where no build has been, as many as there are values."""
-
-        def below(path, tried):
-            if all(each.read is None for each in tried):
-                return _combinations(space, path)
-            return sum(below(*child) for child in _children(space, path, tried)) or len(tried)
-
-        return below({}, self.tried)
+        return sum(
+            len(tried)
+            if any(each.read is not None for each in tried)
+            else _combinations(space, path)
+            for path, tried in _leaves(space, {}, self.tried)
+        )
 
 
 def _key(values, names):
     return tuple(str(values.get(name)) for name in names)
+
+
+def _leaves(space, path, tried) -> Iterator[tuple[dict, list]]:
+    """Where it ends, or is not known what may be asked for next, below `path`, and those tried that
+    came there."""
+    children = list(_children(space, path, tried))
+    for child in children:
+        yield from _leaves(space, *child)
+    if not children:
+        yield path, tried
 
 
 def _children(space, path, tried) -> Iterator[tuple[dict, list]]:
