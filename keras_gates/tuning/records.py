@@ -9,17 +9,21 @@ written under another name and moved into place, so that one is whole whenever a
 import collections
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import statistics
 
 from keras_gates.tuning.distinct import choices
 
-FINISHED, DIVERGED, RAISED, PRUNED = OUTCOMES = ("finished", "diverged", "raised", "pruned")
+FINISHED, DIVERGED, RAISED, PRUNED, RUNNING = OUTCOMES = (
+    "finished", "diverged", "raised", "pruned", "running",
+)  # fmt: skip
 SEARCH, TRIAL = "search.json", "trial.json"
 # Of a trial: those of the search, and those with further seeds, which confirm it.
 EXECUTIONS, CONFIRMED = "executions.json", "confirmed.json"
 BEGUN = "begun.json"
+CELL, CANDIDATE = "cell", "candidate_activation"
 
 
 @dataclasses.dataclass
@@ -75,7 +79,8 @@ class Trial:
 
     Attributes:
         trial_id: KerasTuner's id.
-        values: from the name of a hyperparameter to its value: those that the trial has asked for.
+        values: from the name of a hyperparameter, `unscoped`, to its value: those that the trial
+            has asked for.
         status: KerasTuner's: "COMPLETED", "FAILED", "RUNNING", ...
         executions: a list of `Execution`, in the order of their seeds.
     """
@@ -90,9 +95,10 @@ class Trial:
         """ "finished" if every execution did; else what the first one that did not came to.
         "running" while KerasTuner has not ended the trial."""
         if self.status not in ("COMPLETED", "FAILED"):
-            return "running"
-        by_status = FINISHED if self.status == "COMPLETED" else RAISED
-        return next((e.outcome for e in self.executions if e.outcome != FINISHED), by_status)
+            return RUNNING
+        scored = self.status == "COMPLETED" and self.scores and math.isfinite(sum(self.scores))
+        otherwise = FINISHED if scored else RAISED
+        return next((e.outcome for e in self.executions if e.failure), otherwise)
 
     @property
     def scores(self):
@@ -102,7 +108,7 @@ class Trial:
     @property
     def score(self):
         """The mean over the executions; None unless every one finished."""
-        return statistics.fmean(self.scores) if self.scores and self.outcome == FINISHED else None
+        return statistics.fmean(self.scores) if self.outcome == FINISHED else None
 
     @property
     def spread(self):
@@ -122,9 +128,11 @@ class Trial:
 
     @property
     def reason(self):
-        """Why the trial did not finish, with the seed; None if it did."""
-        failed = (e for e in self.executions if e.outcome != FINISHED)
-        return next((f"{e.reason} (seed {e.seed})" for e in failed), None)
+        """Why the trial did not finish, with the seed; None if it did, or is running."""
+        if self.outcome in (FINISHED, RUNNING):
+            return None
+        failed = (e for e in self.executions if e.failure)
+        return next((f"{e.reason} (seed {e.seed})" for e in failed), "no score is on record")
 
 
 @dataclasses.dataclass
@@ -211,5 +219,29 @@ def read_search(folder):
         if read is not None:
             values = {n: v for n, v in values.items() if n in read or n not in choices(values)}
         executions = read_executions(path.parent)
-        trials.append(Trial(state["trial_id"], values, state["status"], executions))
+        trials.append(Trial(state["trial_id"], unscoped(values), state["status"], executions))
     return Search(search["objective"], search["direction"], trials)
+
+
+def unscoped(values):
+    """The values of a trial without the scopes that `activation_space` needs for KerasTuner alone.
+
+    Scopes that are named for the trial's own cell or candidate are left out, so that the gate of
+    all trials is one choice. Others, such as those of layers, stay.
+
+    >>> unscoped({"cell": "gru", "gru/candidate_activation": "relu", "gru/elu+relu/l1": 0.0})
+    {'cell': 'gru', 'candidate_activation': 'relu', 'l1': 0.0}
+    """
+    drawn = {*named(values, CELL), *named(values, CANDIDATE)}
+    found = {}
+    for name, value in values.items():
+        *scopes, last = name.split("/")
+        kept = [scope for scope in scopes if not drawn & set(scope.split("+"))]
+        short = "/".join([*kept, last])
+        found[name if short in found or (short != name and short in values) else short] = value
+    return found
+
+
+def named(values, name):
+    """The values of all hyperparameters of this name, in whatever scopes."""
+    return [str(value) for key, value in values.items() if key.rpartition("/")[2] == name]

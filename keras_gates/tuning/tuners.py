@@ -23,7 +23,6 @@ from keras_gates.tuning import distinct, launch, oracles, records, resuming, rol
 from keras_gates.tuning.oracles import HyperModel
 from keras_gates.tuning.progress import Confirming, Progress
 from keras_gates.tuning.report.confirmation import Confirmation, chosen, confirmation
-from keras_gates.tuning.report.pairs import read_unscoped
 from keras_gates.validation import invalid
 
 
@@ -333,7 +332,7 @@ class Tuner(keras_tuner.Tuner):
         args, kwargs = (args, kwargs) if args or kwargs else self._given
         with self.oracle.locked():
             resuming.refuse_other_training(self.project_dir, args, kwargs)
-        search = read_unscoped(self.project_dir)
+        search = records.read_search(self.project_dir)
         names = chosen(search, trials)
         further = [self._seeds[-1] + 1 + k for k in range(seeds)]
         done = {name: self._on_record(name, records.CONFIRMED) for name in names}

@@ -12,7 +12,6 @@ from keras_gates.tuning import records
 from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
 from keras_gates.tuning.report.effects import Effect, main_effects
-from keras_gates.tuning.report.pairs import read_unscoped
 from keras_gates.tuning.report.sections import as_text
 from keras_gates.validation import file_path
 
@@ -20,7 +19,6 @@ FIELDS = (
     "trial", "rank", "outcome", "score", "spread", "seeds", "diverged", "sparsity", "parameters",
     "epochs", "seconds", "reason",
 )  # fmt: skip
-_UNSCORED = "unscored"  # ended well by its status, but with no score on record
 
 
 @dataclasses.dataclass
@@ -37,8 +35,7 @@ class SearchReport:
             the order in which they began. Their keys:
 
             - `trial`, `rank`: the id, and the place from 1; None without a score.
-            - `outcome`: "finished", "diverged", "raised", "pruned", "running"; "unscored" if
-              it ended, but no score is on record.
+            - `outcome`: "finished", "diverged", "raised", "pruned" or "running".
             - `score`, `spread`: mean and standard deviation of the objective over the seeds.
             - `seeds`: how many trainings there were; `diverged`: the share of them that diverged.
             - `sparsity`: the share of zeros in hidden states, mean over the seeds; `parameters`.
@@ -160,7 +157,7 @@ finished trials; standard deviation over seeds 0.01414).
             "`tuner_or_folder` must be a tuner of keras_gates.tuning or the folder of its search. "
             f"Received: {tuner_or_folder!r}"
         )
-    search = read_unscoped(folder)
+    search = records.read_search(folder)
     scored = ranked(search)
     ranks = {trial.trial_id: i + 1 for i, trial in enumerate(scored)}
     others = [trial for trial in search.trials if trial.trial_id not in ranks]
@@ -183,25 +180,20 @@ finished trials; standard deviation over seeds 0.01414).
 
 def _row(trial, rank):
     executions = trial.executions
-    outcome, reason = trial.outcome, trial.reason
-    if outcome == records.FINISHED and rank is None:
-        outcome, reason = _UNSCORED, "no finite score is on record"
-    elif rank is None and outcome != "running" and reason is None:
-        reason = "no reason is on record"
     sparsity = [e.sparsity for e in executions if e.sparsity is not None]
     row = {
         "trial": trial.trial_id,
         "rank": rank,
-        "outcome": outcome,
-        "score": trial.score if rank else None,
-        "spread": trial.spread if rank else None,
+        "outcome": trial.outcome,
+        "score": trial.score,
+        "spread": trial.spread,
         "seeds": len(executions),
         "diverged": trial.diverged,
         "sparsity": sum(sparsity) / len(sparsity) if sparsity else None,
         "parameters": next((e.parameters for e in executions if e.parameters is not None), None),
         "epochs": max((e.epoch for e in executions), default=None),
         "seconds": trial.seconds,
-        "reason": reason,
+        "reason": trial.reason,
     }
     for name, value in trial.values.items():
         if not name.startswith("tuner/"):  # KerasTuner's own, no choices

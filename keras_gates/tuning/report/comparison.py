@@ -66,13 +66,9 @@ class Comparison:
 
 
 def ranked(search):
-    """The finished trials of a `records.Search` that have a finite score, the best first."""
-    scored = [
-        trial
-        for trial in search.trials
-        if trial.outcome == records.FINISHED and trial.scores and math.isfinite(trial.score)
-    ]
-    return sorted(scored, key=lambda trial: trial.score, reverse=search.direction == "max")
+    """The finished trials of a `records.Search`, the best first."""
+    finished = [trial for trial in search.trials if trial.outcome == records.FINISHED]
+    return sorted(finished, key=lambda trial: trial.score, reverse=search.direction == "max")
 
 
 def compare(search):

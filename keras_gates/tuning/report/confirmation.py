@@ -103,7 +103,7 @@ def chosen(search: records.Search, trials: list | None) -> list[str]:
     """The ids of the trials to confirm, the one that should be better first.
 
     Args:
-        search: with the scopes of its choices left out.
+        search: what its folder says.
         trials: ids; None for the best one and the best one with the default pair of activations,
             or, where that is itself the best, the best one and the next.
 
@@ -118,7 +118,7 @@ def chosen(search: records.Search, trials: list | None) -> list[str]:
             "`trials` must be given, as there are no two to compare by default. "
             f"{found.sentence} Received: trials=None"
         )
-    known = [trial.trial_id for trial in search.trials if trial.outcome != "running"]
+    known = [trial.trial_id for trial in search.trials if trial.outcome != records.RUNNING]
     expected = "`trials` must be a list of the ids of at least two ended trials, each once"
     if not isinstance(trials, (list, tuple)):
         raise TypeError(f"{expected}. Received: trials={trials!r}")
@@ -131,7 +131,7 @@ def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> 
     """The `Confirmation` from what was trained.
 
     Args:
-        search: with the scopes of its choices left out.
+        search: what its folder says.
         executions: from the id of each trial to its `records.Execution`s with further seeds.
         seeds: those that count.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from keras_gates.tuning.records import Search
+from keras_gates.tuning.records import RUNNING, Search
 from keras_gates.tuning.report.comparison import CONFIDENCE, EPOCHS, ranked
 from keras_gates.tuning.report.pairs import ABSENT
 
@@ -82,7 +82,7 @@ def main_effects(search: Search) -> list[Effect]:
     """
     sign = 1 if search.direction == "max" else -1
     scored = {trial.trial_id for trial in ranked(search)}
-    ended = [trial for trial in search.trials if trial.outcome != "running"]
+    ended = [trial for trial in search.trials if trial.outcome != RUNNING]
     # KerasTuner's own values are no choices, but how long it trains counts.
     names = dict.fromkeys(name for trial in ended for name in trial.values)
     effects = []

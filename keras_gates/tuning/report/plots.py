@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_gates.diagnostics.plots import BLUE, RED, axes_or_new, panels, square
-from keras_gates.tuning.records import DIVERGED
+from keras_gates.tuning.records import DIVERGED, RUNNING
 from keras_gates.tuning.report import SearchReport, pairs
 from keras_gates.tuning.report.effects import is_slope, sorted_levels
 from keras_gates.tuning.report.pairs import ABSENT, CANDIDATE, DEFAULTS, GATE
@@ -225,7 +225,7 @@ def by_pair(report):
 
 def _ended(report):
     _check(report)
-    return [row for row in report.trials if row["outcome"] != "running"]
+    return [row for row in report.trials if row["outcome"] != RUNNING]
 
 
 def _default_first(names, default):

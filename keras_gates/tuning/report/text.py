@@ -2,7 +2,7 @@
 
 import math
 
-from keras_gates.tuning.records import OUTCOMES
+from keras_gates.tuning.records import OUTCOMES, RUNNING
 from keras_gates.tuning.report.pairs import ABSENT
 from keras_gates.tuning.report.sections import Section
 
@@ -48,7 +48,7 @@ def sections(found):
 
 def counts(found):
     """How many trials came to what, in words."""
-    each = {**dict.fromkeys([*OUTCOMES, "running"], 0), **found.counts}
+    each = {**dict.fromkeys(OUTCOMES, 0), **found.counts}
     listed = ", ".join(f"{count} {outcome}" for outcome, count in each.items())
     return f"{len(found.trials)} trials: {listed}"
 
@@ -74,7 +74,7 @@ def ranked(found):
 
 def failed(found):
     """The trials that have ended without a score."""
-    return [row for row in found.trials if not row["rank"] and row["outcome"] != "running"]
+    return [row for row in found.trials if not row["rank"] and row["outcome"] != RUNNING]
 
 
 def _failed(found):
