@@ -4,7 +4,6 @@ Each trial of KerasTuner has a trial in an Optuna study beside it. What KerasTun
 what counts; the study is brought to the same when a search goes on.
 """
 
-import copy
 import uuid
 from typing import Any
 
@@ -51,7 +50,6 @@ class OptunaOracle(oracles.RobustOracle):
 
     Attributes:
         study: the `optuna.Study`.
-        prunes: whether there is a pruner.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -101,7 +99,6 @@ class OptunaOracle(oracles.RobustOracle):
             )
         if pruner is None:
             pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
-        self.prunes = not isinstance(pruner, optuna.pruners.NopPruner)
         self._own_sampler = sampler is not None
         self._search = uuid.uuid4().hex  # by which its trials are known in a study
         self._exhausted = False
@@ -153,23 +150,13 @@ class OptunaOracle(oracles.RobustOracle):
         values = self._random_values()
         return {"status": "STOPPED" if values is None else "RUNNING", "values": values}
 
-    def update_trial(self, trial_id, metrics, step=0):
-        """Takes the result of a trial, or the objective of an epoch.
-
-        Returns:
-            The trial. After an epoch its status is "STOPPED" if it is to be ended.
-        """
-        if oracles.INTERMEDIATE not in metrics:
-            return super().update_trial(trial_id, metrics, step=step)
+    def is_pruned(self, trial_id, epoch, value):
         with self.up_to_date():
             trial = self.trials[trial_id]
-            trial.metrics.update(oracles.INTERMEDIATE, metrics[oracles.INTERMEDIATE], step=step)
+            trial.metrics.update(oracles.INTERMEDIATE, value, step=epoch)
             self._save_trial(trial)
             asked = self._bring_up_to_date(trial_id)
-            answer = copy.copy(trial)
-            if asked is not None and asked.should_prune():
-                answer.status = "STOPPED"
-            return answer
+            return asked is not None and asked.should_prune()
 
     def end_trial(self, trial):
         with self.up_to_date():

@@ -32,7 +32,7 @@ HyperModel: TypeAlias = (
 Objective: TypeAlias = str | keras_tuner.Objective | Sequence[str | keras_tuner.Objective] | None
 
 COMPLETED, FAILED = "COMPLETED", "FAILED"
-# The name under which a tuner reports the objective of an epoch to an oracle that `prunes`.
+# The name under which an oracle that prunes keeps the objective of each epoch of a trial.
 INTERMEDIATE = "intermediate"
 _MOST_COUNTED = 10_000  # models of a grid
 _PAUSE = 0.5  # seconds between two looks at what other processes have done
@@ -98,7 +98,6 @@ class RobustOracle(keras_tuner.Oracle):
     """
 
     seed: int | None
-    prunes = False
 
     def __init__(
         self,
@@ -168,6 +167,10 @@ class RobustOracle(keras_tuner.Oracle):
             reported = metrics_of.metrics.get(INTERMEDIATE)
             metrics_of.metrics = {} if reported is None else {INTERMEDIATE: reported}
             return super().update_trial(trial_id, metrics, step=step)
+
+    def is_pruned(self, trial_id, epoch, value):
+        """Whether to end a trial after this epoch, counted from 1, with this objective."""
+        return False
 
     def end_trial(self, trial):
         with self.up_to_date():

@@ -150,7 +150,10 @@ class Tuner(keras_tuner.Tuner):
                 self._progress.under_way(
                     f" (seed {index + 1} of {len(self._seeds)}, epoch {epoch})"
                 )
-                return index == 0 and self._is_pruned(trial, epoch, logs)
+                objective = self.oracle.objective
+                if index or not objective.has_value(logs):
+                    return False
+                return self.oracle.is_pruned(trial.trial_id, epoch, objective.get_value(logs))
 
             error = self._train(trial, seed, args, kwargs, report, executions, records.EXECUTIONS)
             if error is not None:
@@ -234,14 +237,6 @@ class Tuner(keras_tuner.Tuner):
             record.score = record.best_epoch = None
         return record, error
 
-    def _is_pruned(self, trial, epoch, logs):
-        """Whether the oracle would rather go on with another trial."""
-        objective = self.oracle.objective
-        if not self.oracle.prunes or not objective.has_value(logs):
-            return False
-        value = {oracles.INTERMEDIATE: float(objective.get_value(logs))}
-        return self.oracle.update_trial(trial.trial_id, value, step=epoch).status == "STOPPED"
-
     def _score(self, results, watch):
         """The objective of one training, from what `HyperModel.fit` returned."""
         if isinstance(results, keras.callbacks.History):
@@ -260,7 +255,11 @@ class Tuner(keras_tuner.Tuner):
     def _try_run_and_update_trial(self, trial, *args, **kwargs):
         # KerasTuner's own prints a traceback for every trial that fails.
         try:
-            self._run_and_update_trial(trial, *args, **kwargs)
+            executions = self.run_trial(trial, *args, **kwargs)
+            found = [{**e.at_best(), self.oracle.objective.name: e.score} for e in executions]
+            metrics = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+            step = round(np.mean([e.best_epoch or 0 for e in executions]))
+            self.oracle.update_trial(trial.trial_id, metrics, step=step)
             trial.status = "COMPLETED"
         except keras_tuner.errors.FatalError:
             raise
@@ -270,13 +269,6 @@ class Tuner(keras_tuner.Tuner):
             executions = records.read_executions(self.get_trial_dir(trial.trial_id))
             otherwise = f"{records.RAISED}: {training.described(error)}"
             trial.message = next((e.failure for e in executions if e.failure), otherwise)
-
-    def _run_and_update_trial(self, trial, *args, **kwargs):
-        executions = self.run_trial(trial, *args, **kwargs)
-        found = [{**e.at_best(), self.oracle.objective.name: e.score} for e in executions]
-        metrics = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-        step = round(np.mean([e.best_epoch or 0 for e in executions]))
-        self.oracle.update_trial(trial.trial_id, metrics, step=step)
 
     # ------------------------------------------------------------------ what it found
 
