@@ -97,8 +97,10 @@ def search(given):
     from keras_gates.tuning import launch
 
     if given.worker is not None:
-        return launch.work(given.script, given.arguments, given.workers, given.worker)
-    return launch.launch(given.script, given.arguments, given.workers)
+        launch.work(given.script, given.arguments, given.workers, given.worker)
+    else:
+        launch.launch(given.script, given.arguments, given.workers)
+    return 0
 
 
 def bench(given):

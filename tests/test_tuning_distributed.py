@@ -101,7 +101,7 @@ def test_killed_with_all_its_children_and_resumed_with_fewer_workers(tmp_path):
     wait_until(lambda: not any(map(alive, processes)))
 
     (tmp_path / "go").touch()
-    assert launch.launch(script, [str(tmp_path)], workers=1) == 0
+    launch.launch(script, [str(tmp_path)], workers=1)
     found = records.read_search(tmp_path / "p").trials
     assert [(t.values["a"], t.outcome) for t in found] == list(OUTCOMES.items())
     state = json.loads((tmp_path / "p" / "oracle.json").read_text())
@@ -136,7 +136,7 @@ FATAL = """
 
 @pytest.mark.slow
 def test_trials_that_end_their_process_do_not_end_the_search(tmp_path):
-    assert launch.launch(write_script(tmp_path, FATAL), [str(tmp_path)], workers=1) == 0
+    launch.launch(write_script(tmp_path, FATAL), [str(tmp_path)], workers=1)
     found = records.read_search(tmp_path / "p").trials
     outcomes = ["finished", "raised", "raised", "finished"]
     assert [(t.values["a"], t.outcome) for t in found] == list(enumerate(outcomes))
@@ -341,10 +341,9 @@ def test_launch_names_the_processes_and_passes_on_what_they_print(tmp_path, capf
         print(*(os.environ[name] for name in names), *sys.argv[1:])
         """,
     )
-    assert launch.launch(script, ["--epochs", "3"], workers=3) == 1
-    printed = capfd.readouterr()
-    assert f"{script} has ended and ran no search: it must call `search` of a tun" in printed.err
-    lines = printed.out.splitlines()
+    with pytest.raises(ChildProcessError, match="script.py has ended and ran no search: it must"):
+        launch.launch(script, ["--epochs", "3"], workers=3)
+    lines = capfd.readouterr().out.splitlines()
     for number, device in enumerate("474"):
         name = f"worker-{number}"
         assert f"{name}  | {name} {device} 2 --epochs 3" in lines
@@ -352,15 +351,16 @@ def test_launch_names_the_processes_and_passes_on_what_they_print(tmp_path, capf
 
 def test_launch_gives_up_a_script_that_fails(tmp_path, capfd):
     script = write_script(tmp_path, "print('so far')\nraise ValueError('no such luck')")
-    assert launch.launch(script, workers=1) == 1
-    printed = capfd.readouterr()
-    assert "has died 3 times in a row, each time within 300 seconds; the last" in printed.err
-    assert "the last time: status 1. Its last lines:\n    so far\n    Traceback" in printed.err
-    assert "    ValueError: no such luck\n" in printed.err
-    assert printed.out.count("has died: status 1. It is started again.") >= 2
+    with pytest.raises(ChildProcessError) as given_up:
+        launch.launch(script, workers=1)
+    error = str(given_up.value)
+    assert "has died 3 times in a row, each time within 300 seconds; the last" in error
+    assert "the last time: status 1. Its last lines:\n    so far\n    Traceback" in error
+    assert error.endswith("    ValueError: no such luck\n")
+    assert capfd.readouterr().out.count("has died: status 1. It is started again.") >= 2
 
 
-def test_ctrl_c_leaves_no_process_behind(tmp_path, capfd, monkeypatch):
+def test_ctrl_c_leaves_no_process_behind(tmp_path, monkeypatch):
     """Though all of them take no notice of SIGTERM, and have children of their own."""
     monkeypatch.setattr(launch, "GRACE", 1.0)
     script = write_script(
@@ -385,11 +385,11 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, capfd, monkeypatch):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert launch.launch(script, workers=2) == 130
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(script, workers=2)
     thread.join()
     assert len(processes()) == 4
     wait_until(lambda: not any(map(alive, processes())))
-    assert "launch    | interrupted" in capfd.readouterr().out
 
 
 # ---------------------------------------------------------------------- the command line

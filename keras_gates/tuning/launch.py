@@ -38,10 +38,9 @@ def launch(script, arguments=(), workers=2):
         arguments: the script's own.
         workers: how many.
 
-    Returns:
-        The exit status: 0; 1 if the script ran no search, or a process was given up, having died
-        three times in a row within five minutes each, with no training ended in between; 130 after
-        Ctrl-C.
+    Raises:
+        ChildProcessError: the script ran no search, or a process was given up, having died three
+            times in a row within five minutes each, with no training ended in between.
     """
     command = [sys.executable, "-u", str(script), *arguments]
     with tempfile.TemporaryDirectory() as signs:
@@ -53,20 +52,13 @@ def launch(script, arguments=(), workers=2):
                     worker.look_after()
                 time.sleep(_POLL)
             if not any(worker.sign.exists() for worker in crew):
-                raise _GivenUp(
+                raise ChildProcessError(
                     f"{script} has ended and ran no search: it must call `search` of a tuner of "
                     "keras_gates.tuning, such as RandomSearch."
                 )
-        except _GivenUp as error:
-            print(error, file=sys.stderr, flush=True)
-            return 1
-        except KeyboardInterrupt:
-            _say("launch", "interrupted")
-            return 130
         finally:
             _end(crew)
             signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 def work(script, arguments, workers, worker):
@@ -101,10 +93,6 @@ def end_with_launcher():
     if os.getpgrp() == os.getpid():  # else the script has started this process
         threading.Thread(target=wait, daemon=True).start()
     return pathlib.Path(os.environ[_SIGN])
-
-
-class _GivenUp(Exception):
-    """A process has died too often, or there is no search."""
 
 
 class _Worker:
@@ -148,7 +136,7 @@ class _Worker:
         in_vain = time.monotonic() - self.born < SHORT and not trained
         self.lives = self.lives + 1 if in_vain else 1
         if self.lives >= LIVES:
-            raise _GivenUp(
+            raise ChildProcessError(
                 f"{self.name} has died {LIVES} times in a row, each time within {SHORT:g} seconds; "
                 f"the last time: {cause}. Its last lines:\n    {'    '.join(self.tail)}"
             )
