@@ -156,10 +156,10 @@ def test_an_objective_that_only_the_hypermodel_knows_is_no_mistake(tmp_path):
             r"its `validation_data\[0\]` is \[24, 1\], not \[8, 1\]",
         ),
         ({"class_weight": {0: 2.0}}, r"its `class_weight\[0\]` is None, not 2.0"),
-        ({"x": X * 0 + 1, "y": Y * 0}, "the values of its `x` are others"),
-        ({"x": X[::-1]}, "the values of its `x` are others"),
-        ({"y": ops.convert_to_tensor(Y + 1)}, "the values of its `y` are others"),
-        ({"validation_data": (X, Y + 1)}, r"the values of its `validation_data\[1\]` are others"),
+        ({"x": X * 0 + 1, "y": Y * 0}, "the values of `x` are others"),
+        ({"x": X[::-1]}, "the values of `x` are others"),
+        ({"y": ops.convert_to_tensor(Y + 1)}, "the values of `y` are others"),
+        ({"validation_data": (X, Y + 1)}, r"the values of `validation_data\[1\]` are others"),
         ({"sample_weight": np.ones(24)}, r"its `sample_weight` is None, not \[24\]"),
     ],
 )
@@ -176,7 +176,7 @@ def test_trials_that_do_not_compare_are_refused(changed, message, tmp_path):
 def test_other_data_are_refused_in_confirm(tmp_path):
     tuner = tuner_in(tmp_path)
     tuner.search(X, Y, verbose=0, **DATA)
-    with pytest.raises(ValueError, match="the values of its `x` are others"):
+    with pytest.raises(ValueError, match="the values of `x` are others"):
         tuner.confirm(X[::-1], Y, trials=["0000", "0001"], verbose=0, **DATA)
 
 
@@ -185,7 +185,7 @@ def test_values_are_told_apart_in_any_container(rng):
         return {
             name.split("`")[1]: found
             for name, found in resuming._training((x,), {}).items()
-            if name.startswith("the values")
+            if name.startswith("values")
         }
 
     array = rng.normal(size=(300, 5, 4)).astype("float32")
@@ -227,7 +227,7 @@ def test_what_has_no_values_at_hand_is_not_compared():
             raise AssertionError("nothing is read")
 
     given = {"validation_data": Data(), "epochs": 3, "callbacks": [1], "batch_size": None}
-    assert resuming._training((generator(),), given) == {"its `epochs`": 3}
+    assert resuming._training((generator(),), given) == {"`epochs`": 3}
 
 
 def test_hyperband_takes_epochs_and_does_not_use_them(tmp_path):

@@ -12,23 +12,21 @@ import numpy as np
 from keras_gates.tuning import records
 
 _CURE = "Give another `project_name`, or overwrite=True to delete what is there."
-_VALUES = "the values of its"
+_VALUES = "values of"
 _MOST = 2_000_000  # values of an array that are looked at, which takes some 0.1 s
 
 
-def begin(folder, settings):
-    """Notes what must be the same when a search goes on; an error where trials are left of one that
-    cannot."""
-    left, search = list(pathlib.Path(folder).glob("trial_*")), pathlib.Path(folder, records.SEARCH)
-    if left:
+def begin(folder, objective, settings):
+    """Notes what must be the same when a search goes on, each setting by what it is called; an
+    error where trials are left of one that cannot."""
+    if left := list(pathlib.Path(folder).glob("trial_*")):
         raise ValueError(
             f"The folder {folder!r} holds {len(left)} trials, and nothing that tells how the "
             "search stood, so that it cannot go on. Give another `project_name`, or overwrite=True "
             "to delete them."
         )
-    if search.exists():
-        print(f"No trial had begun in {folder}: the search starts anew.")
-    records.write_json(search, settings)
+    search = {"objective": objective.name, "direction": objective.direction, "settings": settings}
+    records.write_json(pathlib.Path(folder, records.SEARCH), search)
 
 
 def refuse_another_search(folder, settings):
@@ -37,7 +35,7 @@ def refuse_another_search(folder, settings):
     there = records.read_json(pathlib.Path(folder, records.SEARCH))
     if there is None:
         raise ValueError(f"{where}, by a tuner that is not of keras_gates.tuning. {_CURE}")
-    if difference := _difference(_flat(there), _flat(settings)):
+    if difference := _difference(there["settings"], settings):
         raise ValueError(f"{where}: {difference}. {_CURE}")
 
 
@@ -60,9 +58,9 @@ def _training(args, kwargs):
     for path, value in keras.tree.flatten_with_path(arguments_of_fit(args, kwargs)):
         place = f"`{path[0]}{''.join(f'[{part!r}]' for part in path[1:])}`"
         if isinstance(value, (int, float)):
-            found[f"its {place}"] = value
+            found[place] = value
         elif hasattr(value, "shape"):
-            found[f"its {place}"] = list(value.shape)
+            found[place] = list(value.shape)
             found[f"{_VALUES} {place}"] = _checksum(value)
     return found
 
@@ -98,16 +96,6 @@ def _difference(there, here):
     for name in {**there, **here}:
         if there.get(name) != here.get(name):
             if name.startswith(_VALUES):
-                return f"{name} are others (are they drawn without a seed?)"
-            return f"{name} is {there.get(name)!r}, not {here.get(name)!r}"
+                return f"the {name} are others (are they drawn without a seed?)"
+            return f"its {name} is {there.get(name)!r}, not {here.get(name)!r}"
     return None
-
-
-def _flat(settings):
-    named = {"seeds": "`seed` and `executions_per_trial` (all seeds)"}
-    others = ("space", "training")
-    flat = {f"its {named.get(n, f'`{n}`')}": v for n, v in settings.items() if n not in others}
-    for hp in settings.get("space", ()):
-        where = "".join(f" under {c['config']}" for c in hp["config"]["conditions"])
-        flat[f"its hyperparameter {hp['config']['name']!r}{where}"] = hp["config"]
-    return flat

@@ -90,7 +90,7 @@ class Tuner(keras_tuner.Tuner):
                 oracle, hypermodel, executions_per_trial=executions, **folder, **kwargs
             )
             if not self._resumed:
-                resuming.begin(self.project_dir, self._settings())
+                resuming.begin(self.project_dir, oracle.objective, self._settings())
                 self.oracle.save()
                 self.save()
 
@@ -413,14 +413,17 @@ class Tuner(keras_tuner.Tuner):
 
     def _settings(self):
         """What must be the same when a search goes on."""
-        return {
-            "tuner": type(self).__name__,
-            "oracle": type(self.oracle).__name__,
-            "objective": self.oracle.objective.name,
-            "direction": self.oracle.objective.direction,
-            "seeds": self._seeds,
-            "space": self.oracle.hyperparameters.get_config()["space"],
+        found = {
+            "`tuner`": type(self).__name__,
+            "`oracle`": type(self.oracle).__name__,
+            "`objective`": self.oracle.objective.name,
+            "`direction`": self.oracle.objective.direction,
+            "`seed` and `executions_per_trial` (all seeds)": self._seeds,
         }
+        for hp in self.oracle.hyperparameters.space:
+            where = "".join(f" under {each.get_config()}" for each in hp.conditions)
+            found[f"hyperparameter {hp.name!r}{where}"] = hp.get_config()
+        return found
 
     def _get_tuner_fname(self):
         # One for all: a search that was begun alone goes on with several, and the other way round.
