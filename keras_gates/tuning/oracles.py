@@ -347,7 +347,11 @@ class BayesianOptimizationOracle(RobustOracle, keras_tuner.oracles.BayesianOptim
 
 
 class _Unordered:
-    """A regressor whose inputs are changed before it sees them."""
+    """A regressor whose inputs are changed before it sees them.
+
+    A pipeline of scikit-learn predicts nothing before it is fitted, which KerasTuner asks for where
+    trials are running elsewhere.
+    """
 
     def __init__(self, regressor, change):
         self.regressor, self.change = regressor, change
