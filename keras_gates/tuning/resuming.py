@@ -43,7 +43,7 @@ def refuse_another_search(folder, settings):
 def refuse_other_training(folder, args, kwargs):
     """An error where the trials of the search were trained otherwise."""
     path = pathlib.Path(folder, records.SEARCH)
-    search, given = records.read_json(path), _arguments_of_fit(args, kwargs)
+    search, given = records.read_json(path), arguments_of_fit(args, kwargs)
     here, values = _without_none({n: _plain(v) for n, v in given.items()}), _checksums(given)
     difference = _difference(search.get("training", here), here)
     difference = difference or _other_values(search.get("values", values), values)
@@ -55,7 +55,7 @@ def refuse_other_training(folder, args, kwargs):
     records.write_json(path, {**search, "training": here, "values": values})
 
 
-def _arguments_of_fit(args, kwargs):
+def arguments_of_fit(args, kwargs):
     """Those by name that must be the same for scores to compare."""
     names = [*inspect.signature(keras.Model.fit).parameters][1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
