@@ -7,6 +7,8 @@ import math
 import os
 import runpy
 
+from keras_gates_command import files
+
 _DATA = (
     "a .npz file with the arrays x and y, or with one array per input under the names of the "
     "model's inputs, and y; or a .npy file with x alone"
@@ -38,7 +40,7 @@ def parse(text, argv=None):
             "--quiet", action="store_true", help="do not say on stderr what is being done"
         )
         command.set_defaults(
-            refuse_missing=lambda given: None,
+            check_files=lambda given: None,
             needs_backend=lambda given: True,
         )
         add(command)
@@ -114,7 +116,7 @@ def _export(command):
     command.add_argument(
         "--opset", type=_count, help="onnx: the version of its operators; default: 15"
     )
-    command.set_defaults(refuse_missing=_refuse_missing("model", "sample", "representative_data"))
+    command.set_defaults(check_files=_check_files, check_names=files.check_names)
 
 
 def _inspect(command):
@@ -124,7 +126,7 @@ def _inspect(command):
     )
     _add_import(command, "the classes in a .keras file, whose defaults are left out then")
     command.set_defaults(
-        refuse_missing=_refuse_missing("path"),
+        check_files=lambda given: files.check_there("path", given.path, "file or folder"),
         needs_backend=lambda given: (
             not given.path.lower().endswith(".keras") or bool(given.modules)
         ),
@@ -140,7 +142,7 @@ def _diagnose(command):
     )
     command.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     command.add_argument("--html", metavar="PATH", help="write it as a page too, with pictures")
-    command.set_defaults(refuse_missing=_refuse_missing("model", "data"))
+    command.set_defaults(check_files=_check_files, check_names=files.check_names)
 
 
 def _search(command):
@@ -156,7 +158,9 @@ def _search(command):
         "arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments"
     )
     command.set_defaults(
-        refuse_missing=_refuse_missing("script"), needs_backend=lambda given: False, json=False
+        check_files=lambda given: files.check_script("script", given.script),
+        needs_backend=lambda given: False,
+        json=False,
     )
 
 
@@ -227,17 +231,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _refuse_missing(*names):
-    def refuse(given):
-        for name in names:
-            path = getattr(given, name)
-            if path is not None and not os.path.exists(path):
-                kind = "file or folder" if name == "path" else "file"
-                raise FileNotFoundError(
-                    f"`{name}` must be a {kind} that is there. Received: {name}={path!r}"
-                )
-
-    return refuse
+def _check_files(given):
+    """Those of a model and of data for it."""
+    files.check_model("model", given.model)
+    for name in ("data", "sample", "representative_data"):
+        if (path := getattr(given, name, None)) is not None:
+            files.check_data(name, path, given.model)
 
 
 def _count(text):

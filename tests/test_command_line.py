@@ -233,6 +233,63 @@ def test_mistakes_are_told_without_a_traceback(command, message, saved, here, ca
     assert sorted(here.iterdir()) == before
 
 
+def test_files_are_looked_at_before_keras_is_imported(saved, here):
+    (here / "gates.csv").write_text("a,b\n1,2\n")
+    (here / "empty.keras").touch()
+    (here / "other.onnx").touch()
+    (here / "m.weights.h5").touch()
+    (here / "wrong.py").write_text("for x in\n")
+    (here / "folder").mkdir()
+    np.savez("empty.npz")
+    np.savez("other.npz", y=np.ones(3), z=np.ones(3))
+    objects = np.array([np.ones(2), np.ones(3)], dtype=object)
+    np.savez("objects.npz", y=np.ones(2), frames=objects)
+    data = "must be a .npz file of arrays, or a .npy file with x alone. Received: "
+    pad = "in which {} is an array of Python objects. Sequences of several lengths get one length"
+    told = {
+        "diagnose model.keras gates.csv": f"`data` {data}data='gates.csv'. numpy.savez(",
+        "export model.keras m.onnx --sample gates.csv": f"`--sample` {data}--sample='gates.csv'.",
+        "diagnose model.keras no.npz": "`data` must be a file that is there. Received: data='no",
+        "diagnose model.keras folder": "`data` must be a file that is there. Received: data='folde",
+        "diagnose model.keras empty.npz": "array x or frames. Received: data='empty.npz', which "
+        "holds no arrays",
+        "diagnose model.keras model.keras": "data='model.keras', which holds no arrays",
+        "diagnose model.keras other.npz": "array x or frames. Received: data='other.npz', which "
+        "holds y, z",
+        "diagnose model.keras objects.npz": pad.format("frames"),
+        "diagnose data.npz model.keras": "`model` must be a .keras file, or a model that Keras 2 s",
+        "export other.onnx m.onnx": "`model` must be a .keras file, or a model that Keras 2 saved",
+        "export folder m.onnx": "`model` must be a file that is there. Received: model='folder'",
+        "export empty.keras m.onnx": "`model` is not a .keras file, or damaged: it is not a zip",
+        "export m.weights.h5 m.onnx": "`model` must be a whole model, as model.save('model.keras')",
+        "search model.keras": "`script` must be a Python script. Received: script='model.keras'; ",
+        "search wrong.py": "Received: script='wrong.py'; invalid syntax (wrong.py, line 1)",
+    }
+    out = run_python(
+        """
+        import contextlib, sys
+        import keras_gates_command
+        for command in sys.argv[1:]:
+            with contextlib.redirect_stderr(sys.stdout):
+                assert keras_gates_command.main(command.split()) == 1, command
+        assert not {"keras", "numpy"} & set(sys.modules)
+        """,
+        *told,
+    )
+    for message, line in zip(told.values(), out.splitlines(), strict=True):
+        assert line.startswith("error: "), line
+        assert message in line
+
+
+def test_what_a_file_of_a_model_does_not_say_is_seen_in_the_model(here, capsys):
+    with zipfile.ZipFile(max(GOLDEN.glob("keras_2*.zip"))) as packed:
+        packed.extract("sequential.h5", here)
+    np.savez("data.npz", z=np.ones(3))
+    status, _, err = run(capsys, "diagnose", "sequential.h5", "data.npz", "--quiet")
+    assert status == 1
+    assert "`data` must hold the array x. Received: data='data.npz', which holds z" in err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
