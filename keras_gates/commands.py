@@ -175,14 +175,17 @@ def _load(given, compile=True):
         raise ValueError(
             f"`model` is not a .keras file, or damaged: {error}. Received: model={given.model!r}"
         ) from error
-    except TypeError as error:  # of a class or function that Keras cannot find
+    except (TypeError, ValueError) as error:
         # Between the configs of all that it is in, and its own.
         reason = str(error).rpartition("Exception encountered: ")[2]
         reason = reason.partition("Full object config")[0].strip()
-        reason = reason[max(reason.find("Could not locate"), 0) :]
+        _, of_unknown, name = reason.partition("Could not locate")
+        if not of_unknown and not isinstance(error, TypeError):
+            raise
         raise ValueError(
             f"{given.model} cannot be loaded; if it holds cells or functions of your own, name the "
-            f"module that registers them: --import my_module. Keras says: {reason}"
+            f"module that registers them: --import my_module. Keras says: "
+            f"{of_unknown}{name or reason}"
         ) from error
 
 

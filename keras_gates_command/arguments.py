@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import difflib
 import importlib.util
 import math
 import os
@@ -47,7 +48,19 @@ def parse(text, argv=None):
         command.set_defaults(
             options={a.dest: a.option_strings[0] for a in command._actions if a.option_strings}
         )
-    return parser.parse_args(argv)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = commands.choices[given.command]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_near(unknown, command)}")
+    return given
+
+
+def _near(unknown, command):
+    """The options of a command that those may stand for which it does not know."""
+    names = [name.partition("=")[0] for name in unknown if name.startswith("--")]
+    near = [difflib.get_close_matches(name, command._option_string_actions, 1) for name in names]
+    found = [name for each in near for name in each]
+    return f"; did you mean {' and '.join(found)}?" if found else ""
 
 
 def in_terms_of_options(given, message):
@@ -55,7 +68,8 @@ def in_terms_of_options(given, message):
     for name, option in given.options.items():
         if isinstance(getattr(given, name, None), bool):  # a flag, which takes no value
             message = message.replace(f" {name}=True", f" {option}")
-        message = message.replace(f"`{name}`", f"`{option}`").replace(f" {name}=", f" {option}=")
+        for before, after in ("`", "`"), ("`", "["), (" ", "["), (" ", "="):
+            message = message.replace(before + name + after, before + option + after)
     return message
 
 
