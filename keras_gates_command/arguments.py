@@ -141,9 +141,7 @@ def _inspect(command):
     _add_import(command, "the classes in a .keras file, whose defaults are left out then")
     command.set_defaults(
         check_files=lambda given: files.check_there("path", given.path, "file or folder"),
-        needs_backend=lambda given: (
-            not given.path.lower().endswith(".keras") or bool(given.modules)
-        ),
+        needs_backend=lambda given: bool(given.modules),
     )
 
 

@@ -1,6 +1,7 @@
 """`keras-gates`: the same functions, from the command line."""
 
 import configparser
+import importlib.util
 import json
 import pathlib
 import re
@@ -16,7 +17,9 @@ from helpers import GOLDEN, run_python
 
 import keras_gates as kg
 import keras_gates_command
-from keras_gates import commands, diagnostics, timing
+from keras_gates import commands, deployment, diagnostics, timing
+from keras_gates.deployment import core
+from keras_gates.deployment.spec import ModelSpec
 from keras_gates_command import arguments, without_backend
 
 TEXT = keras_gates_command.__doc__
@@ -647,6 +650,38 @@ class Scaled(keras_gates.GatedCell):
     assert "scale=" not in out
     given = arguments.parse(TEXT, ["inspect", "own.keras", "--import", "my_cells"])
     assert given.needs_backend(given)
+
+
+def test_inspect_of_what_was_exported_does_without_tensorflow(here):
+    """And tells the same of it."""
+    inputs = [keras.Input((None, 3), name="frames"), keras.Input((2,), name="of", dtype="int32")]
+    one = keras.ops.cast(keras.layers.Dense(2)(inputs[0]), "float16")
+    spec = ModelSpec(keras.Model(inputs, [one, keras.ops.sum(inputs[1], -1)]))
+    files = {"served": "saved_model"}
+    for name, needed, format in (
+        ("m.onnx", "tf2onnx", "onnx"),
+        ("m.tflite", "ai_edge_litert", "litert"),
+        ("m.xml", "openvino", "openvino"),
+    ):
+        if importlib.util.find_spec(needed):
+            files[name] = format
+    for name, format in files.items():
+        core._format(format).write(spec, here / name)
+    out = run_python(
+        """
+        import os, sys
+        os.environ.pop("KERAS_BACKEND", None)
+        import keras_gates_command
+        for path in sys.argv[1:]:
+            assert keras_gates_command.main(["inspect", path, "--json"]) == 0
+        assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+        """,
+        *files,
+    )
+    for name in files:
+        found, end = json.JSONDecoder().raw_decode(out)
+        out = out[end:].lstrip()
+        assert found == json.loads(json.dumps(deployment.inspect(name).to_dict()))
 
 
 def test_bench_measures_what_it_names(capsys):

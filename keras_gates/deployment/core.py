@@ -231,15 +231,7 @@ def _of_suffix(path):
 
 
 def _format(name):
-    try:
-        module = importlib.import_module(f"keras_gates.deployment.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "tensorflow":
-            raise
-        raise ImportError(
-            f"format={name!r}: such files are written by way of TensorFlow, which is not "
-            "installed: pip install tensorflow"
-        ) from error
+    module = importlib.import_module(f"keras_gates.deployment.{name}")
     return getattr(module, _CLASSES[name])()
 
 

@@ -33,6 +33,7 @@ from keras_gates.deployment.format import (
     refuse_text,
 )
 from keras_gates.deployment.onnx import NOT_A_NUMBER, ONNX, first_states, to_onnx
+from keras_gates.deployment.onnx.graphs import nodes
 
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu"})
 # Paths in the metadata of a file.
@@ -108,7 +109,6 @@ def _by_onnx(spec, path, stream=None):
     import onnx
     import openvino
 
-    from keras_gates.deployment.onnx.convert import nodes
     from keras_gates.deployment.onnx.recurrent import Runtime
 
     try:
