@@ -315,7 +315,7 @@ class Tuner(keras_tuner.Tuner):
             verbose: as for `search`.
 
         Returns:
-            A `Confirmation`, to be printed.
+            A `Confirmation`, to be printed; a `search_report` made after it has it too.
 
         Raises:
             ValueError: no such trials, no two to compare, other data or epochs than those of the
@@ -352,6 +352,8 @@ class Tuner(keras_tuner.Tuner):
             for seed, name in itertools.product(further, names):
                 if all(e.seed != seed for e in done[name]):
                     self._confirm_one(name, seed, given, done[name], progress)
+        last = {"trials": names, "seeds": further}
+        records.write_json(pathlib.Path(self.project_dir, records.CONFIRMATION), last)
         return confirmation(search, done, further)
 
     def _confirm_one(self, name, seed, given, executions, progress):

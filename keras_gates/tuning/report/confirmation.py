@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import pathlib
 import statistics
 from typing import Any
 
@@ -87,20 +89,26 @@ class Confirmation:
         lines = [each.sentence for each in self.differences]
         lines += ["", self._title(), *text.aligned(self._table())]
         if self.reasons:
-            lines += ["", "Without a score", *text.aligned(self._failed())]
+            lines += ["", "Seeds without a score", *text.aligned(self._failed())]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        return html.block(*self.sentences(), *self.tables("h3"))
+
+    def sentences(self):
+        """The verdicts, for a page."""
+        return [html.element("p", each.sentence, class_="lead") for each in self.differences]
+
+    def tables(self, heading):
+        """The scores of every seed, for a page with headings of this level."""
         header, *rows = self._table()
-        parts = [html.element("p", each.sentence, class_="lead") for each in self.differences]
-        parts += [html.element("h3", self._title()), html.table(header, rows)]
+        yield from (html.element(heading, self._title()), html.table(header, rows))
         if self.reasons:
-            parts.append(html.element("h3", "Without a score"))
-            parts.append(html.table(["trial", "reason"], self._failed(), words=["reason"]))
-        return html.block(*parts)
+            yield html.element(heading, "Seeds without a score")
+            yield html.table(["trial", "reason"], self._failed(), words=["reason"])
 
     def _title(self):
-        return f"{self.objective} with every seed"
+        return f"{self.objective} with every further seed"
 
     def _table(self):
         header = ["seed", *(f"trial {name}" for name in self.scores)]
@@ -139,6 +147,18 @@ def chosen(search: records.Search, trials: list | None) -> list[str]:
     return list(trials)
 
 
+def last_confirmation(folder: str | os.PathLike, search: records.Search) -> Confirmation | None:
+    """What the last `confirm` in the folder of a search found; None if there was none."""
+    last = records.read_json(pathlib.Path(folder, records.CONFIRMATION))
+    if last is None or set(last["trials"]) - {trial.trial_id for trial in search.trials}:
+        return None
+    executions = {
+        name: records.read_executions(pathlib.Path(folder, f"trial_{name}"), records.CONFIRMED)
+        for name in last["trials"]
+    }
+    return confirmation(search, executions, last["seeds"])
+
+
 def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> Confirmation:
     """The `Confirmation` from what was trained.
 
@@ -158,7 +178,7 @@ def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> 
     Trial 1 (relu) is better than trial 0 (tanh) by 0.02667 in val_accuracy (95% interval 0.01232 \
 to 0.04101, paired by seed, over 3 further seeds): the difference holds.
     <BLANKLINE>
-    val_accuracy with every seed
+    val_accuracy with every further seed
       seed  trial 1  trial 0
       2     0.83     0.8
       3     0.87     0.85

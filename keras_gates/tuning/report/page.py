@@ -33,11 +33,16 @@ def _title(found):
 def _summary(found):
     yield html.element("p", text.counts(found), ".")
     yield html.element("p", found.comparison.sentence, class_="lead")
+    if found.confirmation:
+        yield html.element("p", "Trained with further seeds:")
+        yield from found.confirmation.sentences()
     if found.best:
         yield html.element("p", text.cost(found))
 
 
 def _tables(found, heading):
+    if found.confirmation:
+        yield from found.confirmation.tables(heading)
     if found.best:
         header, *rows = text.best_trials(found)
         yield html.element(heading, "Best trials")

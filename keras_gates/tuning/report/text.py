@@ -25,6 +25,8 @@ def report(found):
         "",
         found.comparison.sentence,
     ]
+    if found.confirmation:
+        lines += ["", f"Trained with further seeds: {found.confirmation}", ""]
     if found.best:
         spread = "spread: standard deviation over the seeds; sparsity: zeros in hidden states"
         lines += [cost(found), "", f"Best trials ({spread})", *aligned(best_trials(found))]
