@@ -63,9 +63,9 @@ class GateMonitor(keras.callbacks.Callback):
             and the figures by names such as "gated_rnn/update/mean",
             "gated_rnn/update/saturated_high", "gated_rnn/hidden/norm",
             "gated_rnn/gradient/log_slope", "gated_rnn/clipped". With unit="epoch" they are in the
-            history that `fit` returns as well, NaN where an epoch was passed over. The last entry
-            after "restore" is what showed the divergence; or, if that was the loss of a batch, the
-            last one before it.
+            history that `fit` returns as well, NaN where an epoch was passed over; with "step"
+            they are here alone, as that has one entry per epoch. The last entry after "restore" is
+            what showed the divergence; or, if that was the loss of a batch, the last one before it.
         diagnosis: the `Diagnosis` of the last look, with the figures per time step and findings.
         reason: why training diverged in the last `fit`, in words; None if it did not.
         diverged_at: the epoch or step in which it did, counted from 1 through all calls of `fit`;
