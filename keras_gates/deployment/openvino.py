@@ -41,8 +41,9 @@ _NOTES, _STATES = ["keras_gates", "notes"], ["keras_gates", "states"]
 _SOURCE = ["conversion_parameters", "input_model"]  # a temporary folder, otherwise
 _LOOPS = "Recurrent layers run as Loops, which are slower. {reason}"
 _PRECISION = (
-    "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
-    "processors that can, and agrees to two or three digits then."
+    "Compile it with INFERENCE_PRECISION_HINT=f32, as it was when it was compared and timed: by "
+    "default OpenVINO computes in bfloat16 on processors that can, and agrees to two or three "
+    "digits then."
 )
 _NONE = (
     "Give it at least one sequence, of at least one time step: without a sequence OpenVINO's own "
