@@ -42,7 +42,7 @@ def export(given):
     data = {}
     for name in ("sample", "representative_data"):
         if getattr(given, name) is not None:
-            data[name], _ = _data(name, getattr(given, name), model)
+            data[name], _ = _data(given, name, model)
     return core.export(
         model,
         given.path,
@@ -75,7 +75,7 @@ def diagnose(given):
     if given.html is not None:
         html.check_path(given.html, "html")
     model = _load(given)
-    x, y = _data("data", given.data, model)
+    x, y = _data(given, "data", model)
     if y is not None and not model.compiled:
         _log.warning("y is left out: the model was saved without a loss")
         y = None
@@ -170,30 +170,27 @@ def _load(given, compile=True):
         from keras_gates.convert import load_keras2
 
         return load_keras2(given.model)
-    if given.model.lower().endswith(".keras") and not zipfile.is_zipfile(given.model):
-        raise _damaged(given.model, "it is not a zip file")
     try:
         with warnings.catch_warnings():
             # Of a model that was never trained; nothing is trained here.
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return keras.saving.load_model(given.model, compile=compile)
     except zipfile.BadZipFile as error:
-        raise _damaged(given.model, error) from error
-    except TypeError as error:  # of a class or function that Keras cannot find
+        raise ValueError(
+            f"`model` is not a .keras file, or damaged: {error}. Received: model={given.model!r}"
+        ) from error
+    except (TypeError, ValueError) as error:
         # Between the configs of all that it is in, and its own.
         reason = str(error).rpartition("Exception encountered: ")[2]
         reason = reason.partition("Full object config")[0].strip()
-        reason = reason[max(reason.find("Could not locate"), 0) :]
+        _, of_unknown, name = reason.partition("Could not locate")
+        if not of_unknown and not isinstance(error, TypeError):
+            raise
         raise ValueError(
             f"{given.model} cannot be loaded; if it holds cells or functions of your own, name the "
-            f"module that registers them: --import my_module. Keras says: {reason}"
+            f"module that registers them: --import my_module. Keras says: "
+            f"{of_unknown}{name or reason}"
         ) from error
-
-
-def _damaged(path, reason):
-    return ValueError(
-        f"`model` is not a .keras file, or damaged: {reason}. Received: model={path!r}"
-    )
 
 
 def _saved_by_keras2(path):
@@ -227,10 +224,10 @@ def _imported(argument, module):
         ) from error
 
 
-def _data(argument, path, model):
+def _data(given, argument, model):
     """(x, y) from a file; y is None if there is none."""
+    path = getattr(given, argument)
     _log.info("reading %s", path)
-    received = f"Received: {argument}={path!r}"
     try:
         loaded = np.load(path)
         if isinstance(loaded, np.ndarray):
@@ -239,19 +236,13 @@ def _data(argument, path, model):
             found = dict(loaded)
     except (EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"`{argument}` must be a .npz file of arrays, or a .npy file with x alone. {received}; "
-            f"NumPy says: {error}"
+            f"`{argument}` is damaged. Received: {argument}={path!r}; NumPy says: {error}"
         ) from error
     y, names = found.get("y"), _input_names(model)
+    given.check_names(argument, path, found, names)
     if names and set(names) <= set(found):
         return {name: found[name] for name in names}, y
-    if "x" in found:
-        return found["x"], y
-    wanted = dict.fromkeys(["x", ", ".join(names) or "x"])
-    raise ValueError(
-        f"`{argument}` must hold the array {' or '.join(wanted)}. {received}, which holds "
-        f"{', '.join(found)}"
-    )
+    return found["x"], y
 
 
 def _input_names(model):

@@ -427,7 +427,10 @@ class GatedRNN(keras.layers.RNN):
         with warnings.catch_warnings():
             # Whoever made the original has been warned.
             warnings.simplefilter("ignore", verdicts.UnstableActivationsWarning)
-            return cls(**config)
+            try:
+                return cls(**config)
+            except TypeError as error:  # before which Keras would put the config of all around it
+                raise ValueError(f"{cls.__name__} cannot be made of its config: {error}") from error
 
 
 def _indices(rows, batch):
@@ -449,7 +452,10 @@ def _indices(rows, batch):
 
 def _cell(units, cell, arguments, layer_arguments):
     """The cell that the arguments of a GatedRNN describe."""
+    close = inspect.signature(GatedRNN).parameters
     if isinstance(cell, GatedCell):
+        owner = f"GatedRNN(cell={type(cell).__name__}(...))"
+        refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close)
         given = {**({} if units in (None, cell.units) else {"units": units}), **arguments}
         if given:
             raise ValueError(
@@ -477,7 +483,7 @@ def _cell(units, cell, arguments, layer_arguments):
             f"`cell` must be one of {', '.join(map(repr, CELLS))}, a subclass of GatedCell or an "
             f"instance of one. Received: cell={cell!r}{hint}"
         )
-    owner, close = f"GatedRNN(cell={cell.__name__})", inspect.signature(GatedRNN).parameters
+    owner = f"GatedRNN(cell={cell.__name__})"
     refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close)
     made = cell(units, **arguments, **layer_arguments)
     if cell not in CELLS.values():

@@ -8,6 +8,8 @@ from collections.abc import Hashable
 
 import numpy as np
 
+_NEARLY = 0.1  # in how much alike two names are
+
 
 def invalid(argument, expected, value, hint=""):
     """The ValueError for an argument that is not what it must be."""
@@ -17,7 +19,8 @@ def invalid(argument, expected, value, hint=""):
 def close_matches(name, known, cutoff=0.6):
     """`"; did you mean 'gru'?"` where `known` holds something like `name`, else an empty string.
 
-    How much alike the two are is at least `cutoff`, from 0 to 1.
+    How much alike the two are is at least `cutoff`, from 0 to 1; of several, those that are nearly
+    as near as the nearest.
     """
     if not isinstance(name, str):
         return ""
@@ -25,6 +28,10 @@ def close_matches(name, known, cutoff=0.6):
     matches = [name.lower()]
     if matches[0] not in known:
         matches = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
+        alike = [difflib.SequenceMatcher(None, match, name.lower()).ratio() for match in matches]
+        matches = [
+            match for match, ratio in zip(matches, alike, strict=True) if ratio > alike[0] - _NEARLY
+        ]
     matches = [known[match] for match in matches]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 

@@ -52,7 +52,7 @@ def main(argv=None):
 def _run(given):
     mendable: tuple = (ImportError, NotImplementedError, OSError, TypeError, ValueError)
     try:
-        given.refuse_missing(given)
+        given.check_files(given)
         # What the packages print at work is no part of the report; what a search prints is.
         aside = given.command != "search"
         with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():

@@ -2,10 +2,13 @@
 
 import argparse
 import ast
+import difflib
 import importlib.util
 import math
 import os
 import runpy
+
+from keras_gates_command import files
 
 _DATA = (
     "a .npz file with the arrays x and y, or with one array per input under the names of the "
@@ -38,14 +41,26 @@ def parse(text, argv=None):
             "--quiet", action="store_true", help="do not say on stderr what is being done"
         )
         command.set_defaults(
-            refuse_missing=lambda given: None,
+            check_files=lambda given: None,
             needs_backend=lambda given: True,
         )
         add(command)
         command.set_defaults(
             options={a.dest: a.option_strings[0] for a in command._actions if a.option_strings}
         )
-    return parser.parse_args(argv)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = commands.choices[given.command]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_near(unknown, command)}")
+    return given
+
+
+def _near(unknown, command):
+    """The options of a command that those may stand for which it does not know."""
+    names = [name.partition("=")[0] for name in unknown if name.startswith("--")]
+    near = [difflib.get_close_matches(name, command._option_string_actions, 1) for name in names]
+    found = [name for each in near for name in each]
+    return f"; did you mean {' and '.join(found)}?" if found else ""
 
 
 def in_terms_of_options(given, message):
@@ -53,7 +68,8 @@ def in_terms_of_options(given, message):
     for name, option in given.options.items():
         if isinstance(getattr(given, name, None), bool):  # a flag, which takes no value
             message = message.replace(f" {name}=True", f" {option}")
-        message = message.replace(f"`{name}`", f"`{option}`").replace(f" {name}=", f" {option}=")
+        for before, after in ("`", "`"), ("`", "["), (" ", "["), (" ", "="):
+            message = message.replace(before + name + after, before + option + after)
     return message
 
 
@@ -114,7 +130,7 @@ def _export(command):
     command.add_argument(
         "--opset", type=_count, help="onnx: the version of its operators; default: 15"
     )
-    command.set_defaults(refuse_missing=_refuse_missing("model", "sample", "representative_data"))
+    command.set_defaults(check_files=_check_files, check_names=files.check_names)
 
 
 def _inspect(command):
@@ -124,10 +140,8 @@ def _inspect(command):
     )
     _add_import(command, "the classes in a .keras file, whose defaults are left out then")
     command.set_defaults(
-        refuse_missing=_refuse_missing("path"),
-        needs_backend=lambda given: (
-            not given.path.lower().endswith(".keras") or bool(given.modules)
-        ),
+        check_files=lambda given: files.check_there("path", given.path, "file or folder"),
+        needs_backend=lambda given: bool(given.modules),
     )
 
 
@@ -140,7 +154,7 @@ def _diagnose(command):
     )
     command.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     command.add_argument("--html", metavar="PATH", help="write it as a page too, with pictures")
-    command.set_defaults(refuse_missing=_refuse_missing("model", "data"))
+    command.set_defaults(check_files=_check_files, check_names=files.check_names)
 
 
 def _search(command):
@@ -164,7 +178,9 @@ def _search(command):
         "arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments"
     )
     command.set_defaults(
-        refuse_missing=_refuse_missing("script"), needs_backend=lambda given: False, json=False
+        check_files=lambda given: files.check_script("script", given.script),
+        needs_backend=lambda given: False,
+        json=False,
     )
 
 
@@ -235,17 +251,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _refuse_missing(*names):
-    def refuse(given):
-        for name in names:
-            path = getattr(given, name)
-            if path is not None and not os.path.exists(path):
-                kind = "file or folder" if name == "path" else "file"
-                raise FileNotFoundError(
-                    f"`{name}` must be a {kind} that is there. Received: {name}={path!r}"
-                )
-
-    return refuse
+def _check_files(given):
+    """Those of a model and of data for it."""
+    files.check_model("model", given.model)
+    for name in ("data", "sample", "representative_data"):
+        if (path := getattr(given, name, None)) is not None:
+            files.check_data(name, path, given.model)
 
 
 def _count(text):

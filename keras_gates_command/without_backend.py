@@ -1,6 +1,6 @@
 """Keras without TensorFlow, in a second instead of six: for what computes nothing with tensors.
 
-Verdicts and the contents of .keras files need Keras' layers and its symbolic tensors, and values
+Verdicts and the contents of files need Keras' layers and its symbolic tensors, and values
 that NumPy computes. Keras' NumPy backend imports JAX, which need not be installed, for convolutions
 and Fourier transforms alone; empty modules stand for it while Keras is imported. scikit-learn and
 matplotlib, which Keras imports where they are, are passed over too. Tried with Keras 3.8 and 3.15.

@@ -1,6 +1,7 @@
 """`keras-gates`: the same functions, from the command line."""
 
 import configparser
+import importlib.util
 import json
 import pathlib
 import re
@@ -16,7 +17,9 @@ from helpers import GOLDEN, run_python
 
 import keras_gates as kg
 import keras_gates_command
-from keras_gates import commands, diagnostics, timing
+from keras_gates import commands, deployment, diagnostics, timing
+from keras_gates.deployment import core
+from keras_gates.deployment.spec import ModelSpec
 from keras_gates_command import arguments, without_backend
 
 TEXT = keras_gates_command.__doc__
@@ -208,7 +211,10 @@ def test_a_flag_in_an_error_has_no_value():
         ("check gru --candidate 3", "`--candidate` must be"),
         ("check gru --with grad_clip_norm=-1", "`grad_clip_norm` must be a positive"),
         ("check gru --with bate=1", "takes no argument `bate`"),
-        ("check gru --with nonsense=1", "GRUCell takes no argument `nonsense`\n"),
+        ("check gru --with nonsense=1", "GRUCell takes no argument `nonsense`. It takes activatio"),
+        ("check gru --gate sigmod", "Unknown name: --gate='sigmod'; did you mean 'sigmoid'?\n"),
+        ("check gru --gate update=rleu", "`--gate['update']` must be the name of an activation"),
+        ("check gru --candidate blub", "Unknown name: --candidate='blub'. There are celu, elu, "),
         ("bench gru --with backprop=fused", "bench takes no argument `backprop`: it measures the"),
         ("bench gru --with units=3", "takes no argument `--units`: bench is given it by itself"),
         ("check no_such:Cell", "`cell` must be a module that can be imported"),
@@ -233,13 +239,74 @@ def test_mistakes_are_told_without_a_traceback(command, message, saved, here, ca
     assert sorted(here.iterdir()) == before
 
 
+def test_files_are_looked_at_before_keras_is_imported(saved, here):
+    (here / "gates.csv").write_text("a,b\n1,2\n")
+    (here / "empty.keras").touch()
+    (here / "other.onnx").touch()
+    (here / "m.weights.h5").touch()
+    (here / "wrong.py").write_text("for x in\n")
+    (here / "folder").mkdir()
+    np.savez("empty.npz")
+    np.savez("other.npz", y=np.ones(3), z=np.ones(3))
+    objects = np.array([np.ones(2), np.ones(3)], dtype=object)
+    np.savez("objects.npz", y=np.ones(2), frames=objects)
+    data = "must be a .npz file of arrays, or a .npy file with x alone. Received: "
+    pad = "in which {} is an array of Python objects. Sequences of several lengths get one length"
+    told = {
+        "diagnose model.keras gates.csv": f"`data` {data}data='gates.csv'. numpy.savez(",
+        "export model.keras m.onnx --sample gates.csv": f"`--sample` {data}--sample='gates.csv'.",
+        "diagnose model.keras no.npz": "`data` must be a file that is there. Received: data='no",
+        "diagnose model.keras folder": "`data` must be a file that is there. Received: data='folde",
+        "diagnose model.keras empty.npz": "array x or frames. Received: data='empty.npz', which "
+        "holds no arrays",
+        "diagnose model.keras model.keras": "data='model.keras', which holds no arrays",
+        "diagnose model.keras other.npz": "array x or frames. Received: data='other.npz', which "
+        "holds y, z",
+        "diagnose model.keras objects.npz": pad.format("frames"),
+        "diagnose data.npz model.keras": "`model` must be a .keras file, or a model that Keras 2 s",
+        "export other.onnx m.onnx": "`model` must be a .keras file, or a model that Keras 2 saved",
+        "export folder m.onnx": "`model` must be a file that is there. Received: model='folder'",
+        "export empty.keras m.onnx": "`model` is not a .keras file, or damaged: it is not a zip",
+        "export m.weights.h5 m.onnx": "`model` must be a whole model, as model.save('model.keras')",
+        "search model.keras": "`script` must be a Python script. Received: script='model.keras'; ",
+        "search wrong.py": "Received: script='wrong.py'; invalid syntax (wrong.py, line 1)",
+    }
+    out = run_python(
+        """
+        import contextlib, sys
+        import keras_gates_command
+        for command in sys.argv[1:]:
+            with contextlib.redirect_stderr(sys.stdout):
+                assert keras_gates_command.main(command.split()) == 1, command
+        assert not {"keras", "numpy"} & set(sys.modules)
+        """,
+        *told,
+    )
+    for message, line in zip(told.values(), out.splitlines(), strict=True):
+        assert line.startswith("error: "), line
+        assert message in line
+
+
+def test_what_a_file_of_a_model_does_not_say_is_seen_in_the_model(here, capsys):
+    with zipfile.ZipFile(max(GOLDEN.glob("keras_2*.zip"))) as packed:
+        packed.extract("sequential.h5", here)
+    np.savez("data.npz", z=np.ones(3))
+    status, _, err = run(capsys, "diagnose", "sequential.h5", "data.npz", "--quiet")
+    assert status == 1
+    assert "`data` must hold the array x. Received: data='data.npz', which holds z" in err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("chekc gru", "argument COMMAND: invalid choice: 'chekc'"),
         ("", "the following arguments are required: COMMAND"),
         ("check", "the following arguments are required: cell"),
-        ("check gru --gates relu --wiht a=1", "unrecognized arguments"),
+        (
+            "check gru --gates relu --wiht=1",
+            "--gates relu --wiht=1; did you mean --gate and --with?",
+        ),
+        ("diagnose m d --nonsense", "diagnose: error: unrecognized arguments: --nonsense\n"),
         ("check gru --with grad_clip_norm", "argument --with: must be ARGUMENT=VALUE. Received"),
         ("export m out --tolerance -1", "argument --tolerance: must be a positive number. Rec"),
         ("export m out --tolerance nan", "argument --tolerance: must be a positive number. Rec"),
@@ -583,6 +650,38 @@ class Scaled(keras_gates.GatedCell):
     assert "scale=" not in out
     given = arguments.parse(TEXT, ["inspect", "own.keras", "--import", "my_cells"])
     assert given.needs_backend(given)
+
+
+def test_inspect_of_what_was_exported_does_without_tensorflow(here):
+    """And tells the same of it."""
+    inputs = [keras.Input((None, 3), name="frames"), keras.Input((2,), name="of", dtype="int32")]
+    one = keras.ops.cast(keras.layers.Dense(2)(inputs[0]), "float16")
+    spec = ModelSpec(keras.Model(inputs, [one, keras.ops.sum(inputs[1], -1)]))
+    files = {"served": "saved_model"}
+    for name, needed, format in (
+        ("m.onnx", "tf2onnx", "onnx"),
+        ("m.tflite", "ai_edge_litert", "litert"),
+        ("m.xml", "openvino", "openvino"),
+    ):
+        if importlib.util.find_spec(needed):
+            files[name] = format
+    for name, format in files.items():
+        core._format(format).write(spec, here / name)
+    out = run_python(
+        """
+        import os, sys
+        os.environ.pop("KERAS_BACKEND", None)
+        import keras_gates_command
+        for path in sys.argv[1:]:
+            assert keras_gates_command.main(["inspect", path, "--json"]) == 0
+        assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+        """,
+        *files,
+    )
+    for name in files:
+        found, end = json.JSONDecoder().raw_decode(out)
+        out = out[end:].lstrip()
+        assert found == json.loads(json.dumps(deployment.inspect(name).to_dict()))
 
 
 def test_bench_measures_what_it_names(capsys):

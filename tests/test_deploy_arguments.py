@@ -1,5 +1,6 @@
 """What `export` and `inspect` are given: errors that name the argument, and write nothing."""
 
+import contextlib
 import doctest
 
 import keras
@@ -14,6 +15,7 @@ from keras_gates.deployment.names import output_names
 from keras_gates.deployment.saved_model import SavedModel
 from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
+from keras_gates.deployment.verify import refuse_not_finite
 
 FRAMES = np.ones((2, 5, 3))
 
@@ -167,6 +169,28 @@ def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
 def test_a_name_that_no_file_can_have_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file or folder `path`"):
         deployment.inspect(tmp_path / ("a" * 300))
+
+
+def test_samples_that_are_not_finite_are_refused_where_the_model_does_not_take_them(tmp_path):
+    inputs = [keras.Input((None, 2), name=name) for name in ("left", "right")]
+    layer = kg.GatedRNN(2, stateful=False)
+    model = keras.Model(inputs, layer(keras.layers.Concatenate()(inputs)))
+    sample = {name: np.zeros((3, 4, 2), "float32") for name in ("left", "right")}
+    sample["right"][2, 1, 0] = np.nan
+    message = r"^`sample\['right'\]` must be of finite .*: nan at time step 1 in sample 2$"
+    with pytest.raises(ValueError, match=message):
+        kg.export(model, tmp_path / "served", sample=sample)
+    assert not [*tmp_path.iterdir()]
+    one, stateful = keras.Input((None, 2)), keras.Input((None, 2), batch_size=2)
+    filled = keras.ops.where(keras.ops.isfinite(stateful), stateful, 0.0)
+    layer = kg.GatedRNN(2, stateful=True)
+    for model, error in (
+        (keras.Model(one, kg.GatedRNN(2)(one)), "`data` must be of finite numbers"),
+        (keras.Model(stateful, layer(filled)), None),
+    ):
+        with pytest.raises(ValueError, match=error) if error else contextlib.nullcontext():
+            refuse_not_finite(ModelSpec(model), "data", [sample["right"]])
+    assert not np.any(layer.states[0])  # which are as they were
 
 
 @pytest.mark.parametrize("tolerance", [-1, 0, np.nan])

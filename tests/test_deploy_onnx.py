@@ -17,7 +17,7 @@ from keras_gates import activations, diagnostics
 from keras_gates.deployment import NotExportableError, ParityError, export, inspect
 from keras_gates.deployment import onnx as onnx_format
 from keras_gates.deployment.onnx.activations import native
-from keras_gates.deployment.onnx.convert import names_read, nodes
+from keras_gates.deployment.onnx.graphs import names_read, nodes
 from keras_gates.deployment.onnx.operators import attributes, operator
 from keras_gates.deployment.onnx.recurrent import recurrent_operators
 from keras_gates.deployment.spec import ModelSpec

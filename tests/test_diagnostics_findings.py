@@ -255,6 +255,36 @@ def test_findings_are_sorted_and_name_the_layer(rng):
     assert result.layers[0].nonfinite > 0
 
 
+class Filled(keras.layers.Layer):
+    """Zeros for what is not there."""
+
+    def call(self, x):
+        return keras.ops.where(keras.ops.isfinite(x), x, 0.0)
+
+
+@needs_gradients
+def test_data_that_are_not_finite_are_named_where_the_model_does_not_take_them(rng):
+    model = model_of(helpers.built(rng, dtype="float32"))
+    x, y = sequences(rng), np.zeros((BATCH, UNITS))
+    bad, targets = x.copy(), y.copy()
+    bad[1, 2, 0], bad[2, 1], targets[3, 1] = np.inf, np.nan, np.nan
+    first, *others = diagnose(model, bad, y).findings
+    assert str(first).startswith(
+        f"error: x: {1 + FEATURES} of {x.size} values are NaN or infinite, first inf at time step "
+        "2 in sample 1. Clean the data"
+    )
+    assert {finding.layer for finding in others} == {model.layers[-1].name}
+    first = diagnose(model, {model.inputs[0].name: x}, targets).findings[0]
+    assert (first.layer, first.what) == (
+        "y",
+        f"1 of {y.size} values is NaN or infinite: nan in sample 3",
+    )
+    found = locate_nonfinite(model, bad, y)
+    assert (found.where, found.sample, found.time_step, found.value) == ("x", 1, 2, np.inf)
+    filled = keras.Sequential([model.inputs[0], Filled(), *model.layers])
+    assert not any(finding.layer == "x" for finding in diagnose(filled, bad).findings)
+
+
 def test_a_model_of_nothing_but_nan_is_reported_in_words(rng):
     layer = helpers.built(rng, dtype="float32", cell="lstm", grad_clip_norm=1.0)
     layer.set_weights([np.full_like(weight, np.nan) for weight in layer.get_weights()])

@@ -223,6 +223,11 @@ def test_an_export():
     for text in (str(number), harmless(number._repr_html_()).text):
         assert "3.5e-06 at most" in text
         assert "class" not in text
+    assert "in float32" not in str(report)
+    openvino = dataclasses.replace(report, format="openvino")
+    for said in ("model in float32: 1.5e-06", "100 steps: 1.23 ms in float32, the", "0.5 ms in fl"):
+        assert said in str(openvino)
+    assert "file in float32, ms" in harmless(openvino._repr_html_()).text
     read = dataclasses.replace(report, difference=None, samples=[], latency=[], notes=[])
     assert "largest difference" not in harmless(read._repr_html_()).text
 

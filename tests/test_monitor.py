@@ -243,6 +243,20 @@ def test_says_in_which_epoch_training_diverged(rng):
     assert monitor.history["epoch"] == [0, 1]
 
 
+def test_a_sample_that_is_not_finite_is_named_before_training(rng):
+    x, y = data(rng)
+    x[30, 2, 1] = np.nan
+    for policy in ("warn", "restore"):
+        monitor = GateMonitor(x, y, samples=14, on_divergence=policy)  # of which it is one
+        with pytest.raises(
+            ValueError, match="^`x` must be of finite .*nan at time step 2 in sample 30$"
+        ):
+            fit(small_model(), x, y, monitor)
+    x, y = data(rng)
+    with pytest.raises(ValueError, match="^`y` must be of finite .*: y in which 40 "):
+        fit(small_model(), x, y, GateMonitor(x, y * np.inf, samples=40))
+
+
 def test_refuses_to_restore_what_was_never_sound(rng):
     x, y = data(rng)
     model = small_model()

@@ -1,6 +1,7 @@
 """Each private part of Keras that is used, by name: a release without it fails here first."""
 
 import gc
+import importlib.util
 import inspect
 import pathlib
 import re
@@ -9,10 +10,10 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, run_python
 
 import keras_gates
-from keras_gates._keras import calls, cudnn, graph, layers, tuner
+from keras_gates._keras import calls, cudnn, formats, graph, layers, tuner
 
 
 def test_the_origin_of_a_keras_tensor():
@@ -206,7 +207,35 @@ def test_parts_of_litert():
     from keras_gates._keras import litert
 
     assert issubclass(litert.ConverterError, Exception)
-    assert litert.schema.ModelT().subgraphs is None
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="they are TensorFlow's")
+def test_formats_of_tensorflow():
+    assert formats.litert().ModelT().subgraphs is None
+    assert not formats.saved_model().SavedModel().meta_graphs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="needs TensorFlow")
+def test_tensorflow_can_be_imported_after_the_formats_of_its_files(tmp_path):
+    run_python(
+        """
+        import sys
+        from keras_gates_command import without_backend
+        without_backend.import_keras()
+        from keras_gates._keras import formats
+        formats.litert(), formats.saved_model()
+        assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+        import tensorflow as tf
+        made = tf.Module()
+        made.double = tf.function(lambda x: 2 * x, [tf.TensorSpec([None])])
+        tf.saved_model.save(made, sys.argv[1])
+        assert tf.saved_model.load(sys.argv[1]).double([1.0, 3.0])[1] == 6
+        content = open(f"{sys.argv[1]}/saved_model.pb", "rb").read()
+        assert len(formats.saved_model().SavedModel.FromString(content).meta_graphs) == 1
+        """,
+        tmp_path,
+    )
 
 
 def test_parts_of_keras_tuner():

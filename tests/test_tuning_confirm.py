@@ -270,6 +270,26 @@ def test_bad_seeds(tmp_path):
         tuner.confirm(seeds=1)
 
 
+def test_a_report_has_what_was_confirmed_last(tmp_path):
+    tuner = searched(tmp_path, Arithmetic)
+    assert search_report(tuner).confirmation is None
+    tuner.confirm(seeds=3, verbose=0)
+    found = tuner.confirm(trials=["2", "0"], seeds=2, verbose=0)
+    report = search_report(tuner.project_dir)
+    assert report.confirmation == found
+    assert list(found.scores) == ["2", "0"]
+    assert found.differences[0].verdict == "reversed"
+    report.to_html(tmp_path / "page.html")
+    for text in (str(report), report._repr_html_(), (tmp_path / "page.html").read_text("utf-8")):
+        assert "Trained with further seeds: " in text.replace("</p>", " ")
+        assert found.differences[0].sentence in text
+        assert "val_loss with every further seed" in text
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["confirmation"] == json.loads(json.dumps(found.to_dict()))
+    records.write_json(tmp_path / "search" / records.CONFIRMATION, {"trials": ["7"], "seeds": [2]})
+    assert search_report(tuner).confirmation is None
+
+
 def test_divergence_and_errors_do_not_end_it(tmp_path, capsys):
     fail = {"on": True}
 

@@ -24,6 +24,12 @@ Y = 2 * X
 DATA = {"validation_data": (X, Y), "batch_size": 8, "epochs": 2}
 
 
+def _with_nan(values):
+    values = values.copy()
+    values[5] = np.nan
+    return values
+
+
 def build(hp):
     hp.Choice("gate", ["sigmoid", "hard_sigmoid", "tanh_gate"])
     hp.Choice("width", [4, 8, 16, 32])
@@ -94,6 +100,47 @@ def test_no_epochs_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="`epochs` must be a positive integer.*epochs=0"):
         tuner.search(X, Y, epochs=0)
     assert not tuner.oracle.trials
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"x": _with_nan(X)},
+            "^`x` must be of .* 1 of 24 values is NaN .*: nan in sample 5$",
+        ),
+        (
+            {"y": ops.convert_to_tensor(_with_nan(Y))},
+            "^`y` must be of finite numbers. Rec",
+        ),
+        ({"sample_weight": _with_nan(X)[:, 0]}, "^`sample_weight` must be of finite numbers"),
+        ({"validation_data": (X, _with_nan(Y))}, r"^`validation_data\[1\]` must be of finite"),
+    ],
+    ids=lambda given: "" if isinstance(given, str) else next(iter(given)),
+)
+def test_data_that_are_not_finite_are_refused_before_anything_is_kept(changed, message, tmp_path):
+    tuner = tuner_in(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        tuner.search(**{"x": X, "y": Y, "verbose": 0, **DATA, **changed})
+    assert not tuner.oracle.trials
+    tuner.search(X, Y, verbose=0, **DATA)  # is no other search, once they are mended
+
+
+def test_models_that_take_nan_are_searched(tmp_path):
+    def build_filled(hp):
+        def known_alone(y, found):
+            return ops.mean(ops.square(ops.where(ops.isnan(y), found, y) - found))
+
+        inputs = keras.Input((1,))
+        filled = ops.where(ops.isnan(inputs), 0.0, inputs)
+        model = keras.Model(inputs, keras.layers.Dense(hp.Choice("width", [1, 2]))(filled))
+        model.compile("sgd", known_alone, run_eagerly=True)
+        return model
+
+    tuner = tuner_in(tmp_path, model=build_filled)
+    tuner.search(_with_nan(X), _with_nan(Y), verbose=0, epochs=1, validation_data=(X, _with_nan(Y)))
+    outcomes = [trial.outcome for trial in records.read_search(tuner.project_dir).trials]
+    assert outcomes == ["finished", "finished"]
 
 
 # ---------------------------------------------------------------------- the objective
@@ -473,7 +520,7 @@ def test_arguments_of_what_looks_at_the_trials(tmp_path):
         ({"x": np.full((8, 4, 3), "a")}, ValueError, "`x` must be of numbers; only a `stem`"),
         ({"x": [[1.0], [1.0, 2.0]]}, ValueError, "`x` must be an array. NumPy says"),
         ({"y": np.zeros(8, int), "task": "classification"}, ValueError, "`y` .* one class alone"),
-        ({"y": np.full(8, np.nan)}, ValueError, "`y` must be numbers, .*that are NaN or infinite"),
+        ({"y": np.full(8, np.nan)}, ValueError, "`y` must be numbers, .*8 values are NaN or inf"),
         ({"outputs": 3}, TypeError, "from_data takes no argument `outputs`: the shape of the data"),
         ({"input_shape": (4, 3)}, TypeError, "from_data takes no argument `input_shape`"),
     ],

@@ -53,4 +53,4 @@ def test_a_process_without_tensorflow(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "written by way of TensorFlow, which is not installed: pip install" in done.stdout
+    assert "SavedModel files need tensorflow: pip install tensorflow" in done.stdout

@@ -58,10 +58,10 @@ def get(identifier: Activation, argument: str, warn: bool = True) -> Callable[[A
             )
         found = _by_name(identifier)
         if found is None:
+            hint = close_matches(identifier, names()) or f". There are {', '.join(names())}"
             raise ValueError(
                 f"`{argument}` must be the name of an activation, a function or a Keras layer"
-                f"{_or_dict(argument)}. Unknown name: {argument}={identifier!r}"
-                f"{close_matches(identifier, names())}"
+                f"{_or_dict(argument)}. Unknown name: {argument}={identifier!r}{hint}"
             )
         return found
     if is_serialized(identifier):

@@ -77,4 +77,5 @@ def refuse_unknown(owner, given, known, cells, close=()):
             hint = f"; {_INSTEAD[name]}"
         elif others:
             hint = f"; it belongs to {' and '.join(others)}"
+        hint = hint or f". It takes {', '.join(sorted(known))}"
         raise TypeError(f"{owner} takes no argument `{name}`{hint}")

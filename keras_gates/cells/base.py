@@ -534,6 +534,15 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             arguments.sign(cls.__init__, super(cls, cls).__init__)
 
     @classmethod
+    def from_config(cls, config):
+        try:
+            return super().from_config(config)
+        except TypeError as error:
+            # Which holds the whole config, and would once more for each layer that it is in.
+            reason = error.__context__ or error
+            raise ValueError(f"{cls.__name__} cannot be made of its config: {reason}") from reason
+
+    @classmethod
     def options(cls):
         """Names of all arguments that this cell takes besides those of every Keras layer."""
         return arguments.options(cls)

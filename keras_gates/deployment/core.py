@@ -16,7 +16,7 @@ from keras_gates.deployment.report import ExportReport
 from keras_gates.deployment.samples import Samples
 from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
-from keras_gates.deployment.verify import default_tolerance, verify
+from keras_gates.deployment.verify import default_tolerance, refuse_not_finite, verify
 from keras_gates.diagnostics.data import check_model
 from keras_gates.progress import bar, check_verbose
 from keras_gates.types import Format, NoArguments, Verbose
@@ -107,8 +107,8 @@ def export(
     Raises:
         NotExportableError: the format cannot hold the model, with the layer and the reason.
         ParityError: the file does not run or differs from the model; nothing is left of it.
-        ValueError: an argument out of its range, a `path` that is something else, or a model with
-            weights that are NaN or infinite.
+        ValueError: an argument out of its range, a `path` that is something else, a model with
+            weights that are NaN or infinite, or data with such values of which it makes others.
         TypeError: `model` is no Keras model, `path` is no path, or an option that the format has
             not.
         PermissionError: the folder that `path` is in cannot be written to.
@@ -144,6 +144,9 @@ def export(
     _check_weights(model)
     spec = ModelSpec(model)
     chosen.check(spec, **{"streaming": True} if streaming else {}, **options)
+    for argument, data in (("sample", sample), ("representative_data", representative_data)):
+        if data is not None:
+            refuse_not_finite(spec, argument, spec.data(data, argument))
     if sample is None:
         sample = representative_data  # what the ranges are taken from says most of what they cost
     spec.data(sample)
@@ -228,15 +231,7 @@ def _of_suffix(path):
 
 
 def _format(name):
-    try:
-        module = importlib.import_module(f"keras_gates.deployment.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "tensorflow":
-            raise
-        raise ImportError(
-            f"format={name!r}: such files are written by way of TensorFlow, which is not "
-            "installed: pip install tensorflow"
-        ) from error
+    module = importlib.import_module(f"keras_gates.deployment.{name}")
     return getattr(module, _CLASSES[name])()
 
 

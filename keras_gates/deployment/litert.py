@@ -32,6 +32,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_gates._keras import formats
 from keras_gates._keras.layers import standing_in
 from keras_gates.deployment.errors import NotExportableError
 from keras_gates.deployment.format import (
@@ -173,8 +174,7 @@ class LiteRT(Format):
         return written
 
     def read(self, path):
-        from keras_gates._keras.litert import schema
-
+        schema = formats.litert()
         model = schema.ModelT.InitFromPackedBuf(pathlib.Path(path).read_bytes(), 0)
         operators, dtypes = _names(schema.BuiltinOperator), _names(schema.TensorType)
         counted = collections.Counter(

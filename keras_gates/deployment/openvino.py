@@ -33,6 +33,7 @@ from keras_gates.deployment.format import (
     refuse_text,
 )
 from keras_gates.deployment.onnx import NOT_A_NUMBER, ONNX, first_states, to_onnx
+from keras_gates.deployment.onnx.graphs import nodes
 
 ACTIVATIONS = frozenset({"Sigmoid", "Tanh", "Relu"})
 # Paths in the metadata of a file.
@@ -40,8 +41,9 @@ _NOTES, _STATES = ["keras_gates", "notes"], ["keras_gates", "states"]
 _SOURCE = ["conversion_parameters", "input_model"]  # a temporary folder, otherwise
 _LOOPS = "Recurrent layers run as Loops, which are slower. {reason}"
 _PRECISION = (
-    "Compile it with INFERENCE_PRECISION_HINT=f32: by default OpenVINO computes in bfloat16 on "
-    "processors that can, and agrees to two or three digits then."
+    "Compile it with INFERENCE_PRECISION_HINT=f32, as it was when it was compared and timed: by "
+    "default OpenVINO computes in bfloat16 on processors that can, and agrees to two or three "
+    "digits then."
 )
 _NONE = (
     "Give it at least one sequence, of at least one time step: without a sequence OpenVINO's own "
@@ -108,7 +110,6 @@ def _by_onnx(spec, path, stream=None):
     import onnx
     import openvino
 
-    from keras_gates.deployment.onnx.convert import nodes
     from keras_gates.deployment.onnx.recurrent import Runtime
 
     try:

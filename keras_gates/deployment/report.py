@@ -14,6 +14,8 @@ _RECURRENT = (
     *("GRU", "LSTM", "RNN", "GRUSequence", "LSTMSequence", "RNNSequence"),
     *("Scan", "Loop", "TensorIterator", "While", "StatelessWhile", "WHILE"),
 )
+# Of a format that leaves the precision to who runs a file, the one that was asked for.
+_PRECISION = {"openvino": " in float32"}
 
 
 @dataclasses.dataclass
@@ -144,7 +146,7 @@ class ExportReport:
             [t.signature, t.batch, t.length, *map(_milliseconds, (t.file, t.model))]
             for t in self.latency
         ]
-        header = ["signature", "batch", "steps", "file, ms", "model, ms"]
+        header = ["signature", "batch", "steps", f"file{self._precision()}, ms", "model, ms"]
         return html.block(
             html.element("h3", self._title()),
             html.table(["signature", "inputs", "outputs"], signatures),
@@ -170,13 +172,14 @@ class ExportReport:
         yield from self._on_data()
         for given in self.latency:
             what = f"{given.signature}, batch {given.batch}"
+            took = f"{given.file:.3g} ms{self._precision()}"
             if given.model is None:
-                yield f"{what}: {given.file:.3g} ms"
+                yield f"{what}: {took}"
             else:
-                yield (
-                    f"{what} of {given.length} steps: {given.file:.3g} ms, "
-                    f"the model {given.model:.3g} ms"
-                )
+                yield f"{what} of {given.length} steps: {took}, the model {given.model:.3g} ms"
+
+    def _precision(self):
+        return _PRECISION.get(self.format, "")
 
     def _difference(self):
         found = self.difference
@@ -185,9 +188,10 @@ class ExportReport:
         given = f"{self._given()} and " if self._given() else ""
         random = "" if given else " of random numbers"
         return (
-            f"largest difference to the model: {found.absolute:.2g}, {found.relative:.2g} of "
-            f"the scale of {found.output!r}, on {given}{_count(len(batches), 'batch', 'batches')}"
-            f"{random} of up to {_count(most, 'sequence')} and {_count(longest, 'step')}"
+            f"largest difference to the model{self._precision()}: {found.absolute:.2g}, "
+            f"{found.relative:.2g} of the scale of {found.output!r}, on {given}"
+            f"{_count(len(batches), 'batch', 'batches')}{random} of up to "
+            f"{_count(most, 'sequence')} and {_count(longest, 'step')}"
         )
 
     def _given(self):

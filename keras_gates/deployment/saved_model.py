@@ -12,16 +12,13 @@ import pathlib
 import re
 
 import keras
-import tensorflow as tf
 from google.protobuf.message import DecodeError
 from keras import tree
-from tensorflow.core.protobuf import saved_model_pb2
 
+from keras_gates._keras import formats
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.format import Format, Written
-from keras_gates.deployment.loops import plain_loops
+from keras_gates.deployment.format import Format, Written, refuse_missing
 from keras_gates.deployment.names import output_names
-from keras_gates.deployment.signatures import notes_on_states, signatures
 from keras_gates.deployment.time_distributed import all_steps_at_once
 
 _FILE = "saved_model.pb"
@@ -51,7 +48,14 @@ class SavedModel(Format):
                 "the model with KERAS_BACKEND=tensorflow, and export it there."
             )
 
+        refuse_missing("SavedModel", None, "tensorflow")
+
     def write(self, spec, path, *, stream=None):
+        import tensorflow as tf
+
+        from keras_gates.deployment.loops import plain_loops
+        from keras_gates.deployment.signatures import notes_on_states, signatures
+
         functions = signatures(spec, stream=stream)
         _, specs = functions.pop("serving_default")
         model, tensorflow = spec.model, keras.backend.backend() == "tensorflow"
@@ -81,7 +85,8 @@ class SavedModel(Format):
         return written
 
     def read(self, path):
-        saved = saved_model_pb2.SavedModel.FromString((pathlib.Path(path) / _FILE).read_bytes())
+        saved = formats.saved_model().SavedModel()
+        saved.ParseFromString((pathlib.Path(path) / _FILE).read_bytes())
         graph = saved.meta_graphs[0]
         found = {
             name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
@@ -93,7 +98,7 @@ class SavedModel(Format):
         return Written(_operators(graph), [], {**default, **found})
 
     def files(self, path):
-        saved = saved_model_pb2.SavedModel()
+        saved = formats.saved_model().SavedModel()
         with contextlib.suppress(DecodeError, OSError):  # damaged, or an empty folder
             saved.ParseFromString((path / _FILE).read_bytes())
         assets = {asset.filename for graph in saved.meta_graphs for asset in graph.asset_file_def}
@@ -115,10 +120,17 @@ def _tensors(described):
             "shape": None
             if info.tensor_shape.unknown_rank
             else [None if axis.size < 0 else axis.size for axis in info.tensor_shape.dim],
-            "dtype": tf.as_dtype(info.dtype).name,
+            "dtype": _dtype(info),
         }
         for name, info in sorted(described.items())
     }
+
+
+def _dtype(info):
+    """The name of a dtype, as TensorFlow has it in Python."""
+    names = info.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_number
+    name = names[info.dtype].name.removeprefix("DT_").lower()
+    return {"half": "float16", "float": "float32", "double": "float64"}.get(name, name)
 
 
 def _operators(graph):

@@ -18,6 +18,7 @@ from keras_gates.deployment.names import output_names
 from keras_gates.deployment.report import DataDifference, Difference, Latency
 from keras_gates.deployment.runners import shared
 from keras_gates.deployment.streaming import AT_END, OVER_TIME
+from keras_gates.diagnostics.finite import not_finite
 
 RUNNERS = pathlib.Path(shared.__file__).parent
 # Calls per figure of latency.
@@ -104,6 +105,21 @@ def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: N
             + (_AMPLIFIES if rounding else "")
         )
     return difference, list(compared.values()), latency, on_data(pairs)
+
+
+def refuse_not_finite(spec, argument, arrays):
+    """Raises a ValueError where data, a flat list of arrays, have NaN or infinities of which the
+    model makes outputs that are no numbers: there is nothing to compare in these."""
+    named = dict(zip(spec.names, arrays, strict=True))
+    bad = not_finite(argument, named if len(named) > 1 else arrays[0])
+    if bad is None:
+        return
+    tried = np.resize(bad.tried, spec.inputs[0].shape[0] or len(bad.tried))
+    given = [value[tried] for value in arrays]
+    with _keeping_states(spec):
+        outputs = [_array(value) for value in tree.flatten(spec.model(spec.pack(given)))]
+    if not_finite("outputs", outputs):
+        raise bad.error()
 
 
 def run(format, path, calls):
@@ -249,12 +265,13 @@ def _outputs(samples, sample, length=None, part=0):
         found = model(given)
     else:
         found = model.predict_on_batch(given)
-    values = [_number(keras.ops.convert_to_numpy(value)) for value in tree.flatten(found)]
+    values = [_array(value) for value in tree.flatten(found)]
     return dict(zip(output_names(model, found), values, strict=True))
 
 
-def _number(value):
+def _array(value):
     """In a dtype that NumPy subtracts in."""
+    value = keras.ops.convert_to_numpy(value)
     return value.astype("float64" if value.dtype == "float64" else "float32")
 
 

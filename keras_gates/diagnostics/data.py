@@ -83,16 +83,18 @@ def batches(dataset, y, announced=None):
 
 
 def spread(batches, most):
-    """At most so many of the samples of batches, evenly spaced, as copies in smaller batches."""
+    """At most so many of the samples of batches, evenly spaced, as copies in smaller batches; and
+    which they are."""
     ends = np.cumsum([samples(x) for x, *_ in batches])
     kept = np.linspace(0, ends[-1] - 1, min(most, ends[-1])).round().astype(int)
     parts = np.split(kept, np.searchsorted(kept, ends[:-1]))
     starts = [0, *ends[:-1]]
-    return [
+    taken = [
         take(batch, part - start)
         for batch, part, start in zip(batches, parts, starts, strict=True)
         if part.size
     ]
+    return taken, kept
 
 
 def joined(batches, model):

@@ -88,8 +88,8 @@ def diagnose(
     recurrent neural networks", 2023, and Vogt et al., "On Lyapunov exponents for RNNs", 2022.
     """
     margin = share("margin", margin)
-    tracer, runs = _started(model, x, y, sample_weight, batch_size, lyapunov)
-    return of_runs(tracer, runs, margin)
+    tracer, runs, given = _started(model, x, y, sample_weight, batch_size, lyapunov)
+    return of_runs(tracer, runs, margin, given)
 
 
 def traces(
@@ -120,24 +120,25 @@ def traces(
     >>> found[0].activated["update"].shape
     (4, 6, 8)
     """
-    _, runs = _started(model, x, y, sample_weight, batch_size, lyapunov=False)
+    _, runs, _ = _started(model, x, y, sample_weight, batch_size, lyapunov=False)
     return trace.joined(runs)
 
 
 def _started(model, x, y, sample_weight, batch_size, lyapunov):
-    """The `Tracer` and the runs of all batches, of checked arguments."""
+    """The `Tracer`, the runs of all batches and the data by argument, of checked arguments."""
     batch_size = positive_integer("batch_size", batch_size)
     lyapunov = true_or_false("lyapunov", lyapunov)
     x, y = data.checked(model, x, y, "gradients are asked for")
     weights = data.weights(sample_weight, y)
     tracer = trace.Tracer(model, gradients=y is not None, tangents=lyapunov)
-    return tracer, trace.runs(tracer, x, y, batch_size, weights)
+    given = {"x": x, "y": y, "sample_weight": weights}
+    return tracer, trace.runs(tracer, x, y, batch_size, weights), given
 
 
-def of_runs(tracer, runs, margin):
-    """The `Diagnosis` of what a tracer gave."""
+def of_runs(tracer, runs, margin, given=None):
+    """The `Diagnosis` of what a tracer gave; `given` are the data that it names, by argument."""
     layers = [
         figures.of_trace(each, margin, tracer.verdict(each.cell)) for each in trace.joined(runs)
     ]
-    found = findings.of_layers(layers, tracer.left_out)
+    found = findings.of_layers(layers, tracer.left_out, given)
     return Diagnosis(tracer.model.name, margin, layers, found)

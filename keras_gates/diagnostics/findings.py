@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from keras_gates.diagnostics.finite import not_finite
+
 SEVERITIES = ("error", "warning", "note")
 
 # A gate with more than this share of its values at one end mostly does one thing. (Karpathy,
@@ -40,7 +42,7 @@ class Finding:
 
     Attributes:
         severity: "error" (the model is broken), "warning" (it will train badly) or "note".
-        layer: name of the layer.
+        layer: name of the layer; or "x", "y" or "sample_weight", of the data.
         what: what was found, with its figure.
         advice: what to do.
     """
@@ -54,9 +56,15 @@ class Finding:
         return f"{self.severity}: {self.layer}: {self.what}. {self.advice}"
 
 
-def of_layers(layers, left_out=()):
-    """All findings of a list of `LayerDiagnosis`, the most severe first."""
-    found = []
+def of_layers(layers, left_out=(), data=None):
+    """All findings of a list of `LayerDiagnosis`, the most severe first.
+
+    Args:
+        layers: the list.
+        left_out: (name, reason) of layers of which there is none.
+        data: what the model was run on, by argument; None if that is not to be named.
+    """
+    found = [] if not any(map(_is_broken, layers)) else [*_in_data(data or {})]
     for layer in layers:
         # What is computed from the other numbers of a layer that has NaN says little.
         for rule in (nonfinite, verdict) if layer.nonfinite else _RULES:
@@ -65,6 +73,18 @@ def of_layers(layers, left_out=()):
         advice = "Write its equations as a keras_gates.GatedCell to see inside."
         found.append(Finding("note", name, f"not looked into, because {reason}", advice))
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _is_broken(layer):
+    return next(nonfinite(layer), None) is not None
+
+
+def _in_data(data):
+    """What is not finite in the data, of which much that is computed is not, then."""
+    for argument, values in data.items():
+        if bad := not_finite(argument, values):
+            advice = "Clean the data; masked steps need finite values too."
+            yield Finding("error", bad.argument, str(bad), advice)
 
 
 # ---------------------------------------------------------------------- the rules

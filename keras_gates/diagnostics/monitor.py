@@ -14,6 +14,7 @@ from keras import ops
 from keras_gates._keras.calls import stacklevel
 from keras_gates.diagnostics import data, trace
 from keras_gates.diagnostics.diagnosis import of_runs
+from keras_gates.diagnostics.finite import not_finite
 from keras_gates.diagnostics.report import Diagnosis
 from keras_gates.validation import file_path, one_of, positive_integer, share
 
@@ -62,17 +63,18 @@ class GateMonitor(keras.callbacks.Callback):
             and the figures by names such as "gated_rnn/update/mean",
             "gated_rnn/update/saturated_high", "gated_rnn/hidden/norm",
             "gated_rnn/gradient/log_slope", "gated_rnn/clipped". With unit="epoch" they are in the
-            history that `fit` returns as well, NaN where an epoch was passed over. The last entry
-            after "restore" is what showed the divergence; or, if that was the loss of a batch, the
-            last one before it.
+            history that `fit` returns as well, NaN where an epoch was passed over; with "step"
+            they are here alone, as that has one entry per epoch. The last entry after "restore" is
+            what showed the divergence; or, if that was the loss of a batch, the last one before it.
         diagnosis: the `Diagnosis` of the last look, with the figures per time step and findings.
         reason: why training diverged in the last `fit`, in words; None if it did not.
         diverged_at: the epoch or step in which it did, counted from 1 through all calls of `fit`;
             0, if the model was broken before training; None, if it did not.
 
     Raises:
-        ValueError: an argument out of its range; when training begins, what `diagnose` raises, and
-            with "restore" also that the model is broken already.
+        ValueError: an argument out of its range; when training begins, what `diagnose` raises, or
+            NaN in the sample that the model makes NaN of, and with "restore" also that the model is
+            broken already.
         ImportError: `log_dir` without TensorFlow or tensorboard.
 
     Example:
@@ -123,7 +125,7 @@ class GateMonitor(keras.callbacks.Callback):
             given = [(x,) if y is None else (x, y)]
         # Copies, so that the whole of `x` need not stay in memory. What joins batches of different
         # lengths is up to the model.
-        self._batches = data.spread(given, samples)
+        self._batches, self._kept = data.spread(given, samples)
         self.csv = None if csv is None else file_path("csv", csv)
         if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
             raise ValueError(f"`log_dir` must be a path, or None. Received: log_dir={log_dir!r}")
@@ -279,6 +281,9 @@ class GateMonitor(keras.callbacks.Callback):
     def _diverged(self, now, what):
         if self.reason is not None:
             return False
+        if not now and (bad := not_finite("x", self.x) or not_finite("y", self.y)):
+            bad.sample = self._kept[bad.sample]
+            raise bad.error()
         self.diverged_at = now
         when = f"in {self.unit} {now}" if now else "before it began"
         self.reason = f"Training diverged {when}: {what}."

@@ -10,6 +10,7 @@ from keras import tree
 from keras_gates import activations, html
 from keras_gates.cells.base import CANDIDATE
 from keras_gates.diagnostics import data, replay, trace
+from keras_gates.diagnostics.finite import not_finite
 from keras_gates.validation import positive_integer
 
 _ADVICE = {
@@ -198,10 +199,9 @@ def _names(values, announced):
 
 def _in_data(where, values, names):
     for name, array in zip(names, [] if values is None else tree.flatten(values), strict=False):
-        index = _first(array)
-        if index is not None:
-            step = index[1] if array.ndim >= 3 else None
-            return _found(where, array[index], quantity=name, sample=index[0], time_step=step)
+        if bad := not_finite(where, array):
+            at = {"sample": bad.sample, "time_step": bad.time_step}
+            return _found(where, bad.value, quantity=name, **at)
     return None
 
 

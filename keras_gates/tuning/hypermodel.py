@@ -12,6 +12,7 @@ import numpy as np
 from keras_gates import validation
 from keras_gates.cells.arguments import refuse_given
 from keras_gates.diagnostics.data import PADDED_LABELS
+from keras_gates.diagnostics.finite import not_finite
 from keras_gates.layers import GatedRNN
 from keras_gates.tuning import space
 from keras_gates.tuning.space import CANDIDATES, GATES, CellChoice, activation_space
@@ -295,8 +296,8 @@ def _outputs(x, y, task):
         raise ValueError(error + hint)
     if not y.size:
         raise ValueError(f"{error}, which holds nothing")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError(f"{error}, with numbers that are NaN or infinite")
+    if bad := not_finite("y", y):
+        raise ValueError(f"{error}, in which {bad}")
     if not classes:
         return 1 if y.ndim == 1 else y.shape[1]
     if y.min() < 0:

@@ -2,8 +2,9 @@
 
 KerasTuner keeps one score per trial. A report needs more: every repetition of the training, with
 its history, and why it ended. `executions.json` in the folder of a trial holds that, and
-`confirmed.json` what it was trained with further seeds. Every file is
-written under another name and moved into place, so that one is whole whenever a process is killed.
+`confirmed.json` what it was trained with further seeds. `confirmation.json` beside the trials says
+which of them were confirmed last, and with which seeds. Every file is written under another name
+and moved into place, so that one is whole whenever a process is killed.
 """
 
 import collections
@@ -22,6 +23,7 @@ FINISHED, DIVERGED, RAISED, PRUNED, RUNNING = OUTCOMES = (
 SEARCH, TRIAL = "search.json", "trial.json"
 # Of a trial: those of the search, and those with further seeds, which confirm it.
 EXECUTIONS, CONFIRMED = "executions.json", "confirmed.json"
+CONFIRMATION = "confirmation.json"  # of the search
 BEGUN = "begun.json"
 CELL, CANDIDATE = "cell", "candidate_activation"
 

@@ -1,5 +1,7 @@
 """One training of a trial: the callback that follows it, and how it ended."""
 
+import functools
+import itertools
 import math
 import pathlib
 import traceback
@@ -10,8 +12,11 @@ import numpy as np
 from keras import tree
 
 from keras_gates import diagnostics
+from keras_gates.diagnostics.finite import not_finite
 from keras_gates.tuning import records
 from keras_gates.validation import close_matches
+
+_DATA = ("x", "y", "sample_weight")  # in their order in `validation_data`
 
 
 class Watch(keras.callbacks.Callback):
@@ -118,6 +123,39 @@ def described(error):
     ]
     where = f" ({pathlib.Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return " ".join(lines) + where
+
+
+def refuse_not_finite(given, build):
+    """An error for NaN or infinities in the data, with which every trial would diverge.
+
+    A layer may fill gaps in the data, and a loss leave out targets that nobody knows: a model says
+    whether its own do, on samples that have them. Of datasets nothing is known.
+
+    Args:
+        given: the arguments of `fit` by name.
+        build: makes a compiled model.
+    """
+    validation = given.get("validation_data")
+    validation = validation if isinstance(validation, (list, tuple)) else ()
+    for named in (
+        {name: given.get(name) for name in _DATA},
+        {f"validation_data[{i}]": values for i, values in enumerate(validation)},
+    ):
+        bad = next(filter(None, itertools.starmap(not_finite, named.items())), None)
+        if bad is None:
+            continue
+        try:
+            data = dict(zip(_DATA, named.values(), strict=False))
+            some = tree.map_structure(functools.partial(_taken, bad.tried), data)
+            loss = build().evaluate(**some, verbose=0, return_dict=True)["loss"]
+        except Exception:  # of any kind, where models take their data otherwise: trials will tell
+            continue
+        if not math.isfinite(loss):
+            raise bad.error()
+
+
+def _taken(samples, values):
+    return None if values is None else np.asarray(values)[samples]
 
 
 def sparsity(model, args, kwargs, samples=32):

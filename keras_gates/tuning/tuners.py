@@ -108,7 +108,8 @@ class Tuner(keras_tuner.Tuner):
 
         Raises:
             SystemExit: in other processes than the first, always.
-            ValueError: the trials that there are had other data, epochs or batches.
+            ValueError: the trials that there are had other data, epochs or batches; arrays hold
+                NaN or infinities that no trial could learn from.
         """
         validation.one_of("verbose", verbose, ("auto", 0, 1, 2))
         if "epochs" in kwargs:
@@ -118,6 +119,11 @@ class Tuner(keras_tuner.Tuner):
             isinstance(each, keras.callbacks.Callback) for each in callbacks
         ):
             raise invalid("callbacks", "a list of keras.callbacks.Callback", callbacks)
+        if self._fits_as_keras_does():
+            training.refuse_not_finite(
+                resuming.arguments_of_fit(args, kwargs),
+                lambda: self._try_build(self.oracle.get_space()),
+            )
         with self.oracle.locked():
             resuming.refuse_other_training(self.project_dir, args, kwargs)
         if self._launched:
@@ -187,6 +193,9 @@ class Tuner(keras_tuner.Tuner):
             self._launched.write_text("trained")
         return error
 
+    def _fits_as_keras_does(self):
+        return type(self.hypermodel).fit is keras_tuner.HyperModel.fit
+
     def _fit_arguments(self, trial, args, kwargs):
         """What a trial is fitted with, of what `search` was called with."""
         return args, kwargs
@@ -202,7 +211,7 @@ class Tuner(keras_tuner.Tuner):
             self.oracle.note_read(trial.trial_id, noted.read)
 
         # An objective that only a `fit` of one's own knows is not among the figures of an epoch.
-        required = type(self.hypermodel).fit is keras_tuner.HyperModel.fit
+        required = self._fits_as_keras_does()
         path = self._weights_path(trial.trial_id, seed)
         watch = training.Watch(seed, self.oracle.objective, path, note_read, report, required)
         record = watch.record
@@ -299,7 +308,7 @@ class Tuner(keras_tuner.Tuner):
             verbose: as for `search`.
 
         Returns:
-            A `Confirmation`, to be printed.
+            A `Confirmation`, to be printed; a `search_report` made after it has it too.
 
         Raises:
             ValueError: no such trials, no two to compare, other data or epochs than those of the
@@ -344,6 +353,8 @@ class Tuner(keras_tuner.Tuner):
                 # The best models are those of the search.
                 pathlib.Path(self._weights_path(name, seed)).unlink(missing_ok=True)
                 progress.ended(name, done[name][-1].failure)
+        last = {"trials": names, "seeds": further}
+        records.write_json(pathlib.Path(self.project_dir, records.CONFIRMATION), last)
         return confirmation(search, done, further)
 
     def _from_the_start(self, trial):

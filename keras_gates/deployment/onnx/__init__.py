@@ -33,6 +33,7 @@ from keras_gates.deployment.format import (
     refuse_text,
 )
 from keras_gates.deployment.names import functional
+from keras_gates.deployment.onnx.graphs import nodes
 from keras_gates.validation import one_of
 
 NOT_A_NUMBER = (
@@ -96,7 +97,6 @@ class ONNX(Format):
         import onnx
 
         from keras_gates.deployment.onnx.batches import have_masks, suit_all_batches
-        from keras_gates.deployment.onnx.convert import nodes
 
         file, notes = to_onnx(spec, stream=stream, opset=opset)
         if have_masks(file):
@@ -118,8 +118,6 @@ class ONNX(Format):
 
     def read(self, path):
         import onnx
-
-        from keras_gates.deployment.onnx.convert import nodes
 
         file = onnx.load(str(path))
         counted = collections.Counter(node.op_type for node in nodes(file.graph))

@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from keras_gates.deployment.onnx.convert import names_read, nodes, subgraphs
+from keras_gates.deployment.onnx.graphs import names_read, nodes, subgraphs
 
 # From so many sequences on a Scan is faster, if their states hold so many numbers in all. For an
 # LSTM it never is.

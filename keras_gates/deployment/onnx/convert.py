@@ -6,6 +6,7 @@ import logging
 import numpy as np
 
 from keras_gates.deployment.errors import NotExportableError
+from keras_gates.deployment.onnx.graphs import names_read, nodes
 from keras_gates.deployment.onnx.scans import STAND_IN
 
 _DOMAIN = "keras_gates"  # of Scans that have no body yet
@@ -68,27 +69,6 @@ def convert_function(function, specs, bodies, opset):
             f"tf2onnx wrote a graph that ONNX does not accept: {error}"
         ) from error
     return model
-
-
-def nodes(graph):
-    """All nodes of an ONNX graph, those of loops and branches too."""
-    for node in graph.node:
-        yield node
-        for subgraph in subgraphs(node):
-            yield from nodes(subgraph)
-
-
-def subgraphs(node):
-    """The graphs in an ONNX node: the body of a loop, the branches of an If."""
-    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-
-
-def names_read(graph):
-    """Names of all tensors that something in an ONNX graph reads."""
-    names = {output.name for output in graph.output}
-    for node in graph.node:
-        names.update(node.input, *map(names_read, subgraphs(node)))
-    return names
 
 
 def _put_operator(graph, node, name, _):

@@ -11,6 +11,7 @@ from keras_gates.diagnostics.report import dataframe, plain
 from keras_gates.tuning import records
 from keras_gates.tuning.report import text
 from keras_gates.tuning.report.comparison import Comparison, compare, ranked
+from keras_gates.tuning.report.confirmation import Confirmation, last_confirmation
 from keras_gates.tuning.report.effects import Effect, main_effects
 from keras_gates.tuning.report.sections import as_text
 from keras_gates.validation import file_path
@@ -47,6 +48,7 @@ class SearchReport:
         comparison: the `Comparison` with the default pair of activations.
         curves: for the best trial and the best with the default pair, from the id to the objective
             after every epoch, one list per seed.
+        confirmation: the `Confirmation` that `Tuner.confirm` returned last; None before it has.
     """
 
     objective: str
@@ -56,6 +58,7 @@ class SearchReport:
     effects: list[Effect]
     comparison: Comparison
     curves: dict
+    confirmation: Confirmation | None = None
 
     @property
     def choices(self):
@@ -70,7 +73,9 @@ class SearchReport:
     def to_dict(self):
         """Everything as plain dicts, lists and numbers, for JSON. None stands for what is not
         finite."""
-        return plain(dataclasses.asdict(self))
+        confirmed = self.confirmation and self.confirmation.to_dict()
+        rest = dataclasses.asdict(dataclasses.replace(self, confirmation=None))
+        return plain({**rest, "confirmation": confirmed})
 
     def to_dataframe(self):
         """The trials as a pandas.DataFrame.
@@ -175,6 +180,7 @@ finished trials; standard deviation over seeds 0.01414).
             for trial in scored
             if trial.trial_id in (comparison.best, comparison.default)
         },
+        confirmation=last_confirmation(folder, search),
     )
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import pathlib
 import statistics
 from typing import Any
 
@@ -84,19 +86,24 @@ class Confirmation:
         return plain(found)
 
     def __str__(self) -> str:
-        return as_text([each.sentence for each in self.differences], self._sections())
+        return as_text(self.sentences(), self.sections())
 
     def _repr_html_(self) -> str:
-        return html.block(*as_html([d.sentence for d in self.differences], self._sections()))
+        return html.block(*as_html(self.sentences(), self.sections()))
 
-    def _sections(self):
+    def sentences(self):
+        return [each.sentence for each in self.differences]
+
+    def sections(self):
+        """The scores of every seed, for a report."""
         scores = self.scores.values()
-        rows = [["seed", *(f"trial {name}" for name in self.scores)]]
-        rows += [[s, *(number(its[s]) or "-" for its in scores)] for s in self.seeds]
-        yield Section(f"{self.objective} with every seed", rows)
+        rows = [("seed", *(f"trial {name}" for name in self.scores))]
+        rows += [(s, *(number(its[s]) or "-" for its in scores)) for s in self.seeds]
+        yield Section(f"{self.objective} with every further seed", rows)
         if self.reasons:
-            reasons = [(f"trial {name}", reason) for (name, _), reason in self.reasons.items()]
-            yield Section("Without a score", [("trial", "reason"), *reasons], words=["reason"])
+            rows = [("trial", "reason")]
+            rows += [(f"trial {name}", reason) for (name, _), reason in self.reasons.items()]
+            yield Section("Seeds without a score", rows, words=["reason"])
 
 
 def chosen(search: records.Search, trials: list | None) -> list[str]:
@@ -127,6 +134,18 @@ def chosen(search: records.Search, trials: list | None) -> list[str]:
     return list(trials)
 
 
+def last_confirmation(folder: str | os.PathLike, search: records.Search) -> Confirmation | None:
+    """What the last `confirm` in the folder of a search found; None if there was none."""
+    last = records.read_json(pathlib.Path(folder, records.CONFIRMATION))
+    if last is None or set(last["trials"]) - {trial.trial_id for trial in search.trials}:
+        return None
+    executions = {
+        name: records.read_executions(pathlib.Path(folder, f"trial_{name}"), records.CONFIRMED)
+        for name in last["trials"]
+    }
+    return confirmation(search, executions, last["seeds"])
+
+
 def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> Confirmation:
     """The `Confirmation` from what was trained.
 
@@ -146,7 +165,7 @@ def confirmation(search: records.Search, executions: dict, seeds: list[int]) -> 
     Trial 1 (relu) is better than trial 0 (tanh) by 0.02667 in val_accuracy (95% interval 0.01232 \
 to 0.04101, paired by seed, over 3 further seeds): the difference holds.
     <BLANKLINE>
-    val_accuracy with every seed
+    val_accuracy with every further seed
       seed  trial 1  trial 0
       2     0.83     0.8
       3     0.87     0.85

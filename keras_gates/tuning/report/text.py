@@ -27,12 +27,18 @@ def paragraphs(found):
     """What there is to say of a `SearchReport`, the verdict among it."""
     yield f"{counts(found)}."
     yield found.comparison.sentence
+    if found.confirmation:
+        first, *others = found.confirmation.sentences()
+        yield f"Trained with further seeds: {first}"
+        yield from others
     if found.best:
         yield cost(found)
 
 
 def sections(found):
     """Its tables."""
+    if found.confirmation:
+        yield from found.confirmation.sections()
     if found.best:
         notes = ["Spread: standard deviation over the seeds. Sparsity: zeros in hidden states."]
         if (more := len(ranked(found)) - MOST) > 0:
