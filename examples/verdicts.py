@@ -5,8 +5,8 @@ first grid each learns two tasks, the adding problem (Hochreiter, Schmidhuber, 1
 and scikit-learn's handwritten digits read pixel by pixel, with Adam and nothing clipped. The second
 was made after the rules of the verdicts were fixed: other tasks and lengths, SGD, RMSprop and Adam,
 and the digits again with gradients clipped and with an L1 penalty. The third was made after the
-estimates of divergence were fitted to the first two; one rule on long sequences was made with all in
-view. Prints what became of the pairs under each verdict, and writes tables and a picture.
+estimates of divergence were fitted to the first two; one rule on long sequences was made with all
+in view. Prints what became of the pairs under each verdict, and writes tables and a picture.
 
     python examples/verdicts.py            # 90 minutes on two cores; goes on where it stopped
     python examples/verdicts.py --quick    # a few pairs, one seed
