@@ -13,20 +13,24 @@ import types
 
 def saved_model():
     """What is in a saved_model.pb."""
-    return _module("tensorflow.core.protobuf.saved_model_pb2")
+    return _module("SavedModel", "tensorflow.core.protobuf.saved_model_pb2")
 
 
 def litert():
     """What is in a .tflite file."""
-    return _module("tensorflow.lite.python.schema_py_generated")
+    return _module("LiteRT", "tensorflow.lite.python.schema_py_generated")
 
 
 @functools.cache
-def _module(name):
+def _module(files, name):
     whole, *inner = name.split(".")[:-1]
     found = None if whole in sys.modules else importlib.util.find_spec(whole)
     if found is None:
-        return importlib.import_module(name)  # or an ImportError
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            needed = "tensorflow: pip install tensorflow"
+            raise ImportError(f"{files} files need {needed}") from error
     before = set(sys.modules)
     places = [*found.submodule_search_locations]
     try:
