@@ -328,7 +328,7 @@ def test_what_integers_cost_is_found_on_all_of_the_data(tmp_path, rng):
     assert cost.largest == report.difference.absolute == pytest.approx(apart.max(), rel=1e-3)
     assert cost.mean == pytest.approx(apart.mean(), rel=1e-3)
     assert cost.same_class == (found.argmax(1) == expected.argmax(1)).mean()
-    told = f"on 30 sequences of your data: 'scores' differs by {cost.mean:.2g} on average"
+    told = f"on 30 sequences of the data given: 'scores' differs by {cost.mean:.2g} on average"
     assert told in str(report)
     assert told in report.to_model_card()
 

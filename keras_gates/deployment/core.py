@@ -167,7 +167,8 @@ def export(
             raise ParityError(
                 f"{model.name!r} as {name}: {error} Nothing was written to {path}."
             ) from error
-    of_file = written.signatures, written.operators, written.notes
+    notes = [*_notes_on_masks(spec), *written.notes]
+    of_file = written.signatures, written.operators, notes
     report = ExportReport(str(path), name, size, *of_file, *found)
     report.replaced = replaced
     return report
@@ -268,15 +269,27 @@ def _options(format, chosen, options):
 
 
 def _check_weights(model):
-    for weight in model.weights:
+    for layer, weight in ((owner, w) for owner in model.layers for w in owner.weights):
         value = keras.ops.convert_to_numpy(weight)
         # bfloat16 is not one of NumPy's own types.
         if value.dtype.kind in "fV" and not np.isfinite(value.astype("float32")).all():
             raise ValueError(
                 f"`model` must have finite weights to be exported. Received: {model.name!r}, in "
-                f"which {weight.path!r} has NaN or infinite values. "
+                f"which {weight.path!r} of layer {layer.name!r} has NaN or infinite values. "
                 "keras_gates.diagnostics.locate_nonfinite tells where they came from"
             )
+
+
+def _notes_on_masks(spec):
+    """A sentence for each layer that hides time steps, which who has the file alone cannot see."""
+    for layer in spec.layers:
+        if isinstance(layer, keras.layers.Masking):
+            padding = f"Steps in which all features are {layer.mask_value:g}"
+        elif isinstance(layer, keras.layers.Embedding) and layer.mask_zero:
+            padding = "Steps of the number 0"
+        else:
+            continue
+        yield f"{padding} are taken as padding, and hidden from what follows ({layer.name})."
 
 
 def _target(path, chosen, format):

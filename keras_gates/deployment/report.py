@@ -197,7 +197,7 @@ class ExportReport:
     def _given(self):
         """How many sequences of the user's data were compared, or nothing."""
         return "".join(
-            f"{_count(s.given, 'sequence')} of your data" for s in self.samples if s.given
+            f"{_count(s.given, 'sequence')} of the data given" for s in self.samples if s.given
         )
 
     def _on_data(self):

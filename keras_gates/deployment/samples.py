@@ -39,7 +39,7 @@ class Sample:
         mode = {"whole": "", "step": ", step by step", "chunk": ", in chunks"}[self.mode]
         if self.given is None:
             return f"batch {self.batch} of {self.length} steps{mask}{mode}"
-        return f"{self.given} sequences of your data, of {self.length} steps{mode}"
+        return f"{self.given} sequences of the data given, of {self.length} steps{mode}"
 
 
 class Samples:

@@ -106,7 +106,7 @@ def plot_gate(trace: Trace | Sequence[Trace], gate: str, axes: Any = None) -> An
         axes: of matplotlib; new ones by default.
 
     Returns:
-        The axes.
+        The axes; an array of them, one for each layer, if several are shown.
 
     Source: the reports of Kaldi's nnet3 show percentiles of gates likewise.
     """
@@ -122,7 +122,7 @@ def plot_gate(trace: Trace | Sequence[Trace], gate: str, axes: Any = None) -> An
     axes.plot(t, middle, color=BLUE, label="median")
     name = _name(trace.cell, gate)
     axes.set(xlabel=_time(trace), ylabel=gate, title=f"{trace.name}: {gate} ({name})")
-    axes.legend(framealpha=0.8, fontsize="small")  # the bands leave it no room of its own
+    _legend_above(axes, rows=1, columns=3)
     return axes
 
 
@@ -140,7 +140,7 @@ def plot_saturation(
         margin: a value is saturated within this share of the range from a bound.
 
     Returns:
-        The axes.
+        The axes; an array of them, one for each layer, if several are shown.
     """
     trace = _checked(trace)
     values = _valid(trace, _activated(trace, gate))
@@ -233,7 +233,7 @@ def plot_states(
         units: how many units, those that move most.
 
     Returns:
-        The axes.
+        The axes; an array of them, one for each layer, if several are shown.
     """
     trace = _checked(trace)
     one_of("state", state, trace.states)
@@ -248,7 +248,7 @@ def plot_states(
     for unit, (color, style) in zip(moving, styles, strict=True):
         axes.plot(values[:, unit], color=color, ls=style, lw=1, label=f"unit {unit}")
     axes.set(xlabel=_time(trace), ylabel=f"{state} state", title=f"{trace.name}: sample {sample}")
-    axes.legend(framealpha=0.8, fontsize="x-small", ncols=2)
+    _legend_above(axes, rows=-(-len(moving) // 3), columns=3)
     return axes
 
 
@@ -311,6 +311,13 @@ def plot_verdicts(
         fontsize="small", borderaxespad=0,
     )  # fmt: skip
     return axes
+
+
+def _legend_above(axes, rows, columns):
+    """A legend in room of its own above the curves."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.1 * rows * (high - low))
+    axes.legend(loc="upper center", ncols=columns, frameon=False, fontsize="small")
 
 
 def axes_or_new(axes):
