@@ -14,7 +14,7 @@ from keras_gates._keras.calls import outer_steps, stacklevel
 from keras_gates._keras.layers import not_converted
 from keras_gates.cells import CELLS, GatedCell, of_keras, zoneout
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
-from keras_gates.cells.program import traced
+from keras_gates.cells.program import refuse_failing, traced
 from keras_gates.cells.unused import refuse_unused
 from keras_gates.engine import cudnn
 from keras_gates.engine.paths import Paths
@@ -376,9 +376,13 @@ class GatedRNN(keras.layers.RNN):
         """
         unreadable = None
         try:
-            shown = self._equations(traced(self.cell)[1])
+            shown = self._equations(traced(self.cell, self.cell.units)[1])
         except NotTraceableError as reason:
             unreadable = str(reason)
+            try:
+                refuse_failing(self.cell, reason)
+            except ValueError as failure:
+                return f"{self.name}: cannot run, because {failure}"
         always, lines = self._paths.explained(unreadable)
         if unreadable:
             why = "" if unreadable in always else f": {unreadable}"

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import BACKEND
+from keras import ops
 
 import keras_gates as kg
 from keras_gates import checks
@@ -310,12 +311,16 @@ def test_a_cell_whose_update_returns_no_tuple():
         (lambda h: h, r"a tensor of shape \(\w+, 4\), not a tuple: write `return \(h,\)`"),
         (lambda h: (h, h), r"a tuple of \[\(\w+, 4\), \(\w+, 4\)\]"),
         (lambda h: None, "None"),
+        # Of one number for all units the kernel would make as many.
+        (lambda h: (ops.sum(h, axis=-1, keepdims=True),), r"a tuple of \[\(\w+, 1\)\]"),
     ):
         layer = kg.GatedRNN(4, cell=Bare)
         with pytest.raises(ValueError, match=said + received):
             layer(np.zeros((2, 5, 3), "float32"))
         of_any = (said + received).replace("4", r"\d+")
-        assert re.search(f"because ValueError: {of_any}", kg.GatedRNN(4, cell=Bare).explain())
+        shown = kg.GatedRNN(4, cell=Bare, name="rnn").explain()
+        failing = "rnn: cannot run, because `update` of Bare fails. ValueError: "
+        assert re.fullmatch(failing + said + received, shown)
         for cell in (Bare, Bare(4), layer):
             with pytest.raises(ValueError, match=f"`update` of Bare fails.*{of_any}"):
                 kg.check_activations(cell)
@@ -357,8 +362,52 @@ def test_mistakes_in_a_cell_of_ones_own():
         kg.GatedRNN(4, cell=NoSuchGate)(np.zeros((2, 5, 3), "float32"))
     with pytest.raises(AssertionError, match="NoSuchGate fails the check 'config_round_trip'"):
         checks.check_cell(NoSuchGate)
-    with pytest.raises(ValueError, match="`update` of NoSuchGate fails.*ValueError: NoSuchG"):
+    failing = "`update` of NoSuchGate fails.*ValueError: NoSuchG"
+    with pytest.raises(ValueError, match=failing):
         kg.check_activations(NoSuchGate)
+    assert re.search(f"cannot run, because {failing}", kg.GatedRNN(4, cell=NoSuchGate).explain())
+
+
+def test_weights_of_ones_own():
+    class Scaled(kg.GatedCell):
+        def build(self, input_shape):
+            if self.more is not None:
+                super().build(input_shape)
+            self.scale = self.add_weight((self.units + (self.more or 0),), name="scale")
+
+        def update(self, x, u, states):
+            return (self.scale * self.candidate(x.candidate + u.candidate),)
+
+    x = np.zeros((2, 5, 3), "float32")
+    for more, said in (
+        (None, r"`build` of Scaled must call super\(\).build\(input_shape\)"),
+        (1, r"`scale` of Scaled has the shape \(\d+,\), and one number per unit would be \(\d+,\)"),
+    ):
+        Scaled.more = more
+        with pytest.raises(ValueError, match=said):
+            kg.GatedRNN(4, cell=Scaled)(x)
+        with pytest.raises(ValueError, match=said):
+            kg.check_activations(Scaled)
+        with pytest.raises(AssertionError, match=f"(?s)Scaled fails the check.*{said}"):
+            checks.check_cell(Scaled)
+        shown = kg.GatedRNN(4, cell=Scaled).explain()
+        assert re.search(f"cannot run, because `(build|update)` of Scaled fails.*{said}", shown)
+    Scaled.more = 0
+    assert "h' = scale * n" in kg.GatedRNN(4, cell=Scaled).explain()
+
+
+def test_the_value_of_a_tensor_is_not_asked_for():
+    class Asking(kg.GatedCell):
+        def update(self, x, u, states):
+            return (x.candidate if x.candidate > 0.5 else u.candidate,)
+
+    said = (
+        r"of Asking fails.* The value of a tensor is asked for in `update` \(test_errors.py, .*"
+        "keras.ops.where"
+    )
+    with pytest.raises(ValueError, match=said):
+        kg.check_activations(Asking)
+    assert re.search(said, kg.GatedRNN(4, cell=Asking).explain())
 
 
 def test_a_block_that_is_not_projected():

@@ -18,8 +18,10 @@ from keras_gates.cells.checking import (
     check_class,
     check_states,
     keras_object,
+    naming_weights,
     same_shapes,
     shape_or_type,
+    with_weights,
 )
 from keras_gates.cells.step import (
     INPUT_MASKS,
@@ -335,9 +337,12 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         with running(self):
             try:
                 hidden, states = super().__call__(inputs, states, *args, **kwargs)
-            except Exception:
+            except Exception as error:
                 self._check_step(inputs, states)  # a look before each step would take its time
-                raise
+                named_error = naming_weights(self, error)
+                if named_error is error:
+                    raise
+                raise named_error from error
             sums = self.add_penalized(sums, hidden)
         return hidden, [*states, *sums] if nested else hidden
 
@@ -532,6 +537,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             arguments.sign(cls.__init__, super(cls, cls).__init__)
+        if "build" in vars(cls):
+            cls.build = with_weights(cls, cls.build)
 
     @classmethod
     def from_config(cls, config):

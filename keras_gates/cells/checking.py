@@ -1,6 +1,7 @@
 """What a cell is given and what its class says, checked."""
 
 import functools
+import re
 from keyword import iskeyword
 
 import keras
@@ -57,11 +58,15 @@ def shape_or_type(value):
 def check_states(cell, before, after):
     """Raises if what `update` has returned are no states as those before."""
     expected = [tuple(state.shape) for state in before]
-    if isinstance(before[0], keras.KerasTensor):
-        # A layer as activation may be built for other units than a cell that is only judged.
-        expected = [(None, None)] * len(before)
     several = isinstance(after, (tuple, list))
-    if several and same_shapes(after, expected):
+    fits = several and same_shapes(after, expected)
+    if several and isinstance(before[0], keras.KerasTensor):
+        # A layer as activation may be built for other units than a cell that is only judged; but
+        # of one number for all units a program would make as many.
+        fits = same_shapes(after, [(None, None)] * len(before)) and (
+            cell.units == 1 or all(state.shape[-1] != 1 for state in after)
+        )
+    if fits:
         return
     if several:
         received = f"a tuple of {[*map(shape_or_type, after)]}"
@@ -76,6 +81,34 @@ def check_states(cell, before, after):
         f"{type(cell).__name__}.update must return a tuple of the new states, {states}, each of "
         f"shape (batch, units) = {(expected[0][0], cell.units)}. Received: {received}"
     )
+
+
+def with_weights(cell, build):
+    """The method `build` of a class of cells, which raises where it does not make those of all."""
+
+    @functools.wraps(build)
+    def checked(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        if not hasattr(self, "kernel"):
+            raise ValueError(
+                f"`build` of {cell.__name__} must call super().build(input_shape), which makes "
+                "the weights of x W + b and h U."
+            )
+
+    return checked
+
+
+def naming_weights(cell, error):
+    """An error of a time step, or one that names the weight which it must come from."""
+    for name, weight in vars(cell).items():
+        if isinstance(weight, keras.Variable) and weight is not cell.bias:
+            size = weight.shape[0] if len(weight.shape) == 1 else 1
+            if size not in (1, cell.units) and re.search(rf"\b{size}\b", str(error)):
+                return ValueError(
+                    f"`{name}` of {type(cell).__name__} has the shape {tuple(weight.shape)}, and "
+                    f"one number per unit would be {(cell.units,)}. {error}"
+                )
+    return error
 
 
 @functools.cache  # asked whenever a cell is made

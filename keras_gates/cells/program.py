@@ -11,6 +11,7 @@ from keras_gates._keras import graph
 from keras_gates._keras.layers import AutocastScope
 from keras_gates.activations import name_of, values
 from keras_gates.activations.profiles import fresh
+from keras_gates.cells.checking import naming_weights
 from keras_gates.cells.step import named, projected_blocks, recurrent_blocks, running
 from keras_gates.cells.zoneout import shares
 from keras_gates.eager import eager_scope
@@ -155,17 +156,28 @@ class _Tracing:
         return symbolic(value) if callable(value) else value
 
 
-def refuse_failing(cell):
-    """Raises if a time step of a built cell fails on zeros: not tracing is what cannot be done."""
-    inputs = ops.zeros((1, cell.kernel.shape[0]), cell.compute_dtype)
+def refuse_failing(cell, untraced, then=""):
+    """Raises if a time step of a cell fails on zeros: not tracing is then the least of it.
+
+    Args:
+        cell: a GatedCell, built or not.
+        untraced: the NotTraceableError of its equations.
+        then: what follows, in words after "fails".
+    """
+    method, of = "build", type(cell).__name__
     try:
+        if not cell.built:
+            cell = built_copy(cell, units=cell.units, features=cell.units)
+        method = "update"
+        inputs = ops.zeros((1, cell.kernel.shape[0]), cell.compute_dtype)
         with eager_scope(), keras.StatelessScope(), AutocastScope(cell.compute_dtype):
             cell.call(inputs, cell.get_initial_state(1))
     except Exception as error:
-        raise ValueError(
-            f"`update` of {type(cell).__name__} fails, so that there is nothing to judge. "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        found, cause = naming_weights(cell, error), untraced.__cause__
+        why = f"{type(found).__name__}: {found}"
+        if method == "update" and cause and not str(untraced).startswith(type(cause).__name__):
+            why = f"{str(untraced)[0].upper()}{str(untraced)[1:]}. {why}"
+        raise ValueError(f"`{method}` of {of} fails{then}. {why}") from error
 
 
 @functools.cache
@@ -209,8 +221,9 @@ def _or_opaque(function, activation):
     return on_symbols
 
 
-def traced(cell):
-    """A cell and its program: of one that needs weights and is not built yet, those of a copy."""
+def traced(cell, units=1):
+    """A cell and its program: of one that needs weights and is not built yet, those of a copy of so
+    many units."""
     try:
         return cell, trace(cell, opaque=True)
     except NotTraceableError:
@@ -219,7 +232,7 @@ def traced(cell):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            copy = built_copy(cell)
+            copy = built_copy(cell, units)
     except Exception as error:
         raise NotTraceableError(
             f"it is not built, and building a copy fails: {reason_of(error)}"

@@ -334,8 +334,8 @@ def _with_estimates(verdict, cell, steps):
             found["memory"] = probe.memory(begun, steps)
         except NotJudgedError:
             return verdict
-        except NotTraceableError:
-            refuse_failing(begun)
+        except NotTraceableError as untraced:
+            refuse_failing(begun, untraced, ", so that there is nothing to judge")
             return verdict
         if np.isfinite(found["memory"]) and cell.initialization is None:
             with contextlib.suppress(ValueError):  # there are no such gates
