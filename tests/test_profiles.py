@@ -345,6 +345,57 @@ def test_normalization_over_units():
     assert kg.check_activations(Normalized, "relu").level == "unstable"
 
 
+def test_a_candidate_that_is_added_without_its_activation_is_linear():
+    class Leaky(kg.GatedCell):
+        """Like a minimal GRU, whose `update` has what it is given to make of n."""
+
+        blocks = ("update", "candidate")
+
+        def update(self, x, u, states):
+            (h,) = states
+            z = self.gate("update", x.update + u.update)
+            return made(self, h, z, x.candidate + u.candidate)
+
+    for made, level in (  # noqa: B007
+        (lambda cell, h, z, n: (z * h + (1 - z) * cell.candidate(n),), "sound"),
+        (lambda cell, h, z, n: (z * h + (1 - z) * n,), "caution"),
+        (lambda cell, h, z, n: (keras.ops.tanh(z * h + (1 - z) * n),), "sound"),
+    ):
+        verdict = kg.check_activations(Leaky)
+        assert verdict.level == level
+        assert all("the candidate linear is unbounded" in r.what for r in verdict.reasons)
+    made = lambda cell, h, z, n: (z * h + (1 - z) * n,)  # noqa: E731
+    assert kg.check_activations(Leaky, steps=150).level == "unstable"
+
+
+def test_what_is_not_shown_of_states_that_run_off():
+    class Kept(kg.GatedCell):
+        blocks = ("update", "keep", "candidate")
+
+        def update(self, x, u, states):
+            (h,) = states
+            z, k = (self.gate(n, getattr(x, n) + getattr(u, n)) for n in ("update", "keep"))
+            return (z * k * h + self.candidate(x.candidate),)
+
+    verdict = kg.check_activations(Kept, "relu")
+    assert "the gates update (relu), keep (relu) have no upper bound" in verdict.reasons[0].what
+    for shown in (str(verdict), str(kg.check_activations("gru", "linear"))):
+        for figure in ("spectral radius", "where the states rest", "N(0, 1)"):
+            assert figure not in shown
+    assert "spectral radius" in str(kg.check_activations(Kept, "hard_sigmoid"))
+
+
+def test_constants_of_one_number_per_unit_in_an_instance():
+    class Varied(kg.GatedCell):
+        def update(self, x, u, states):
+            leak = np.linspace(0.5, 0.9, self.units)
+            return (leak * states[0] + (1 - leak) * self.candidate(x.candidate + u.candidate),)
+
+    for cell in (Varied, Varied(8), kg.GatedRNN(3, cell=Varied)):
+        verdict = kg.check_activations(cell)
+        assert (verdict.level, verdict.carry) == ("sound", {"hidden": (0.5, 0.5)})
+
+
 def test_equations_that_cannot_be_traced():
     class Rolling(kg.SimpleRNNCell):
         def update(self, x, u, states):

@@ -156,12 +156,13 @@ class Verdict:
         if self.growth == self.growth:
             growth = "without bound" if np.isinf(self.growth) else f"{self.growth:.3g}"
             yield f"worst-case growth of the state per step: {growth}"
-        if _is_finite(self.spectral_radius):
+        # Where states run off, what they are like at the start is not what comes of them.
+        if _is_finite(self.spectral_radius) and not unstable:
             yield (
                 "expected spectral radius of the state Jacobian at initialization: "
                 f"{self.spectral_radius:.2f}"
             )
-        if _is_finite(self.contraction):
+        if _is_finite(self.contraction) and not unstable:
             yield (
                 "where the states rest without inputs, a difference in them changes by a factor of "
                 f"{self.contraction:.2f} per step in the long run"
@@ -412,6 +413,7 @@ def judge(cell):
     if unknown:
         return _unknown(found, cell, *unknown)
     cell, candidate, output = its, profiles.pop(_CANDIDATE, None), profiles.pop(_OUTPUT, None)
+    candidate = candidate or reasons.candidate_of(cell, program)
     carry, carriers, growth, bounded = probe.probed(cell, program)
     against = [
         *reasons.of_carry(cell, program, profiles, carry, carriers, growth, bounded),

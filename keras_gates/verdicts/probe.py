@@ -55,7 +55,9 @@ class _Probe:
     def __init__(self, cell, program, forward):
         self.cell, self.forward = cell, forward
         self.projected = projected_blocks(cell)
-        self.units = _MIXED if program.reduces else 1
+        # As many as constants of one number per unit are for.
+        arrays = [v["array"] for v in program.values if v.operation == "constant" and v.wide]
+        self.units = max([_MIXED if program.reduces else 1, *map(len, arrays)])
         # Of weights inside the equations those of the first units.
         weights = weights_by_name(cell)
         names = [name for kind, name in program.leaves if kind == "weight"]

@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 
 from keras_gates.activations.profiles import profile
 from keras_gates.cells.program import traced
 from keras_gates.cells.step import recurrent_blocks
-from keras_gates.equations import equations
+from keras_gates.equations import affine, equations, leaf
 from keras_gates.equations.text import symbol_of
-from keras_gates.equations.values import ordered
+from keras_gates.equations.values import number_of, ordered
 
 LEVELS = ("sound", "caution", "unstable")
 # A factor of the state counts as above 1 from here on.
@@ -18,6 +19,7 @@ _ABOVE_ONE = 1.05
 _MANY, _LARGE = 100, 1e4
 # A slope of the candidate below which gradients fade, and a share of gate inputs without a slope.
 _FLAT, _SHUT = 0.5, 0.25
+_CANDIDATE = "candidate"
 _PAPERS = {
     "relu": "Glorot, Bordes, Bengio, 2011",
     "identity": "Le, Jaitly, Hinton, 2015",
@@ -46,10 +48,12 @@ def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
         if carriers[state]:
             factor += f", set by {_gates(carriers[state], profiles)},"
         if high > _ABOVE_ONE:
-            who = _gates([g for g in carriers[state] if profiles[g].upper > 1], profiles) or factor
+            wide = [g for g in carriers[state] if profiles[g].upper > 1]
+            has, reaches = ("have", "reach") if len(wide) > 1 else ("has", "reaches")
+            limit = f"{has} no upper bound" if np.isinf(high) else f"{reaches} {high:g}"
             yield Reason(
                 "unstable",
-                f"{who} {'has no upper bound' if np.isinf(high) else f'reaches {high:g}'}"
+                f"{_gates(wide, profiles) or factor} {limit}"
                 f"{equation}: the {state} state itself can grow by that factor at every step",
                 "Carry the state on with a gate whose values lie in [0, 1], such as sigmoid, "
                 "hard_sigmoid or tanh_gate. Clipping gradients does not help, because the state "
@@ -217,9 +221,10 @@ def of_length(cell, verdict, size, steps):
     """
     if verdict.level == LEVELS[-1] or np.isnan(verdict.growth):
         return
-    program, p = traced(cell)[1], profile(cell.candidate_activation)
+    program = traced(cell)[1]
+    p = candidate_of(cell, program)
     carried = any(high > 0 for _, high in verdict.carry.values())
-    free = p.lower == -np.inf and p.upper == np.inf and _sees_the_state(program)
+    free = p is not None and p.lower == -np.inf and p.upper == np.inf and _sees_the_state(program)
     if carried and free and steps > _MANY and size > _LARGE:
         yield Reason(
             LEVELS[-1],
@@ -249,9 +254,24 @@ def _grows(carry, growth):
     return growth > _ABOVE_ONE and carried_well
 
 
+def candidate_of(cell, program):
+    """The profile of the candidate: where `update` adds that block to a state without calling
+    self.candidate, that of linear. None where neither is so."""
+    if _CANDIDATE in dict(program.named):
+        return profile(cell.candidate_activation)
+    slopes = [affine(after, leaf("x", _CANDIDATE)) for after in program.forward]
+    added = any(slope is not None and number_of(slope[0]) != 0 for slope in slopes)
+    return profile(keras.activations.linear) if added else None
+
+
 def _sees_the_state(program):
     """Whether the candidate is made of the states."""
-    values = ordered([value for name, value in program.named if name == "candidate"])
+    named = dict(program.named)
+    if _CANDIDATE not in named:  # then of its block alone
+        return ("u", _CANDIDATE) in program.leaves or any(
+            v.operation == "recurrent" and v["block"] == _CANDIDATE for v in program.values
+        )
+    values = ordered([named[_CANDIDATE]])
     return any(
         v.operation == "recurrent" or (v.operation == "input" and v["kind"] in ("u", "state"))
         for v in values
