@@ -13,7 +13,7 @@ from keras_gates import activations, engine, gates, inputs, regularizers, verdic
 from keras_gates._keras.calls import outer_steps, stacklevel
 from keras_gates._keras.layers import not_converted
 from keras_gates.cells import CELLS, GatedCell, of_keras, zoneout
-from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
+from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_kept, refuse_unknown, sign
 from keras_gates.cells.program import refuse_failing, traced
 from keras_gates.cells.unused import refuse_unused
 from keras_gates.engine import cudnn
@@ -488,6 +488,7 @@ def _cell(units, cell, arguments, layer_arguments):
             f"instance of one. Received: cell={cell!r}{hint}"
         )
     owner = f"GatedRNN(cell={cell.__name__})"
+    refuse_kept(owner, {**arguments, **layer_arguments}, cell)
     refuse_unknown(owner, arguments, cell.options(), CELLS.values(), close)
     made = cell(units, **arguments, **layer_arguments)
     if cell not in CELLS.values():

@@ -36,6 +36,12 @@ def close_matches(name, known, cutoff=0.6):
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
+def listed(names):
+    """Names in a sentence: `"a, b and c"`."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def positive_integer(argument, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value <= 0:
         raise invalid(argument, "a positive integer", value)

@@ -1,6 +1,7 @@
 """Bad input: every error names the argument, what was expected and what came."""
 
 import functools
+import pathlib
 import re
 
 import keras
@@ -39,7 +40,18 @@ BAD_ARGUMENTS = [
         ValueError,
         r"GRUCell does not have: 'updat'; did you mean 'update'\? Its gates: \['update', 'reset'\]",
     ),
-    ({"gate_activation": {"candidate": "relu"}}, ValueError, "does not have: 'candidate'"),
+    (
+        {"gate_activation": {"candidate": "relu"}},
+        ValueError,
+        r"does not have: 'candidate', whose activation is `candidate_activation`\. Its gates: \[",
+    ),
+    ({"candidate": "relu"}, TypeError, "`candidate`; did you mean 'candidate_activation'"),
+    ({"gate": "relu"}, TypeError, "`gate`; did you mean 'gate_activation'"),
+    (
+        {"cell": "simple", "zoneout": {"hiden": 0.1}},
+        ValueError,
+        r"does not have: 'hiden'; did you mean 'hidden'\? Its states: ",
+    ),
     (
         {"gate_activation": {"reset": "nope"}},
         ValueError,
@@ -86,7 +98,7 @@ BAD_ARGUMENTS = [
         r"a state that GRUCell does not have: 'cell'. Its states: \['hidden'\]. Received: zoneout=",
     ),
     ({"unit_forget_bias": True}, TypeError, "`unit_forget_bias`; it belongs to LSTMCell"),
-    ({"output_activation": "tanh"}, TypeError, "it belongs to LSTMCell"),
+    ({"output_activation": "tanh"}, TypeError, r"it belongs to LSTMCell, .*\w, \w+ and \w+$"),
     ({"cell": "lstm", "reset_after": True}, TypeError, "`reset_after`; it belongs to GRUCell"),
     ({"activation": "relu"}, TypeError, "what Keras calls activation is candidate_activation"),
     ({"recurrent_activation": "relu"}, TypeError, "is gate_activation here"),
@@ -394,6 +406,59 @@ def test_weights_of_ones_own():
         assert re.search(f"cannot run, because `(build|update)` of Scaled fails.*{said}", shown)
     Scaled.more = 0
     assert "h' = scale * n" in kg.GatedRNN(4, cell=Scaled).explain()
+
+
+def test_arguments_that_a_cell_of_ones_own_does_not_pass_on():
+    class Kept(kg.GatedCell):
+        def __init__(self, units, leak=0.1):
+            super().__init__(units)
+            self.leak = leak
+
+        def update(self, x, u, states):
+            return (self.leak * self.candidate(x.candidate + u.candidate),)
+
+    class Derived(Kept):
+        pass
+
+    said = (
+        r"no argument `{}`: Kept.__init__ does not take it. Let it take \*\*kwargs, and pass these"
+    )
+    for cell in (Kept, Derived):
+        for given in ({"grad_clip_norm": 1.0}, {"dtype": "float32"}):
+            with pytest.raises(TypeError, match=said.format(*given)):
+                kg.GatedRNN(4, cell=cell, **given)
+        with pytest.raises(TypeError, match=said.format("dtype")):
+            kg.check_activations(cell)
+        with pytest.raises(AssertionError, match=said.format("dtype")):
+            checks.check_cell(cell)
+        with pytest.raises(TypeError, match=r"`beta`; it belongs to JANETCell$"):
+            kg.GatedRNN(4, cell=cell, beta=1.0)
+        assert kg.GatedRNN(4, cell=cell, leak=0.2).cell.leak == 0.2
+
+
+def test_failed_checks_say_what_may_be_why():
+    @keras.saving.register_keras_serializable(package="test_errors")
+    class Doubted(kg.GatedCell):
+        def update(self, x, u, states):
+            n = self.candidate(x.candidate + u.candidate)
+            return (what(self, n, u.candidate),)
+
+    what = lambda cell, n, u: n + cell.candidate(u)  # noqa: E731
+    with pytest.raises(
+        AssertionError, match=r"candidate_l1 \(.* calls self.candidate 2 times.*dif"
+    ):
+        checks.check_cell(Doubted)
+    what = lambda cell, n, u: u + np.sin(n)  # noqa: E731
+    if BACKEND != "tensorflow":  # where NumPy is refused at once
+        return
+    said = r"'finite_differences': gradient .* cannot be traced: functions of NumPy are called in"
+    with pytest.raises(AssertionError, match=said):
+        checks.check_cell(Doubted)
+
+
+def test_the_checks_are_documented():
+    page = pathlib.Path(__file__).parents[1] / "docs/api/checks.md"
+    assert re.findall(r"``(\w+)``", page.read_text().partition("CHECKS\n")[2]) == [*checks.CHECKS]
 
 
 def test_the_value_of_a_tensor_is_not_asked_for():

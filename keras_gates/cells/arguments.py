@@ -3,7 +3,7 @@
 import functools
 import inspect
 
-from keras_gates.validation import close_matches
+from keras_gates.validation import close_matches, listed
 
 # Arguments that keras.layers.Layer takes.
 LAYER_ARGUMENTS = ("name", "dtype", "trainable", "activity_regularizer", "autocast")
@@ -56,6 +56,20 @@ def refuse_given(owner, given, names, reason):
             )
 
 
+def refuse_kept(owner, given, cell):
+    """A TypeError for the first name in `given` that the `__init__` of a class of cells does not
+    take, though the one that it overrides does."""
+    taken = inspect.signature(cell).parameters
+    overriding = next(kind for kind in cell.__mro__ if "__init__" in vars(kind))
+    overridden = [kind for kind in overriding.__mro__[1:] if hasattr(kind, "options")][:1]
+    for name in given:
+        if name not in taken and any(name in inspect.signature(k).parameters for k in overridden):
+            raise TypeError(
+                f"{owner} takes no argument `{name}`: {overriding.__name__}.__init__ does not take "
+                "it. Let it take **kwargs, and pass these on to super().__init__"
+            )
+
+
 def refuse_unknown(owner, given, known, cells, close=()):
     """A TypeError for the first name in `given` that `owner` does not take.
 
@@ -73,9 +87,11 @@ def refuse_unknown(owner, given, known, cells, close=()):
         hint = close_matches(name, {*known, *close})
         if name in KERAS_NAMES:
             hint = f"; what Keras calls {name} is {KERAS_NAMES[name]} here"
+        elif f"{name}_activation" in known:
+            hint = f"; did you mean '{name}_activation'?"
         elif name in _INSTEAD:
             hint = f"; {_INSTEAD[name]}"
         elif others:
-            hint = f"; it belongs to {' and '.join(others)}"
+            hint = f"; it belongs to {listed(others)}"
         hint = hint or f". It takes {', '.join(sorted(known))}"
         raise TypeError(f"{owner} takes no argument `{name}`{hint}")

@@ -615,9 +615,12 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
             return dict.fromkeys(gates, activations.get(given, "gate_activation"))
         unknown = [name for name in given if name not in gates]
         if unknown:
+            hint = close_matches(unknown[0], gates) or "."
+            if unknown[0] == CANDIDATE:
+                hint = ", whose activation is `candidate_activation`."
             raise ValueError(
                 f"`gate_activation` names a gate that {type(self).__name__} does not have: "
-                f"{unknown[0]!r}{close_matches(unknown[0], gates) or '.'} Its gates: "
+                f"{unknown[0]!r}{hint} Its gates: "
                 f"{list(gates)}. "
                 f"Received: gate_activation={given!r}"
             )

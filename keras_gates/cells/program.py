@@ -173,9 +173,9 @@ def refuse_failing(cell, untraced, then=""):
         with eager_scope(), keras.StatelessScope(), AutocastScope(cell.compute_dtype):
             cell.call(inputs, cell.get_initial_state(1))
     except Exception as error:
-        found, cause = naming_weights(cell, error), untraced.__cause__
+        found = naming_weights(cell, error)
         why = f"{type(found).__name__}: {found}"
-        if method == "update" and cause and not str(untraced).startswith(type(cause).__name__):
+        if method == "update" and untraced.explains:
             why = f"{str(untraced)[0].upper()}{str(untraced)[1:]}. {why}"
         raise ValueError(f"`{method}` of {of} fails{then}. {why}") from error
 

@@ -14,9 +14,10 @@ def checked(cell, given):
         return fraction("zoneout", given)
     for name in given:
         if name not in cell.state_names:
+            hint = close_matches(name, cell.state_names) or "."
             raise ValueError(
-                f"`zoneout` names a state that {type(cell).__name__} does not have: {name!r}"
-                f"{close_matches(name, cell.state_names)}. Its states: {list(cell.state_names)}. "
+                f"`zoneout` names a state that {type(cell).__name__} does not have: "
+                f"{name!r}{hint} Its states: {list(cell.state_names)}. "
                 f"Received: zoneout={dict(given)!r}"
             )
     return {name: fraction(f"zoneout[{name!r}]", share) for name, share in given.items()}

@@ -19,6 +19,12 @@ from keras_gates.equations.values import apply, constant
 class NotTraceableError(ValueError):
     """Equations that cannot become a program; the message is the reason."""
 
+    @property
+    def explains(self):
+        """Whether it says more than the error which the equations raised on symbols."""
+        cause = self.__cause__
+        return cause is not None and not str(self).startswith(type(cause).__name__)
+
 
 _LIBRARIES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch", "numpy": "NumPy"}
 # By which Python asks a KerasTensor for the value that it does not have.

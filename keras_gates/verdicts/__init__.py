@@ -21,7 +21,7 @@ from keras_gates import activations, html
 from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
-from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_unknown, sign
+from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_kept, refuse_unknown, sign
 from keras_gates.cells.program import built_copy, refuse_failing, traced
 from keras_gates.cells.step import argument_of
 from keras_gates.cells.unused import refuse_unused, unused
@@ -302,6 +302,7 @@ def check_activations(
         return _with_estimates(judge(cell), cell, steps)
     cell = _class_of(cell)
     owner = f"check_activations of {cell.__name__}"
+    refuse_kept(owner, ("dtype", *options), cell)
     known = {*cell.options(), *LAYER_ARGUMENTS}
     refuse_unknown(owner, options, known, CELLS.values(), close=("steps", "units"))
     made = make(cell, 1, options)
