@@ -69,8 +69,9 @@ def inspect(given):
 
 
 def diagnose(given):
-    from keras_gates import diagnostics, html
-    from keras_gates.diagnostics.data import check_same_length, samples, take
+    from keras_gates import html
+    from keras_gates.diagnostics.data import samples
+    from keras_gates.diagnostics.diagnosis import of_some
 
     if given.html is not None:
         html.check_path(given.html, "html")
@@ -79,14 +80,8 @@ def diagnose(given):
     if y is not None and not model.compiled:
         _log.warning("y is left out: the model was saved without a loss")
         y = None
-    if y is not None:
-        check_same_length(x, y)
-    count = samples(x)
-    if given.samples < count:
-        chosen = np.sort(np.random.default_rng(0).permutation(count)[: given.samples])
-        x, y = take(x, chosen), take(y, chosen)
-    _log.info("running the model on %d samples", min(count, given.samples))
-    found = diagnostics.diagnose(model, x, y, batch_size=given.batch_size)
+    _log.info("running the model on %d samples", min(samples(x), given.samples))
+    found = of_some(model, x, y, given.samples, batch_size=given.batch_size)
     if given.html is not None:
         _log.info("writing %s", given.html)
         found.to_html(given.html)

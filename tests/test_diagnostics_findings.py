@@ -22,6 +22,7 @@ from keras_gates.diagnostics import (
     findings,
     locate_nonfinite,
 )
+from keras_gates.diagnostics.diagnosis import of_some
 
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
@@ -250,7 +251,7 @@ def test_findings_are_sorted_and_name_the_layer(rng):
     assert severities == sorted(severities)
     assert result.findings[0].severity == "error"
     assert "locate_nonfinite" in result.findings[0].advice
-    assert {finding.layer for finding in result.findings} == {"broken"}
+    assert {finding.layer for finding in result.findings} == {"weights", "broken"}
     assert all("NaN" in f.what or "finite" in f.what for f in result.findings)  # nothing of others
     assert result.layers[0].nonfinite > 0
 
@@ -281,6 +282,8 @@ def test_data_that_are_not_finite_are_named_where_the_model_does_not_take_them(r
     )
     found = locate_nonfinite(model, bad, y)
     assert (found.where, found.sample, found.time_step, found.value) == ("x", 1, 2, np.inf)
+    found = of_some(model, bad, y, 2).findings[0]
+    assert found.what.startswith(f"{1 + FEATURES} of {x.size}")  # of all, though two are run
     filled = keras.Sequential([model.inputs[0], Filled(), *model.layers])
     assert not any(finding.layer == "x" for finding in diagnose(filled, bad).findings)
 
@@ -295,6 +298,10 @@ def test_a_model_of_nothing_but_nan_is_reported_in_words(rng):
         assert "NaN%" not in text
         assert text.count("NaN") > 20
         assert "Lyapunov exponent: not finite" in text
+    assert found.findings[0].what == (
+        f"NaN or infinite in {len(model.weights)} of {len(model.weights)}, the first "
+        f"{model.weights[0].path!r}"
+    )
 
 
 def test_what_cannot_be_looked_into_is_said(rng):

@@ -11,7 +11,7 @@ from helpers import BATCH, FEATURES, TIME, UNITS
 from keras import ops
 
 import keras_gates as kg
-from keras_gates.diagnostics import locate_nonfinite
+from keras_gates.diagnostics import diagnose, locate_nonfinite
 
 pytestmark = pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 
@@ -152,6 +152,12 @@ class TestLocate:
             with pytest.raises(ValueError, match=said):
                 locate_nonfinite(model, sequences(rng), labels)
         labels[labels > 2] = 2
+        with pytest.raises(ValueError, match="one label per sample .* with categorical_cross"):
+            diagnose(model, sequences(rng), np.eye(3)[labels])
+        unknown = np.where(labels < 0, np.nan, labels)
+        with pytest.raises(ValueError, match="^`y` must be of finite numbers.*nan in sample 5$"):
+            diagnose(model, sequences(rng), unknown)
+        assert locate_nonfinite(model, sequences(rng), unknown).where == "y"
         assert not locate_nonfinite(model, sequences(rng), labels)
 
     def test_masked_steps_are_passed_over(self, rng):
@@ -275,7 +281,8 @@ class TestReplay:
         again.set_weights(before)
         nan = np.isnan(again.predict(x[batch], verbose=0)).any(axis=1)
         assert found.sample in batch[nan]
-        assert f"in training step {len(losses)} (epoch {found.epoch}): candidate" in str(found)
+        when = f"in training step {len(losses)} (epoch {found.epoch}) of a copy with new weights"
+        assert f"{when}: candidate" in str(found)
 
     def test_an_update_that_overflows(self, rng):
         x, y = sequences(rng), np.zeros((BATCH, 2))
@@ -293,7 +300,10 @@ class TestReplay:
         )
         assert not found
         steps = 2 * -(-BATCH // 4)
-        assert f"Everything stayed finite in a training of {steps} steps (2 epochs)" in str(found)
+        said = (
+            f"stayed finite in a training of {steps} steps (2 epochs), of a copy with new weights."
+        )
+        assert said in str(found)
 
     def test_keeps_what_a_layer_was_adapted_to(self, rng):
         norm = keras.layers.Normalization()

@@ -220,7 +220,7 @@ def test_restores_the_weights_of_the_last_sound_look(rng):
             seen.append(self.model.get_weights())
 
     monitor = GateMonitor(x, y, every=1, on_divergence="restore")
-    with pytest.warns(UserWarning, match="the last sound weights are restored"):
+    with pytest.warns(UserWarning, match="restored, those of epoch 2, .*replay_epochs=5"):
         fit(model, x, y, Remember(), monitor, Spoil(2), epochs=6)
     assert len(seen) == 3
     for given, wanted in zip(model.get_weights(), seen[1], strict=True):
@@ -255,6 +255,33 @@ def test_a_sample_that_is_not_finite_is_named_before_training(rng):
     x, y = data(rng)
     with pytest.raises(ValueError, match="^`y` must be of finite .*: y in which 40 "):
         fit(small_model(), x, y, GateMonitor(x, y * np.inf, samples=40))
+
+
+def test_all_data_are_looked_at_for_what_is_not_finite(rng):
+    import tensorflow as tf
+
+    x, y = data(rng)
+    x[31, 2, 1] = np.nan
+    for given in ((x, y), (tf.data.Dataset.from_tensor_slices((x, y)).batch(16), None)):
+        monitor = GateMonitor(*given, samples=2, on_divergence="restore")
+        said = f"The data may be at fault: of `x` 1 of {x.size} values is NaN .* 2 in sample 31. It"
+        with pytest.warns(UserWarning, match=said):
+            fit(small_model(), x, y, monitor)
+
+
+def test_labels_that_are_nan_are_named_before_training(rng):
+    small = small_model()
+    layers = [small.inputs[0], *small.layers[:-1], keras.layers.Dense(3, "softmax")]
+    model = keras.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, _ = data(rng)
+    labels = np.zeros(len(x))
+    labels[31] = np.nan
+    with pytest.raises(ValueError, match="^`y` must be of finite .* 1 of 40 .*nan in sample 31"):
+        fit(model, x, labels, GateMonitor(x, labels, samples=2))
+    labels[:] = 5
+    with pytest.raises(ValueError, match="Received: 5.0 in sample 0, and 1 more"):
+        fit(model, x, labels, GateMonitor(x, labels, samples=2))
 
 
 def test_refuses_to_restore_what_was_never_sound(rng):

@@ -10,6 +10,7 @@ from keras import tree
 
 from keras_gates._keras import graph
 from keras_gates._keras.calls import stacklevel
+from keras_gates.diagnostics.finite import not_finite
 from keras_gates.inputs import PADDED
 
 TAKEN = 256  # samples of a dataset
@@ -95,6 +96,18 @@ def spread(batches, most):
         if part.size
     ]
     return taken, kept
+
+
+def not_finite_in(batches):
+    """What is `NotFinite` in batches (x,) or (x, y), by argument; {} of batches of several
+    lengths."""
+    if len({_shapes(batch) for batch in batches}) > 1:
+        return {}
+    whole = batches[0]
+    if len(batches) > 1:
+        whole = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    found = {name: not_finite(name, values) for name, values in zip("xy", whole, strict=False)}
+    return {name: bad for name, bad in found.items() if bad}
 
 
 def joined(batches, model):
@@ -280,28 +293,49 @@ def check_targets(model, y):
         raise ValueError(
             f"`y` must be one array for {model.name!r}, which has one output. Received: {received}"
         )
+
+
+def check_labels(model, y, indices=None, known=None):
+    """A ValueError if a loss takes labels of classes, and `y` holds something else: TensorFlow says
+    so in words of its own, and on a GPU the loss is NaN.
+
+    Args:
+        model, y: a compiled model, and arrays that fit it, or None.
+        indices: which samples of all they are, if not all.
+        known: what is `NotFinite` in all of `y`.
+    """
+    given, outputs = tree.flatten(() if y is None else y), getattr(model, "outputs", None) or ()
     losses = tree.flatten(getattr(model, "loss", None))
+    if len(given) > 1:  # of which it may be another
+        known = None
     if len(outputs) == len(given) == len(losses):
         for value, output, loss in zip(given, outputs, losses, strict=True):
-            _check_labels(value, output.shape[-1], loss)
+            name = getattr(loss, "name", getattr(loss, "__name__", loss))
+            if name == "sparse_categorical_crossentropy" and output.shape[-1] is not None:
+                _check_labels(value, output, loss, name, indices, known)
 
 
-def _check_labels(labels, classes, loss):
-    """A ValueError if a loss takes labels of classes, and these are of others: TensorFlow says so
-    in words of its own, and on a GPU the loss is NaN."""
-    name = getattr(loss, "name", getattr(loss, "__name__", loss))
-    if name != "sparse_categorical_crossentropy" or classes is None:
-        return
+def _check_labels(labels, output, loss, name, indices, known):
+    classes = output.shape[-1]
+    if labels.ndim == output.ndim and labels.shape[-1] == classes > 1:
+        raise ValueError(
+            f"`y` must have one label per {'step' if output.ndim > 2 else 'sample'} for {name}. "
+            f"Received: y of shape {labels.shape}; for one number per class compile the model with "
+            f"{name.removeprefix('sparse_')}"
+        )
+    if bad := known or not_finite("y", labels):
+        raise bad.error()
     ignored = getattr(loss, "ignore_class", None)
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
     if wrong.any():
         index = tuple(map(int, np.argwhere(wrong)[0]))
+        sample = index[0] if indices is None else indices[index[0]]
         of_steps = len(index) > 1 and labels.shape[1] > 1
         at = f" at time step {index[1]}" if of_steps else ""
         hint = f". {PADDED_LABELS}" if of_steps and labels[index] < 0 else ""
         raise ValueError(
             f"`y` must have labels from 0 to {classes - 1} for {name} of {classes} outputs. "
-            f"Received: {labels[index]}{at} in sample {index[0]}, and {wrong.sum() - 1} more{hint}"
+            f"Received: {labels[index]}{at} in sample {sample}, and {wrong.sum() - 1} more{hint}"
         )
 
 
@@ -342,6 +376,15 @@ def samples(values):
 def take(values, indices):
     """The samples at `indices`, an array or a slice; None of None."""
     return None if values is None else tree.map_structure(lambda v: v[indices], values)
+
+
+def some(count, most, given):
+    """Indices of at most so many samples, at random; but where the data, given by argument, are not
+    finite, some of those samples are among them, to show whether the model takes them."""
+    bad = filter(None, itertools.starmap(not_finite, given.items()))
+    order = [index for each in bad for index in each.tried]
+    order += [*np.random.default_rng(0).permutation(count)]
+    return np.sort([*dict.fromkeys(order)][:most])
 
 
 def slices(count, batch_size):

@@ -87,8 +87,14 @@ def diagnose(
     networks", 2013, for gradient norms; Engelken, Wolf, Abbott, "Lyapunov spectra of chaotic
     recurrent neural networks", 2023, and Vogt et al., "On Lyapunov exponents for RNNs", 2022.
     """
+    return of_some(model, x, y, None, sample_weight, margin, batch_size, lyapunov)
+
+
+def of_some(model, x, y, samples, sample_weight=None, margin=0.05, batch_size=32, lyapunov=True):
+    """`diagnose`, which runs the model on at most so many of the samples, chosen at random; but
+    what it says of the data is of all of them."""
     margin = share("margin", margin)
-    tracer, runs, given = _started(model, x, y, sample_weight, batch_size, lyapunov)
+    tracer, runs, given = _started(model, x, y, sample_weight, batch_size, lyapunov, samples)
     return of_runs(tracer, runs, margin, given)
 
 
@@ -124,15 +130,21 @@ def traces(
     return trace.joined(runs)
 
 
-def _started(model, x, y, sample_weight, batch_size, lyapunov):
-    """The `Tracer`, the runs of all batches and the data by argument, of checked arguments."""
+def _started(model, x, y, sample_weight, batch_size, lyapunov, samples=None):
+    """The `Tracer`, the runs of the batches of at most so many samples, or of all, and all data by
+    argument, of checked arguments."""
     batch_size = positive_integer("batch_size", batch_size)
     lyapunov = true_or_false("lyapunov", lyapunov)
     x, y = data.checked(model, x, y, "gradients are asked for")
+    data.check_labels(model, y)
     weights = data.weights(sample_weight, y)
     tracer = trace.Tracer(model, gradients=y is not None, tangents=lyapunov)
     given = {"x": x, "y": y, "sample_weight": weights}
-    return tracer, trace.runs(tracer, x, y, batch_size, weights), given
+    count = data.samples(x)
+    chosen = slice(None) if samples is None else data.some(count, samples, given)
+    run_on = [data.take(values, chosen) for values in (x, y)]
+    weights = data.take(weights, chosen)
+    return tracer, trace.runs(tracer, *run_on, batch_size, weights), given
 
 
 def of_runs(tracer, runs, margin, given=None):
@@ -140,5 +152,5 @@ def of_runs(tracer, runs, margin, given=None):
     layers = [
         figures.of_trace(each, margin, tracer.verdict(each.cell)) for each in trace.joined(runs)
     ]
-    found = findings.of_layers(layers, tracer.left_out, given)
+    found = findings.of_layers(layers, tracer.left_out, given, tracer.model.weights)
     return Diagnosis(tracer.model.name, margin, layers, found)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import keras
 import numpy as np
 
 from keras_gates.diagnostics.finite import not_finite
@@ -42,7 +43,7 @@ class Finding:
 
     Attributes:
         severity: "error" (the model is broken), "warning" (it will train badly) or "note".
-        layer: name of the layer; or "x", "y" or "sample_weight", of the data.
+        layer: name of the layer; "x", "y" or "sample_weight", of the data; or "weights".
         what: what was found, with its figure.
         advice: what to do.
     """
@@ -56,15 +57,18 @@ class Finding:
         return f"{self.severity}: {self.layer}: {self.what}. {self.advice}"
 
 
-def of_layers(layers, left_out=(), data=None):
+def of_layers(layers, left_out=(), data=None, weights=()):
     """All findings of a list of `LayerDiagnosis`, the most severe first.
 
     Args:
         layers: the list.
         left_out: (name, reason) of layers of which there is none.
         data: what the model was run on, by argument; None if that is not to be named.
+        weights: of the model.
     """
-    found = [] if not any(map(_is_broken, layers)) else [*_in_data(data or {})]
+    found = []
+    if any(map(_is_broken, layers)):
+        found = [*_in_weights(weights), *_in_data(data or {})]
     for layer in layers:
         # What is computed from the other numbers of a layer that has NaN says little.
         for rule in (nonfinite, verdict) if layer.nonfinite else _RULES:
@@ -77,6 +81,21 @@ def of_layers(layers, left_out=(), data=None):
 
 def _is_broken(layer):
     return next(nonfinite(layer), None) is not None
+
+
+def _in_weights(weights):
+    """Whose values are not finite, of which nothing that is computed is, then."""
+    values = {w.path: np.asarray(keras.ops.convert_to_numpy(w.value), "float64") for w in weights}
+    bad = [path for path, value in values.items() if not np.isfinite(value).all()]
+    if bad:
+        yield Finding(
+            "error",
+            "weights",
+            f"NaN or infinite in {len(bad)} of {len(values)}, the first {bad[0]!r}",
+            "An earlier update of them was not finite. Load weights from before it, and look at "
+            "these data with them; keras_gates.diagnostics.locate_nonfinite(model, x, y, "
+            "replay_epochs=5) trains a copy to find where it begins.",
+        )
 
 
 def _in_data(data):

@@ -21,6 +21,10 @@ from keras_gates.validation import file_path, one_of, positive_integer, share
 # What is small already may grow again without harm: a figure is compared with the smallest so
 # far, but with no less than this share of the first.
 _FLOOR = 0.1
+_WHERE_AND_WHY = (
+    "keras_gates.diagnostics.locate_nonfinite(model, x, y{}) says where it begins, and "
+    "keras_gates.check_activations whether the activations are at fault."
+)
 # By default looks are passed over once they have taken this share of the time of training, so that
 # the last one does not carry them beyond 5%.
 COST = 0.04
@@ -126,6 +130,7 @@ class GateMonitor(keras.callbacks.Callback):
         # Copies, so that the whole of `x` need not stay in memory. What joins batches of different
         # lengths is up to the model.
         self._batches, self._kept = data.spread(given, samples)
+        self._bad = data.not_finite_in(given)
         self.csv = None if csv is None else file_path("csv", csv)
         if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
             raise ValueError(f"`log_dir` must be a path, or None. Received: log_dir={log_dir!r}")
@@ -135,6 +140,7 @@ class GateMonitor(keras.callbacks.Callback):
         self.reason = self.diverged_at = None
         self._tracer = self._writer = None
         self._sound: list[tuple] = []  # pairs of a variable and its value when all was well
+        self._sound_at = 0
         self._first: dict[str, float] = {}
         self._smallest: dict[str, float] = {}
         self._finished = 0  # epochs or steps
@@ -151,6 +157,7 @@ class GateMonitor(keras.callbacks.Callback):
             if self.y is not None:
                 data.check_targets(self.model, self.y)
                 data.check_compiled(self.model, "gradients are recorded")
+                data.check_labels(self.model, self.y, self._kept, self._bad.get("y"))
             self._tracer = trace.Tracer(self.model, gradients=self.y is not None).compile()
             self._sound = []
         self._epochs = 0  # of this call of `fit`
@@ -164,9 +171,8 @@ class GateMonitor(keras.callbacks.Callback):
             if self.reason is not None and self.on_divergence == "restore":
                 raise ValueError(
                     f"{self.reason} There are no sound weights to restore. "
-                    "keras_gates.diagnostics.locate_nonfinite(model, x, y) says where it begins, "
-                    "and keras_gates.check_activations whether the activations are at fault. If "
-                    f"they are not, make {self.model.name!r} anew, or load sound weights."
+                    f"{_WHERE_AND_WHY.format('')} If they are not, make {self.model.name!r} anew, "
+                    "or load sound weights."
                 )
         self._began, self._looking = time.perf_counter(), 0.0
 
@@ -230,6 +236,7 @@ class GateMonitor(keras.callbacks.Callback):
         if self._check(watched, self._finished) and self.on_divergence == "restore":
             kept = [*self.model.weights, *_state(getattr(self.model, "optimizer", None))]
             self._sound = [(variable, ops.copy(variable.value)) for variable in kept]
+            self._sound_at = self._finished
         return figures
 
     def _record(self, figures):
@@ -281,12 +288,15 @@ class GateMonitor(keras.callbacks.Callback):
     def _diverged(self, now, what):
         if self.reason is not None:
             return False
-        if not now and (bad := not_finite("x", self.x) or not_finite("y", self.y)):
-            bad.sample = self._kept[bad.sample]
-            raise bad.error()
+        for name, values in {"x": self.x, "y": self.y}.items() if not now else ():
+            if bad := not_finite(name, values):
+                bad.sample = self._kept[bad.sample]
+                raise self._bad.get(name, bad).error()
         self.diverged_at = now
         when = f"in {self.unit} {now}" if now else "before it began"
         self.reason = f"Training diverged {when}: {what}."
+        for bad in self._bad.values():
+            self.reason += f" The data may be at fault: of `{bad.argument}` {bad}."
         if not now and self.on_divergence == "restore":
             return False  # which is an error
         done = ""
@@ -296,10 +306,15 @@ class GateMonitor(keras.callbacks.Callback):
         if self.on_divergence == "restore" and self._sound:
             for variable, value in self._sound:
                 variable.assign(value)
+            those = f"of {self.unit} {self._sound_at}"
+            if not self._sound_at:
+                those += ", from before training"
             done = (
-                " It is stopped, and the last sound weights are restored, with the optimizer's "
-                "state."
+                f" It is stopped, and the last sound weights are restored, those {those}, with the "
+                "optimizer's state."
             )
+            if not self._bad:
+                done += f" {_WHERE_AND_WHY.format(', replay_epochs=5')}"
         warnings.warn(self.reason + done, stacklevel=stacklevel())
         return False
 

@@ -28,6 +28,7 @@ _ADVICE = {
     "update": "Loss and gradients of the batch are finite, run for inference. Lower the learning "
     "rate, or look at what dropout and the optimizer do in this step.",
 }
+_COPY = "a copy with new weights"
 # The square of more than this is no float32.
 _HUGE = 1e18
 # States above this have grown.
@@ -80,7 +81,7 @@ class NonFinite:
                 return "Everything is finite."
             return (
                 f"Everything stayed finite in a training of {self.training_step} steps "
-                f"({self.epoch} epochs). Another seed, or more epochs, may show it."
+                f"({self.epoch} epochs), of {_COPY}. Another seed, or more epochs, may show it."
             )
         name = self.quantity
         at = [repr(name) if name and self.where in ("x", "y") else name or self.where]
@@ -96,7 +97,7 @@ class NonFinite:
         )
         when = ""
         if self.training_step is not None:
-            when = f" in training step {self.training_step} (epoch {self.epoch})"
+            when = f" in training step {self.training_step} (epoch {self.epoch}) of {_COPY}"
         return f"Not finite in {what}{when}: {' '.join(at)} is {self.value}."
 
 
@@ -150,6 +151,7 @@ def locate_nonfinite(
     found = found or _in_data("y", y, _names(y, getattr(model, "output_names", None) or ()))
     if found:
         return found
+    data.check_labels(model, y)
     if replay_epochs is not None:
         epochs = positive_integer("replay_epochs", replay_epochs)
         if y is None:
