@@ -96,7 +96,10 @@ class Launched:
         launch = ["-m", "keras_gates", "search", "--workers", WORKERS, __file__, *own]
         self.processes = collections.defaultdict(list)
         self.launcher = subprocess.Popen(
-            [sys.executable, *map(str, launch)], stdout=subprocess.PIPE, text=True
+            [sys.executable, *map(str, launch)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # where it tells of the processes
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

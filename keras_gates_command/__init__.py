@@ -13,7 +13,7 @@
 
 `keras-gates COMMAND --help` tells more, and `python -m keras_gates` is the same. What was found
 goes to the standard output, what is being done to the standard error. Exit status: 0 if it was
-done, 1 if it could not be, 2 if an argument is wrong, 130 after Ctrl-C.
+done, 1 if it could not be, 2 if the command line cannot be read, 130 after Ctrl-C.
 """
 
 # This package is not inside keras_gates because importing that imports Keras and its backend, six
@@ -42,7 +42,8 @@ def main(argv=None):
         try:
             return _run(given)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            again = "; the same command goes on with the search" * (given.command == "search")
+            print(f"interrupted{again}", file=sys.stderr)
             return 130
         except BrokenPipeError:  # who reads the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

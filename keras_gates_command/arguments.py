@@ -6,7 +6,9 @@ import difflib
 import importlib.util
 import math
 import os
+import re
 import runpy
+import sys
 
 from keras_gates_command import files
 
@@ -14,13 +16,21 @@ _DATA = (
     "a .npz file with the arrays x and y, or with one array per input under the names of the "
     "model's inputs, and y; or a .npy file with x alone"
 )
+# How messages name what there is in Python alone, and what it is here.
+_IN_PYTHON = {
+    ", a function or a Keras layer, or a dict of these per gate": ", or GATE=ACTIVATION for each",
+    ", a function or a Keras layer": "",
+}
 _CELL = 'the name of a cell ("gru", "lstm", ...), or module:Class of your own'
 
 
 def parse(text, argv=None):
     """The arguments of the command whose description, with an example of each, is `text`."""
     parser = argparse.ArgumentParser(
-        prog="keras-gates", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="keras-gates",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,6 +44,7 @@ def parse(text, argv=None):
             description="\n".join([summary, *map(str.strip, more)]),
             epilog="\n".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         if name != "search":
             command.add_argument("--json", action="store_true", help="print JSON")
@@ -70,7 +81,24 @@ def in_terms_of_options(given, message):
             message = message.replace(f" {name}=True", f" {option}")
         for before, after in ("`", "`"), ("`", "["), (" ", "["), (" ", "="):
             message = message.replace(before + name + after, before + option + after)
+    for in_python, here in _IN_PYTHON.items():
+        message = message.replace(in_python, here)
+    message = re.sub(r"--gate\['(\w+)'\]", r"--gate \1", message)
+    message = re.sub(r"--gate=(\{[^}]*\})", _one_by_one, message)
+    if hasattr(given, "cell"):
+        cells = getattr(sys.modules.get("keras_gates.cells"), "CELLS", {})
+        names = {cell.__name__: name for name, cell in cells.items()}
+        message = re.sub(r"(?<!['.:\w])\w+Cell\b", lambda m: names.get(m[0], m[0]), message)
     return message
+
+
+def _one_by_one(match):
+    """`--gate=` with a dict as one option for each gate."""
+    try:
+        gates = ast.literal_eval(match[1])
+    except (SyntaxError, ValueError):  # objects in it
+        return match[0]
+    return " ".join(f"--gate {gate}={activation}" for gate, activation in gates.items())
 
 
 # ---------------------------------------------------------------------- the commands

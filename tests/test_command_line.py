@@ -102,6 +102,15 @@ def test_diagnose_prints_what_diagnose_returns(saved, capsys):
     assert "4 samples of up to 6 steps" in pathlib.Path("page.html").read_text("utf-8")
 
 
+def test_diagnose_looks_at_all_data(saved, here, capsys):
+    _, x, y = saved
+    x[7, 3, 1] = np.nan
+    np.savez("bad.npz", x=x, y=y)
+    status, out, _ = run(capsys, "diagnose", "model.keras", "bad.npz", "--samples", 2)
+    assert status == 0
+    assert "ERROR x: 1 of 180 values is NaN or infinite: nan at time step 3 in sample 7" in out
+
+
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_diagnose_of_a_model_that_was_never_trained_warns_of_nothing(here, rng, capsys):
     model = small_model()
@@ -211,9 +220,20 @@ def test_a_flag_in_an_error_has_no_value():
         ("check gru --candidate 3", "`--candidate` must be"),
         ("check gru --with grad_clip_norm=-1", "`grad_clip_norm` must be a positive"),
         ("check gru --with bate=1", "takes no argument `bate`"),
-        ("check gru --with nonsense=1", "GRUCell takes no argument `nonsense`. It takes activatio"),
-        ("check gru --gate sigmod", "Unknown name: --gate='sigmod'; did you mean 'sigmoid'?\n"),
-        ("check gru --gate update=rleu", "`--gate['update']` must be the name of an activation"),
+        (
+            "check gru --with nonsense=1",
+            "activations of gru takes no argument `nonsense`. It",
+        ),
+        (
+            "check gru --gate sigmod",
+            "or GATE=ACTIVATION for each. Unknown name: --gate='sig",
+        ),
+        ("check gru --gate update=rleu", "`--gate update` must be the name of an activation. Unk"),
+        (
+            "check gru --gate updte=relu",
+            "['update', 'reset']. Received: --gate updte=relu\n",
+        ),
+        ("check gru --output relu", "argument `--output`; it belongs to lstm and cifg and "),
         ("check gru --candidate blub", "Unknown name: --candidate='blub'. There are celu, elu, "),
         ("bench gru --with backprop=fused", "bench takes no argument `backprop`: it measures the"),
         ("bench gru --with units=3", "takes no argument `--units`: bench is given it by itself"),
@@ -313,6 +333,7 @@ def test_what_a_file_of_a_model_does_not_say_is_seen_in_the_model(here, capsys):
         ("export m out --batch-size 1.5", "argument --batch-size: must be a positive integer."),
         ("diagnose m d --samples 0", "argument --samples: must be a positive integer. Received: 0"),
         ("search --workers 0 s.py", "argument --workers: must be a positive integer. Received: 0"),
+        ("bench gru --unit 3", "unrecognized arguments: --unit 3; did you mean --units?\n"),
         ("bench gru --units many", "argument --units: must be a positive integer. Received: many"),
     ],
 )
@@ -430,6 +451,8 @@ def test_check_prints_what_check_activations_returns(capsys):
     found = json.loads(out)
     assert found["level"] == "unstable"
     assert found["carry"] == {"hidden": [0, None]}
+    _, out, err = run(capsys, "check", "gru", "--gate", "softmax")
+    assert (out[:23], err) == ("GRUCell: gates softmax;", "")  # Keras warns of its one unit
     _, out, _ = run(capsys, "check", "gru", "--steps", 7, "--units", 5)
     assert out == f"{kg.check_activations('gru', steps=7, units=5)}\n"
 

@@ -333,12 +333,13 @@ def test_the_line_on_a_terminal(tmp_path):
     assert lines[-2].startswith("4 of 4 trainings done; ")
 
 
-def test_interrupted_says_how_to_go_on(tmp_path, capsys):
+def test_interrupted_says_how_to_go_on(tmp_path):
     tuner = searched(tmp_path, Arithmetic)
     tuner._execute = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as error:
         tuner.confirm(seeds=2)
-    assert f"The same call goes on with what is in {tuner.project_dir}" in capsys.readouterr().out
+    (note,) = error.value.__notes__  # which Python shows below the traceback
+    assert note == f"Interrupted. The same call goes on with what is in {tuner.project_dir}"
 
 
 @pytest.mark.slow

@@ -350,14 +350,60 @@ def test_launch_names_the_processes_and_passes_on_what_they_print(tmp_path, capf
 
 
 def test_launch_gives_up_a_script_that_fails(tmp_path, capfd):
-    script = write_script(tmp_path, "print('so far')\nraise ValueError('no such luck')")
+    script = write_script(
+        tmp_path,
+        """
+        import os, pathlib
+        pathlib.Path(os.environ["KERAS_GATES_LAUNCHED"]).touch()  # as if a search ran
+        print('so far', flush=True)
+        raise ValueError('no such luck')
+        """,
+    )
     with pytest.raises(ChildProcessError) as given_up:
         launch.launch(script, workers=1)
     error = str(given_up.value)
     assert "has died 3 times in a row, each time within 300 seconds; the last" in error
     assert "the last time: status 1. Its last lines:\n    so far\n    Traceback" in error
     assert error.endswith("    ValueError: no such luck\n")
-    assert capfd.readouterr().out.count("has died: status 1. It is started again.") >= 2
+    printed = capfd.readouterr()
+    assert printed.out == "worker-0  | so far\n" * 3
+    assert printed.err.count("has died: status 1. It is started again.") == 2
+
+
+def test_a_script_that_fails_before_a_search_ends_at_once_and_is_told_once(
+    tmp_path, monkeypatch, capsys
+):
+    script = write_script(tmp_path, "import no_such_module")
+    assert keras_gates_command.main(["search", str(script)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("No module named 'no_such_module'") == 1
+    assert printed.err.count(" is process ") == 2
+    assert printed.err.endswith(
+        "error: worker-0 has failed before a search began: status 1. What it printed is above.\n"
+    )
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    only = write_script(
+        tmp_path,
+        """
+        import os, time
+        if os.environ["KERASTUNER_TUNER_ID"] == "worker-1":
+            raise SystemExit("not here")
+        time.sleep(100)
+        """,
+    )
+    with pytest.raises(ChildProcessError, match="worker-1 has failed .* last lines:\n    not here"):
+        launch.launch(only)
+    assert "not here" not in capsys.readouterr().err
+
+
+def test_ctrl_c_tells_that_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "launch", interrupted)
+    assert keras_gates_command.main(["search", str(write_script(tmp_path, ""))]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on with the search\n"
 
 
 def test_ctrl_c_leaves_no_process_behind(tmp_path, monkeypatch):

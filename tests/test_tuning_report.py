@@ -658,6 +658,9 @@ def test_within_the_noise_says_how_many_seeds_it_takes():
     needed = found.seeds_needed
     assert power(needed) == pytest.approx(0.8, abs=0.02)
     assert f"takes about {needed} new seeds: tuner.confirm(seeds={needed}) trains" in found.sentence
+    done = compare(searched(trials), confirmed=("0", "1")).sentence
+    assert done == found.sentence.partition(" To tell")[0]
+    assert compare(searched(trials), confirmed=("0", "2")).sentence == found.sentence
     trials[1] = finished("1", HARD, 0.7001, 0.7401, 0.7801)
     assert "takes more than 1000 new seeds." in compare(searched(trials)).sentence
     trials = [finished("0", HARD, 0.7, 0.8), finished("1", DEFAULT, 0.7, 0.8)]

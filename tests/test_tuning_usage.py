@@ -284,18 +284,17 @@ def test_hyperband_takes_epochs_and_does_not_use_them(tmp_path):
     assert max(e.epoch for trial in trials for e in trial.executions) == 2
 
 
-def test_an_interrupted_search_says_how_to_go_on(tmp_path, capsys):
+def test_an_interrupted_search_says_how_to_go_on(tmp_path):
     def interrupted(hp):
         if hp.Choice("gate", ["sigmoid", "tanh_gate"]) == "tanh_gate":
             raise KeyboardInterrupt
         return build(hp)
 
     tuner = tuner_in(tmp_path, tuning.GridSearch, interrupted, max_trials=None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as error:
         tuner.search(X, Y, **DATA)
-    assert f"The same script goes on with the search in {tuner.project_dir}" in (
-        capsys.readouterr().out
-    )
+    (note,) = error.value.__notes__
+    assert note == f"Interrupted. The same script goes on with the search in {tuner.project_dir}"
 
 
 # ---------------------------------------------------------------------- trials

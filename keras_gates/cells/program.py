@@ -214,7 +214,10 @@ def _or_opaque(function, activation):
 
     def on_symbols(x):
         try:
-            return function(x)
+            with warnings.catch_warnings():
+                # Of symbols with one unit, where a cell is only judged.
+                warnings.filterwarnings("ignore", "You are using a softmax over axis")
+                return function(x)
         except Exception:
             return Symbolic("opaque", function=_Opaque(activation))(x)
 

@@ -19,7 +19,8 @@ LIVES, SHORT = 3, 300.0  # so many short lives in a row, in seconds, and a proce
 _POLL = 0.2
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _SIGN = "KERAS_GATES_LAUNCHED"
-_PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+_PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+_TAIL = 20  # lines
 _OPTIONS: dict = {"text": True, "errors": "replace", "start_new_session": True, **_PIPES}
 
 
@@ -30,6 +31,10 @@ def launch(script, arguments=(), workers=2):
     that are left. A training in which its process has died twice is not begun again; its trial
     fails. When this process ends, all others do, whatever ended it.
 
+    What the processes print comes out of here, line by line behind their names, their standard
+    errors and what is said of them on the standard error. Of others than the first it comes from
+    when a search runs in them, because until then they all say the same.
+
     The processor cores are shared out among the workers, unless TF_NUM_INTRAOP_THREADS or
     OMP_NUM_THREADS is set, and the devices of CUDA_VISIBLE_DEVICES, if it names several.
 
@@ -39,8 +44,9 @@ def launch(script, arguments=(), workers=2):
         workers: how many.
 
     Raises:
-        ChildProcessError: the script ran no search, or a process was given up, having died three
-            times in a row within five minutes each, with no training ended in between.
+        ChildProcessError: the script ran no search, or failed before one began in any process; or
+            a process was given up, having died three times in a row within five minutes each, with
+            no training ended in between.
     """
     command = [sys.executable, "-u", str(script), *arguments]
     with tempfile.TemporaryDirectory() as signs:
@@ -49,7 +55,7 @@ def launch(script, arguments=(), workers=2):
         try:
             while not all(worker.ended for worker in crew):
                 for worker in crew:
-                    worker.look_after()
+                    worker.look_after(crew)
                 time.sleep(_POLL)
             if not any(worker.sign.exists() for worker in crew):
                 raise ChildProcessError(
@@ -101,46 +107,79 @@ class _Worker:
     def __init__(self, number, workers, command, sign):
         self.name, self.command, self.sign = roles.worker_id(number), command, sign
         self.variables = {**_environment(number, workers), _SIGN: str(sign)}
-        self.process, self.ended, self.lives = None, False, 0
-        self.tail = collections.deque(maxlen=20)
+        self.process, self.ended, self.lives, self.searched = None, False, 0, False
+        self.held = [] if number else None  # lines that are not shown yet
+        self.lock = threading.Lock()
 
-    def look_after(self):
+    def look_after(self, crew):
         """Starts it if it does not run, until it has ended well."""
-        if self.process is not None and not self.ended and self.process.poll() is not None:
+        if self.process is None:
+            self._start()
+            return
+        ended = not self.ended and self.process.poll() is not None
+        if ended:
             self.clear_up()
             self.ended = self.process.returncode == 0
-            if not self.ended:
-                self._died()
-                self._start()
-        elif self.process is None:
+        self.searched = self.searched or self.sign.exists()
+        if ended and not self.ended:
+            if self.process.returncode > 0 and not any(each.searched for each in crew):
+                raise _failed_at_once(self, crew[0])
+            self._show_held()
+            self._died()
             self._start()
+        elif self.searched or self.ended:
+            self._show_held()
 
     def _start(self):
-        self.tail.clear()
         self.sign.unlink(missing_ok=True)
         self.process = subprocess.Popen(self.command, env=self.variables, **_OPTIONS)
         self.born = time.monotonic()
-        _say("launch", f"{self.name} is process {self.process.pid}")
-        self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
-        self.reader.start()
+        _say("launch", f"{self.name} is process {self.process.pid}", sys.stderr)
+        self.tails, self.readers = [], []
+        for output, stream in (
+            (self.process.stdout, sys.stdout),
+            (self.process.stderr, sys.stderr),
+        ):
+            self.tails.append(collections.deque(maxlen=_TAIL))
+            given = (output, stream, self.tails[-1])
+            self.readers.append(threading.Thread(target=self._read, args=given, daemon=True))
+            self.readers[-1].start()
 
-    def _read(self, output):
+    def _read(self, output, stream, tail):
         for line in output:
-            self.tail.append(line)
-            _say(self.name, line.rstrip("\n"))
+            tail.append(line)
+            with self.lock:
+                if self.held is None:
+                    _say(self.name, line.rstrip("\n"), stream)
+                else:
+                    self.held.append((line.rstrip("\n"), stream))
+
+    def _show_held(self):
+        with self.lock:
+            for line, stream in self.held or ():
+                _say(self.name, line, stream)
+            self.held = None
+
+    @property
+    def last_lines(self):
+        lines = [line for tail in self.tails for line in tail][-_TAIL:]
+        return f"Its last lines:\n    {'    '.join(lines)}"
+
+    @property
+    def cause(self):
+        status = self.process.returncode
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
     def _died(self):
-        status = self.process.returncode
-        cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         trained = self.sign.exists() and self.sign.read_text()
         in_vain = time.monotonic() - self.born < SHORT and not trained
         self.lives = self.lives + 1 if in_vain else 1
         if self.lives >= LIVES:
             raise ChildProcessError(
                 f"{self.name} has died {LIVES} times in a row, each time within {SHORT:g} seconds; "
-                f"the last time: {cause}. Its last lines:\n    {'    '.join(self.tail)}"
+                f"the last time: {self.cause}. {self.last_lines}"
             )
-        _say("launch", f"{self.name} has died: {cause}. It is started again.")
+        _say("launch", f"{self.name} has died: {self.cause}. It is started again.", sys.stderr)
 
     def signal(self, number):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -150,7 +189,8 @@ class _Worker:
         """Ends it and what it may have left behind, and waits for the last of its output."""
         self.signal(signal.SIGKILL)
         self.process.wait()
-        self.reader.join(GRACE)
+        for reader in self.readers:
+            reader.join(GRACE)
 
 
 def _end(crew):
@@ -167,11 +207,23 @@ def _end(crew):
     signal.signal(signal.SIGINT, previous)
 
 
-def _say(name, line):
+def _failed_at_once(worker, first):
+    """The error for a script that fails before a search has begun in any process."""
+    with contextlib.suppress(subprocess.TimeoutExpired):  # as it will, most likely
+        if first.process.wait(GRACE) > 0:
+            worker = first
+            first.clear_up()
+    told = "What it printed is above." if worker is first else worker.last_lines
+    return ChildProcessError(
+        f"{worker.name} has failed before a search began: {worker.cause}. {told}"
+    )
+
+
+def _say(name, line, stream):
     # Whole lines, from any thread; and who does not read on does not stop the search.
     with contextlib.suppress(OSError):
-        sys.stdout.write(f"{name:<9} | {line}\n")
-        sys.stdout.flush()
+        stream.write(f"{name:<9} | {line}\n")
+        stream.flush()
 
 
 def _environment(number, workers):

@@ -26,9 +26,8 @@ class Line:
         """While it lasts, what is said of it; if it is interrupted, how it goes on."""
         try:
             yield
-        except KeyboardInterrupt:
-            self._close()
-            print(f"Interrupted. {going_on}")
+        except KeyboardInterrupt as error:
+            error.add_note(f"Interrupted. {going_on}")  # which is the last line of the traceback
             raise
         finally:
             self._close()

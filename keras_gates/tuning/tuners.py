@@ -6,8 +6,10 @@ import itertools
 import math
 import os
 import pathlib
+import sys
 import time
 import traceback
+import warnings
 from typing import Any
 
 import keras
@@ -16,6 +18,7 @@ import numpy as np
 from keras_tuner.engine.trial import Trial
 
 from keras_gates import validation
+from keras_gates._keras.calls import stacklevel
 from keras_gates._keras.graph import gradients_forgotten
 from keras_gates._keras.tuner import TunerCallback, maybe_distribute
 from keras_gates.cells.arguments import refuse_unknown
@@ -82,7 +85,8 @@ class Tuner(keras_tuner.Tuner):
         self._seed = None  # of the training under way
         self._given: tuple = ()  # what `search` was called with
         self._resumed, self._launched = False, launch.end_with_launcher()
-        oracle._display = self._progress = Progress(oracle)
+        stream = sys.stderr if self._launched else None  # beside what the launcher says
+        oracle._display = self._progress = Progress(oracle, stream)
         oracle._set_project_dir(directory or ".", project_name or "untitled_project")
         folder = {"directory": directory, "project_name": project_name, "overwrite": overwrite}
         with oracle.locked():
@@ -135,6 +139,16 @@ class Tuner(keras_tuner.Tuner):
             if not roles.is_first():
                 raise SystemExit(0)
             self.oracle.wait()
+        trials = [trial.outcome for trial in records.read_search(self.project_dir).trials]
+        if trials and records.FINISHED not in trials:
+            diverged = ""
+            if records.DIVERGED in trials:
+                diverged = " Is there NaN in the data? keras_gates.diagnose(model, x, y) says so."
+            warnings.warn(
+                f"No trial has finished: {records.counted(trials)}. keras_gates.tuning."
+                f"search_report(tuner) tells why.{diverged}",
+                stacklevel=stacklevel(),
+            )
 
     def run_trial(self, trial, *args, **kwargs):
         """Trains one trial with every seed, or with those that a run cut short has left.
@@ -455,7 +469,8 @@ class Tuner(keras_tuner.Tuner):
         if roles.is_first() and not is_new:
             print(
                 f"The search in {self.project_dir} goes on: {ended} trials had ended, "
-                f"{begun - ended} had not."
+                f"{begun - ended} had not.",
+                file=self._progress.stream,
             )
 
 

@@ -168,7 +168,7 @@ def of_candidate(cell, program, p, carry, growth):
             ),
         ]
         advice = (
-            f"What keeps it stable: {', '.join(helps)}; and a smaller learning rate."
+            f"Keep it stable by {', '.join(helps)}, and a smaller learning rate."
             if helps
             else "A smaller learning rate, if it diverges all the same."
         )

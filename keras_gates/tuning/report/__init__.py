@@ -167,7 +167,8 @@ finished trials; standard deviation over seeds 0.01414).
     ranks = {trial.trial_id: i + 1 for i, trial in enumerate(scored)}
     others = [trial for trial in search.trials if trial.trial_id not in ranks]
     rows = [_row(trial, ranks.get(trial.trial_id)) for trial in [*scored, *others]]
-    comparison = compare(search)
+    confirmation = last_confirmation(folder, search)
+    comparison = compare(search, confirmation.scores if confirmation else ())
     return SearchReport(
         objective=search.objective,
         direction=search.direction,
@@ -180,7 +181,7 @@ finished trials; standard deviation over seeds 0.01414).
             for trial in scored
             if trial.trial_id in (comparison.best, comparison.default)
         },
-        confirmation=last_confirmation(folder, search),
+        confirmation=confirmation,
     )
 
 

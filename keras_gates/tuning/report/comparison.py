@@ -71,8 +71,9 @@ def ranked(search):
     return sorted(finished, key=lambda trial: trial.score, reverse=search.direction == "max")
 
 
-def compare(search):
-    """The `Comparison` of a `records.Search`."""
+def compare(search, confirmed=()):
+    """The `Comparison` of a `records.Search`; of trials that are `confirmed`, by their ids, it does
+    not say that this is to be done."""
     trials = ranked(search)
     noise, freedom = _pooled(trials)
     known = {"noise": noise, "degrees_of_freedom": freedom, "trials": len(trials)}
@@ -107,11 +108,12 @@ def compare(search):
     else:
         found.verdict = "within noise"
         found.seeds_needed = seeds_needed(difference, noise * math.sqrt(2))
-    found.sentence = _sentence(found, search, best, default)
+    advised = not {best.trial_id, default.trial_id} <= {*confirmed}
+    found.sentence = _sentence(found, search, best, default, advised)
     return found
 
 
-def _sentence(found, search, best, default):
+def _sentence(found, search, best, default, advised):
     first = f"The best trial ({best.trial_id}: {pairs.pair_of(best.values)})"
     other = f"the default pair ({default.trial_id}: {pairs.pair_of(default.values)})"
     by = f"by {found.difference:.4g} in {search.objective}"
@@ -126,17 +128,18 @@ def _sentence(found, search, best, default):
     elif found.verdict == "fewer epochs":
         text = (
             f"{ahead}, but was trained up to epoch {best.values[EPOCHS]}, the default pair only up "
-            f"to {default.values.get(EPOCHS, 0)}: that says nothing about the pair. "
-            "tuner.confirm() trains both as long."
+            f"to {default.values.get(EPOCHS, 0)}: that says nothing about the pair."
         )
+        text += " tuner.confirm() trains both as long." if advised else ""
     elif found.verdict == "one seed":
         text = (
             f"{ahead}, but every trial was trained with one seed only, so that nothing can be said "
-            "about the noise: tuner.confirm(seeds=5) trains both with five more."
+            "about the noise"
         )
+        text += ": tuner.confirm(seeds=5) trains both with five more." if advised else "."
     else:
         text = f"{ahead}: that is within the noise."
-    if found.verdict == "within noise" and found.difference > 0:
+    if found.verdict == "within noise" and found.difference > 0 and advised:
         seeds = found.seeds_needed
         count = f"about {seeds}" if seeds else f"more than {_MOST_SEEDS}"
         text += f" To tell a difference of this size, if it is real, takes {count} new seeds"
