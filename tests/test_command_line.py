@@ -233,7 +233,7 @@ def test_a_flag_in_an_error_has_no_value():
             "check gru --gate updte=relu",
             "['update', 'reset']. Received: --gate updte=relu\n",
         ),
-        ("check gru --output relu", "argument `--output`; it belongs to lstm and cifg and "),
+        ("check gru --output relu", "argument `--output`; it belongs to lstm, cifg, la"),
         ("check gru --candidate blub", "Unknown name: --candidate='blub'. There are celu, elu, "),
         ("bench gru --with backprop=fused", "bench takes no argument `backprop`: it measures the"),
         ("bench gru --with units=3", "takes no argument `--units`: bench is given it by itself"),
