@@ -670,7 +670,9 @@ def test_export_runs_the_file_without_this_package(tmp_path, rng):
     assert report.operators["GRU"] == 1
     assert report.difference.relative < 1e-5
     assert {sample.mask for sample in report.samples} == {"none", "right", "any"}
-    assert report.notes == [
+    padding, *notes = report.notes
+    assert padding.startswith("Steps in which all features are 0 are taken as padding")
+    assert notes == [
         "mgu runs as a Scan, because ONNX has no operator for the cell MGUCell.",
         onnx_format._MASKED,
         onnx_format._NO_STEPS,
