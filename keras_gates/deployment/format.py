@@ -96,15 +96,15 @@ def refuse_other_backends(files):
 
 
 def refuse_missing(files, extra, *packages):
-    """Raises an ImportError, with the command that installs them, where packages are missing; they
-    are an extra of this one, or by themselves if that is None."""
+    """Raises an ImportError, with the command that installs them, where packages are missing."""
     try:
         for package in packages:
             importlib.import_module(package)
     except ImportError as error:
         needed = ", ".join(packages).replace("_", "-")
-        what = needed if extra is None else f'"keras_gates[{extra}]"'
-        raise ImportError(f"{files} files need {needed}: pip install {what}") from error
+        raise ImportError(
+            f'{files} files need {needed}: pip install "keras_gates[{extra}]"'
+        ) from error
 
 
 def refuse_stateful(spec, files, streaming):

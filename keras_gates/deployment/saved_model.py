@@ -17,7 +17,7 @@ from keras import tree
 
 from keras_gates._keras import formats
 from keras_gates.deployment.errors import NotExportableError
-from keras_gates.deployment.format import Format, Written, refuse_missing
+from keras_gates.deployment.format import Format, Written
 from keras_gates.deployment.names import output_names
 from keras_gates.deployment.time_distributed import all_steps_at_once
 
@@ -47,8 +47,6 @@ class SavedModel(Format):
                 f"streaming=True needs Keras on TensorFlow, and this is Keras on {backend}. Load "
                 "the model with KERAS_BACKEND=tensorflow, and export it there."
             )
-
-        refuse_missing("SavedModel", None, "tensorflow")
 
     def write(self, spec, path, *, stream=None):
         import tensorflow as tf

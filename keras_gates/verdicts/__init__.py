@@ -22,6 +22,7 @@ from keras_gates._keras.calls import stacklevel
 from keras_gates.activations.profiles import NotJudgedError, fresh
 from keras_gates.cells import CELLS, GatedCell, GRUCell, LSTMCell, of_keras
 from keras_gates.cells.arguments import LAYER_ARGUMENTS, refuse_kept, refuse_unknown, sign
+from keras_gates.cells.base import CANDIDATE
 from keras_gates.cells.program import built_copy, refuse_failing, traced
 from keras_gates.cells.step import argument_of
 from keras_gates.cells.unused import refuse_unused, unused
@@ -32,7 +33,7 @@ from keras_gates.validation import one_of, positive_integer
 from keras_gates.verdicts import probe, reasons
 from keras_gates.verdicts.reasons import LEVELS, Reason
 
-_CANDIDATE, _OUTPUT = "candidate", "output_activation"
+_OUTPUT = "output_activation"
 _FEW = 24  # units, enough to see what states do
 _UNKNOWN = (
     "Nothing is known of it beforehand: look at what keras_gates.diagnose finds after a short "
@@ -385,7 +386,7 @@ def _class_of(cell):
 def judge(cell):
     """The verdict on an instance of a cell, built or not, without the estimates."""
     output = getattr(cell, "output_activation", None)
-    judged = {**cell.gate_activations, _CANDIDATE: cell.candidate_activation}
+    judged = {**cell.gate_activations, CANDIDATE: cell.candidate_activation}
     if output is not None:
         judged[_OUTPUT] = output
     untraced, never = None, {}
@@ -399,7 +400,7 @@ def judge(cell):
     found = {
         "cell": type(cell).__name__,
         "gates": {name: names[name] for name in cell.gate_activations if name in names},
-        "candidate": names.get(_CANDIDATE),
+        "candidate": names.get(CANDIDATE),
         "output": names.get(_OUTPUT),
         "unused": never,
     }
@@ -413,7 +414,7 @@ def judge(cell):
         unknown = [Reason("caution", f"its equations cannot be traced: {untraced}", _UNKNOWN)]
     if unknown:
         return _unknown(found, cell, *unknown)
-    cell, candidate, output = its, profiles.pop(_CANDIDATE, None), profiles.pop(_OUTPUT, None)
+    cell, candidate, output = its, profiles.pop(CANDIDATE, None), profiles.pop(_OUTPUT, None)
     candidate = candidate or reasons.candidate_of(cell, program)
     carry, carriers, growth, bounded = probe.probed(cell, program)
     against = [
@@ -447,7 +448,7 @@ def _chosen(cell, profiles):
 
 def _unjudged(name, activation, error):
     """Why an activation cannot be judged."""
-    is_gate = name not in (_CANDIDATE, _OUTPUT)
+    is_gate = name not in (CANDIDATE, _OUTPUT)
     who = f"the {'gate ' if is_gate else ''}{name} ({activation})"
     if isinstance(error, activations.NotANumberError):
         return Reason("unstable", str(error), "Take an activation that always has a value.")

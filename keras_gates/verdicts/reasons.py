@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_gates.activations.profiles import profile
+from keras_gates.cells.base import CANDIDATE
 from keras_gates.cells.program import traced
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import affine, equations, leaf
@@ -19,7 +20,6 @@ _ABOVE_ONE = 1.05
 _MANY, _LARGE = 100, 1e4
 # A slope of the candidate below which gradients fade, and a share of gate inputs without a slope.
 _FLAT, _SHUT = 0.5, 0.25
-_CANDIDATE = "candidate"
 _PAPERS = {
     "relu": "Glorot, Bordes, Bengio, 2011",
     "identity": "Le, Jaitly, Hinton, 2015",
@@ -151,7 +151,7 @@ def of_growth(cell, profiles, candidate, output, carry, growth):
 
 def of_candidate(cell, program, p, carry, growth):
     """Against the candidate, whose profile is `p`."""
-    carried = any(high > 0 for _, high in carry.values())
+    carried = _is_carried(carry)
     free = not p.bounded and p.far_slope > 0 and _sees_the_state(program)
     lost = any(high > _ABOVE_ONE for _, high in carry.values())  # whatever the candidate is
     if free and not lost and not _grows(carry, growth):
@@ -219,13 +219,13 @@ def of_length(cell, verdict, size, steps):
         verdict: as far as it does not depend on the length.
         size: what the hidden state reaches in so many steps, with weights as after training.
     """
-    if verdict.level == LEVELS[-1] or np.isnan(verdict.growth):
+    known = not np.isnan(verdict.growth)
+    if verdict.level == LEVELS[-1] or not known or steps <= _MANY or size <= _LARGE:
         return
     program = traced(cell)[1]
     p = candidate_of(cell, program)
-    carried = any(high > 0 for _, high in verdict.carry.values())
     free = p is not None and p.lower == -np.inf and p.upper == np.inf and _sees_the_state(program)
-    if carried and free and steps > _MANY and size > _LARGE:
+    if free and _is_carried(verdict.carry):
         yield Reason(
             LEVELS[-1],
             f"the candidate {p.name} has no bound on either side, and {steps} steps are many for "
@@ -248,6 +248,11 @@ def _by(growth):
     return "without bound" if np.isinf(growth) else f"by a factor of {growth:.3g} per step"
 
 
+def _is_carried(carry):
+    """Whether any state has a direct way to the next step."""
+    return any(high > 0 for _, high in carry.values())
+
+
 def _grows(carry, growth):
     """Whether states grow though what carries them on does not make them."""
     carried_well = all(low >= 0 and high <= _ABOVE_ONE for low, high in carry.values())
@@ -257,9 +262,9 @@ def _grows(carry, growth):
 def candidate_of(cell, program):
     """The profile of the candidate: where `update` adds that block to a state without calling
     self.candidate, that of linear. None where neither is so."""
-    if _CANDIDATE in dict(program.named):
+    if CANDIDATE in dict(program.named):
         return profile(cell.candidate_activation)
-    slopes = [affine(after, leaf("x", _CANDIDATE)) for after in program.forward]
+    slopes = [affine(after, leaf("x", CANDIDATE)) for after in program.forward]
     added = any(slope is not None and number_of(slope[0]) != 0 for slope in slopes)
     return profile(keras.activations.linear) if added else None
 
@@ -267,11 +272,11 @@ def candidate_of(cell, program):
 def _sees_the_state(program):
     """Whether the candidate is made of the states."""
     named = dict(program.named)
-    if _CANDIDATE not in named:  # then of its block alone
-        return ("u", _CANDIDATE) in program.leaves or any(
-            v.operation == "recurrent" and v["block"] == _CANDIDATE for v in program.values
+    if CANDIDATE not in named:  # then of its block alone
+        return ("u", CANDIDATE) in program.leaves or any(
+            v.operation == "recurrent" and v["block"] == CANDIDATE for v in program.values
         )
-    values = ordered([named[_CANDIDATE]])
+    values = ordered([named[CANDIDATE]])
     return any(
         v.operation == "recurrent" or (v.operation == "input" and v["kind"] in ("u", "state"))
         for v in values
