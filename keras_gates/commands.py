@@ -7,9 +7,7 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import re
-import sys
 import warnings
 import zipfile
 
@@ -205,17 +203,12 @@ def _import(modules):
 
 
 def _imported(argument, module):
-    if os.getcwd() not in sys.path:  # where an installed script does not look by itself
-        sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module)
-    except (ImportError, TypeError, ValueError) as error:  # TypeError of ./module
-        hint = f"; {error}"
-        if "/" in module or module.endswith(".py"):
-            hint = ", which is a path: write it as in `import`, such as my_module or package.module"
+    except ImportError as error:
         raise ImportError(
-            f"`{argument}` must be a module that can be imported. Received: {argument}={module}"
-            f"{hint}"
+            f"`{argument}` must be a module that can be imported. Received: {argument}={module}; "
+            f"{error}"
         ) from error
 
 

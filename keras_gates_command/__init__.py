@@ -30,7 +30,7 @@ import time
 import warnings
 
 from keras_gates_command import without_backend
-from keras_gates_command.arguments import in_terms_of_options, parse
+from keras_gates_command.arguments import check_files, in_terms_of_options, parse
 
 __all__ = ["main"]
 
@@ -53,7 +53,7 @@ def main(argv=None):
 def _run(given):
     mendable: tuple = (ImportError, NotImplementedError, OSError, TypeError, ValueError)
     try:
-        given.check_files(given)
+        check_files(given)
         # What the packages print at work is no part of the report; what a search prints is.
         aside = given.command != "search"
         with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():

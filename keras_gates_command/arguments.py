@@ -46,13 +46,12 @@ def parse(text, argv=None):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name != "search":
+        if name != "search":  # whose script prints what it prints
             command.add_argument("--json", action="store_true", help="print JSON")
-        command.add_argument(
-            "--quiet", action="store_true", help="do not say on stderr what is being done"
-        )
+            command.add_argument(
+                "--quiet", action="store_true", help="do not say on stderr what is being done"
+            )
         command.set_defaults(
-            check_files=lambda given: None,
             needs_backend=lambda given: True,
         )
         add(command)
@@ -126,8 +125,9 @@ def _export(command):
     command.add_argument("path", help="where to: its suffix says in which format, see --format")
     command.add_argument(
         "--format",
-        help="saved_model, onnx, litert or openvino; default: that of the suffix .onnx, .tflite or "
-        ".xml, and else saved_model, which is a folder",
+        choices=("saved_model", "onnx", "litert", "openvino"),
+        help="default: that of the suffix .onnx, .tflite or .xml, and else saved_model, which is a "
+        "folder",
     )
     command.add_argument(
         "--streaming", action="store_true", help="add signatures for live data, step by step"
@@ -145,7 +145,9 @@ def _export(command):
         "--batch-size", type=_count, help="litert: the fixed batch size; default: 1"
     )
     command.add_argument(
-        "--quantize", help="litert: int8 or float16 for weights, full_int8 or int16x8 for all"
+        "--quantize",
+        choices=("int8", "float16", "full_int8", "int16x8"),
+        help="litert: int8 or float16 for weights, full_int8 or int16x8 for all",
     )
     command.add_argument(
         "--representative-data",
@@ -158,7 +160,7 @@ def _export(command):
     command.add_argument(
         "--opset", type=_count, help="onnx: the version of its operators; default: 15"
     )
-    command.set_defaults(check_files=_check_files, check_names=files.check_names)
+    command.set_defaults(check_names=files.check_names)
 
 
 def _inspect(command):
@@ -167,10 +169,7 @@ def _inspect(command):
         "path", help="a .keras, .onnx, .tflite or .xml file, or the folder of a SavedModel"
     )
     _add_import(command, "the classes in a .keras file, whose defaults are left out then")
-    command.set_defaults(
-        check_files=lambda given: files.check_there("path", given.path, "file or folder"),
-        needs_backend=lambda given: bool(given.modules),
-    )
+    command.set_defaults(needs_backend=lambda given: bool(given.modules))
 
 
 def _diagnose(command):
@@ -182,7 +181,7 @@ def _diagnose(command):
     )
     command.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     command.add_argument("--html", metavar="PATH", help="write it as a page too, with pictures")
-    command.set_defaults(check_files=_check_files, check_names=files.check_names)
+    command.set_defaults(check_names=files.check_names)
 
 
 def _search(command):
@@ -206,9 +205,9 @@ def _search(command):
         "arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments"
     )
     command.set_defaults(
-        check_files=lambda given: files.check_script("script", given.script),
         needs_backend=lambda given: False,
         json=False,
+        quiet=False,
     )
 
 
@@ -279,9 +278,18 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _check_files(given):
-    """Those of a model and of data for it."""
-    files.check_model("model", given.model)
+def check_files(given):
+    """An error of what the command line names and is not there, or is something else."""
+    if given.command == "search":
+        files.check_script("script", given.script)
+    for module in getattr(given, "modules", ()):
+        files.check_module("modules", module)
+    if ":" in (cell := getattr(given, "cell", "")):
+        files.check_module("cell", cell.partition(":")[0])
+    if given.command == "inspect":
+        files.check_there("path", given.path, "file or folder")
+    if hasattr(given, "model"):
+        files.check_model("model", given.model)
     for name in ("data", "sample", "representative_data"):
         if (path := getattr(given, name, None)) is not None:
             files.check_data(name, path, given.model)

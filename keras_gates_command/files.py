@@ -3,8 +3,10 @@
 Only the standard library is needed to see it. What is inside of arrays and weights is seen later.
 """
 
+import importlib.util
 import json
 import os
+import sys
 import zipfile
 
 _NPY, _HDF5 = b"\x93NUMPY", b"\x89HDF\r\n\x1a\n"
@@ -17,6 +19,20 @@ def check_there(argument, path, kind="file"):
         raise FileNotFoundError(
             f"`{argument}` must be a {kind} that is there. Received: {argument}={path!r}"
         )
+
+
+def check_module(argument, module):
+    """An error unless Python finds it, or the package that it is in, from where it runs."""
+    if os.getcwd() not in sys.path:  # where an installed script does not look by itself
+        sys.path.insert(0, os.getcwd())
+    hint = f"; no module of this name is in {os.getcwd()} or installed"
+    if "/" in module or module.endswith(".py"):
+        hint = ", which is a path: write it as in `import`, such as my_module or package.module"
+    elif importlib.util.find_spec(module.partition(".")[0] or " ") is not None:
+        return
+    raise ImportError(
+        f"`{argument}` must be a module that can be imported. Received: {argument}={module}{hint}"
+    )
 
 
 def check_script(argument, path):

@@ -29,14 +29,16 @@ _tests = itertools.count()
 @pytest.fixture(autouse=True)
 def _fresh_keras():
     """Every test starts from the same seeds, names and dtype policy."""
-    if next(_tests) % 20 == 0:
+    count = next(_tests)
+    if count % 20 == 0:
         # `clear_session`, which runs before every test and every trial of a search, looks for
         # garbage: what is there by now, which stays, it need not look through each time.
         if keras.backend.backend() == "jax":
             import jax
 
             jax.clear_caches()  # each compiled function has memory maps, of which there is a limit
-        gc.unfreeze()
+        if count % 200 == 0:  # what has stayed until now may be garbage since; this takes a second
+            gc.unfreeze()
         gc.collect()
         gc.freeze()
     keras.utils.clear_session()

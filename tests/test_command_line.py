@@ -189,7 +189,6 @@ def test_a_flag_in_an_error_has_no_value():
     [
         ("export nope.keras out", "`model` must be a file that is there. Received: model='nope"),
         ("export model.keras nowhere/out", "the folder that `path` is in must exist"),
-        ("export model.keras out --format onxn", "`--format` must be one of"),
         ("export model.keras out --quantize int8", "takes no option `--quantize`"),
         ("export model.keras out --sample nope.npz", "`--sample` must be a file that is there"),
         ("export model.keras out --sample text.npz", "`--sample` must be a .npz file of arrays"),
@@ -290,6 +289,10 @@ def test_files_are_looked_at_before_keras_is_imported(saved, here):
         "export m.weights.h5 m.onnx": "`model` must be a whole model, as model.save('model.keras')",
         "search model.keras": "`script` must be a Python script. Received: script='model.keras'; ",
         "search wrong.py": "Received: script='wrong.py'; invalid syntax (wrong.py, line 1)",
+        "inspect m.keras --import no_such": "`--import` must be a module that can be imported. "
+        f"Received: --import=no_such; no module of this name is in {here} or installed",
+        "check no_such.py:Cell": "cell=no_such.py, which is a path: write it as in `import`",
+        "bench no_such:Cell": "`cell` must be a module that can be imported. Received: cell=no_suc",
     }
     out = run_python(
         """
@@ -328,6 +331,9 @@ def test_what_a_file_of_a_model_does_not_say_is_seen_in_the_model(here, capsys):
         ),
         ("diagnose m d --nonsense", "diagnose: error: unrecognized arguments: --nonsense\n"),
         ("check gru --with grad_clip_norm", "argument --with: must be ARGUMENT=VALUE. Received"),
+        ("export m out --format onxn", "argument --format: invalid choice: 'onxn'"),
+        ("export m out --quantize int4", "argument --quantize: invalid choice: 'int4'"),
+        ("search --quiet s.py", "unrecognized arguments: --quiet"),
         ("export m out --tolerance -1", "argument --tolerance: must be a positive number. Rec"),
         ("export m out --tolerance nan", "argument --tolerance: must be a positive number. Rec"),
         ("export m out --batch-size 1.5", "argument --batch-size: must be a positive integer."),

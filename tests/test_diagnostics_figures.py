@@ -136,6 +136,7 @@ def test_shares_are_of_values_that_are_numbers():
     values = np.array([[np.nan, 0.01], [np.nan, 0.5]])
     found = figures.gate(values, (0.0, 1.0), 0.05)
     assert (found.saturated_low, found.saturated_high) == (0.5, 0.0)
+    assert found.mean == found.p50 == pytest.approx(0.255)  # of the values that are finite
     found = figures.gate(np.full((2, 2), np.nan), (0.0, 1.0), 0.05)
     assert np.isnan([found.saturated_low, found.saturated_high]).all()
     assert np.isnan(figures.candidate(np.full((2, 2), np.nan)).sparsity)

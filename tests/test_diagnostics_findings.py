@@ -288,6 +288,13 @@ def test_data_that_are_not_finite_are_named_where_the_model_does_not_take_them(r
     assert not any(finding.layer == "x" for finding in diagnose(filled, bad).findings)
 
 
+def test_a_gate_with_one_bound_is_at_its_end_for_half_of_the_inputs(rng):
+    found = planted(rng, gate_activation={"reset": "relu"}, reset=(-6, 0.1))
+    (said,) = [f for f in found.findings if "reset gate is saturated at its low" in f.what]
+    assert "Use an activation that is bounded on both sides" in said.advice
+    assert "slower tails" not in str(found)
+
+
 def test_a_model_of_nothing_but_nan_is_reported_in_words(rng):
     layer = helpers.built(rng, dtype="float32", cell="lstm", grad_clip_norm=1.0)
     layer.set_weights([np.full_like(weight, np.nan) for weight in layer.get_weights()])
@@ -300,8 +307,26 @@ def test_a_model_of_nothing_but_nan_is_reported_in_words(rng):
         assert "Lyapunov exponent: not finite" in text
     assert found.findings[0].what == (
         f"NaN or infinite in {len(model.weights)} of {len(model.weights)}, the first "
-        f"{model.weights[0].path!r}"
+        f"'{layer.name}/{layer.cell.name}/kernel'"
     )
+
+
+def test_weights_are_named_by_the_layers_around_them_in_a_loaded_model_too(rng, tmp_path):
+    both = keras.layers.Bidirectional(kg.GatedRNN(UNITS), name="both")
+    model = keras.Sequential([keras.Input((None, FEATURES)), both])
+    weights = model.get_weights()
+    weights[-2][0, 0] = np.nan
+    model.set_weights(weights)
+    model.save(tmp_path / "model.keras")
+    for one in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        layer = one.layers[0].backward_layer
+        name = f"both/{layer.name}/{layer.cell.name}/recurrent_kernel"
+        found = diagnose(one, sequences(rng)).findings[0]
+        assert found.what == f"NaN or infinite in 1 of 6, the first {name!r}"
+        where = kg.diagnostics.locate_nonfinite(one, sequences(rng))
+        assert f"{where.layer}/{where.quantity}" == name
+        with pytest.raises(ValueError, match=f"{name}' has a value of nan"):
+            kg.export(one, tmp_path / "out")
 
 
 def test_what_cannot_be_looked_into_is_said(rng):

@@ -495,6 +495,8 @@ def test_an_instance_of_a_cell_is_judged_as_it_is():
         ValueError, match="is an instance already.*beside it: gate_activation. Give"
     ):
         kg.check_activations(layer.cell, "relu")
+    with pytest.raises(ValueError, match="beside it: units. Give"):
+        kg.check_activations(layer, units=64)
     assert kg.check_activations(layer, steps=30) == verdict
 
 

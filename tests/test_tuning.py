@@ -395,9 +395,9 @@ def test_progress_is_a_line(tmp_path, capsys):
     tuner.search(X, Y, validation_data=(X, Y), batch_size=8, epochs=EPOCHS)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10 + 8
-    assert lines[0].startswith("1 of 10 trials done, 0 running; best val_loss ")
+    assert lines[0].startswith("1 of 10 trials done; best val_loss ")
     assert "trial 0002 diverged: loss became nan in epoch 1, batch 2 (seed 0)" in lines
-    assert "10 of 10 trials done, 0 running, 6 diverged, 2 raised; best val_loss " in lines[-1]
+    assert "10 of 10 trials done, 6 diverged, 2 raised; best val_loss " in lines[-1]
 
 
 KILLS = """

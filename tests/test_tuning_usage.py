@@ -412,7 +412,7 @@ def test_the_line_follows_a_training_on_a_terminal(tmp_path):
     (first, *others) = [line for line in lines if "raised: RuntimeError: no such luck" in line]
     assert first.startswith("trial 0008 raised")
     assert len(others) == 3
-    assert lines[-2].startswith("12 of 12 trials done, 0 running, 4 raised; best val_loss")
+    assert lines[-2].startswith("12 of 12 trials done, 4 raised; best val_loss")
 
 
 def test_a_long_reason_is_cut_in_the_line():

@@ -7,7 +7,6 @@ import pathlib
 from typing import Any, Literal, Unpack, get_args
 
 import keras
-import numpy as np
 
 from keras_gates.cells.arguments import sign
 from keras_gates.deployment.errors import ParityError
@@ -17,6 +16,7 @@ from keras_gates.deployment.samples import Samples
 from keras_gates.deployment.spec import ModelSpec
 from keras_gates.deployment.streaming import Stream
 from keras_gates.deployment.verify import default_tolerance, refuse_not_finite, verify
+from keras_gates.diagnostics import weights
 from keras_gates.diagnostics.data import check_model
 from keras_gates.progress import bar, check_verbose
 from keras_gates.types import Format, NoArguments, Verbose
@@ -269,15 +269,12 @@ def _options(format, chosen, options):
 
 
 def _check_weights(model):
-    for layer, weight in ((owner, w) for owner in model.layers for w in owner.weights):
-        value = keras.ops.convert_to_numpy(weight)
-        # bfloat16 is not one of NumPy's own types.
-        if value.dtype.kind in "fV" and not np.isfinite(value.astype("float32")).all():
-            raise ValueError(
-                f"`model` must have finite weights to be exported. Received: {model.name!r}, in "
-                f"which {weight.path!r} of layer {layer.name!r} has NaN or infinite values. "
-                "keras_gates.diagnostics.locate_nonfinite tells where they came from"
-            )
+    for name, _, value in weights.nonfinite(model):
+        raise ValueError(
+            f"`model` must have finite weights to be exported. Received: {model.name!r}, in which "
+            f"{name!r} has a value of {value}. keras_gates.diagnostics.locate_nonfinite tells "
+            "where it came from"
+        )
 
 
 def _notes_on_masks(spec):

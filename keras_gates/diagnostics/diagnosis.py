@@ -152,5 +152,5 @@ def of_runs(tracer, runs, margin, given=None):
     layers = [
         figures.of_trace(each, margin, tracer.verdict(each.cell)) for each in trace.joined(runs)
     ]
-    found = findings.of_layers(layers, tracer.left_out, given, tracer.model.weights)
+    found = findings.of_layers(layers, tracer.left_out, given, tracer.model)
     return Diagnosis(tracer.model.name, margin, layers, found)

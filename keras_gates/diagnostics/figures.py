@@ -23,7 +23,8 @@ class GateFigures:
     """Values of one gate.
 
     Attributes:
-        mean, p5, p50, p95: mean and percentiles over samples, steps and units.
+        mean, p5, p50, p95: mean and percentiles over samples, steps and units, of the values that
+            are finite.
         saturated_low, saturated_high: share of the values within the margin of the lower and
             upper bound of the gate's activation; None where it has no such bound.
         is_share: whether the cell's equations take it for a share, between 0 and 1.
@@ -62,8 +63,10 @@ class StateFigures:
     """Values of the hidden state, or of a further one.
 
     Attributes:
-        norm: mean over the valid (sample, step) pairs of the L2 norm over units.
-        norm_per_step: the same for each step, over the samples valid there; NaN where none is.
+        norm: mean over the valid (sample, step) pairs of the L2 norm over units, of those that
+            are finite.
+        norm_per_step: the mean at each step over all samples valid there; NaN where none is, or
+            one of them has values that are not finite.
         largest: the largest absolute value.
         sparsity: share of exact zeros.
         at_bound: share of the values within the margin of the bounds of the state; None where it
@@ -265,7 +268,7 @@ def state(values, valid, bounds, margin):
     here = values[valid]
     low, high = _within_margin(here, bounds, margin)
     return StateFigures(
-        norm=_mean(norms[valid]),
+        norm=_mean(norms[valid & np.isfinite(norms)]),
         norm_per_step=_mean_per_step(norms, valid),
         largest=float(np.abs(here).max()) if here.size else math.nan,
         sparsity=_share(here == 0, here),
@@ -394,7 +397,8 @@ def _bounds(activation):
 
 
 def _distribution(values):
-    """Mean and 5th, 50th and 95th percentile."""
+    """Mean and 5th, 50th and 95th percentile of the values that are finite."""
+    values = values[np.isfinite(values)]
     if not values.size:
         return (math.nan,) * 4
     percentiles = np.percentile(values, [5, 50, 95])

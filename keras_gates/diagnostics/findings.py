@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
+from keras_gates.diagnostics import weights
 from keras_gates.diagnostics.finite import not_finite
 
 SEVERITIES = ("error", "warning", "note")
@@ -57,18 +57,18 @@ class Finding:
         return f"{self.severity}: {self.layer}: {self.what}. {self.advice}"
 
 
-def of_layers(layers, left_out=(), data=None, weights=()):
+def of_layers(layers, left_out=(), data=None, model=None):
     """All findings of a list of `LayerDiagnosis`, the most severe first.
 
     Args:
         layers: the list.
         left_out: (name, reason) of layers of which there is none.
         data: what the model was run on, by argument; None if that is not to be named.
-        weights: of the model.
+        model: it, whose weights are looked at; None if they are not to be.
     """
     found = []
     if any(map(_is_broken, layers)):
-        found = [*_in_weights(weights), *_in_data(data or {})]
+        found = [*_in_weights(model), *_in_data(data or {})]
     for layer in layers:
         # What is computed from the other numbers of a layer that has NaN says little.
         for rule in (nonfinite, verdict) if layer.nonfinite else _RULES:
@@ -83,15 +83,14 @@ def _is_broken(layer):
     return next(nonfinite(layer), None) is not None
 
 
-def _in_weights(weights):
+def _in_weights(model):
     """Whose values are not finite, of which nothing that is computed is, then."""
-    values = {w.path: np.asarray(keras.ops.convert_to_numpy(w.value), "float64") for w in weights}
-    bad = [path for path, value in values.items() if not np.isfinite(value).all()]
+    bad = [] if model is None else [name for name, *_ in weights.nonfinite(model)]
     if bad:
         yield Finding(
             "error",
             "weights",
-            f"NaN or infinite in {len(bad)} of {len(values)}, the first {bad[0]!r}",
+            f"NaN or infinite in {len(bad)} of {len(model.weights)}, the first {bad[0]!r}",
             "An earlier update of them was not finite. Load weights from before it, and look at "
             "these data with them; keras_gates.diagnostics.locate_nonfinite(model, x, y, "
             "replay_epochs=5) trains a copy to find where it begins.",
@@ -164,11 +163,20 @@ def gates(layer):
             # An initialization puts gates near their ends, so that units remember.
             put = layer.options["initialization"] is not None and gate.is_share
             if share is not None and share > (_PUT_THERE if put else _SATURATED):
+                if None in ends.values():
+                    advice = (
+                        "Use an activation that is bounded on both sides: one such as relu is at "
+                        "its end for half of the inputs."
+                    )
+                else:
+                    advice = (
+                        "Begin with smaller weights or another bias, scale the inputs, or take an "
+                        "activation with slower tails, such as softsign_gate."
+                    )
                 yield (
                     "warning",
                     f"the {name} gate is saturated at its {end} end for {share:.0%} of its values",
-                    "It hardly learns there. Begin with smaller weights or another bias, scale "
-                    "the inputs, or take an activation with slower tails, such as softsign_gate.",
+                    f"It hardly learns there. {advice}",
                 )
 
 

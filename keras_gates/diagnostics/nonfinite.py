@@ -9,7 +9,7 @@ from keras import tree
 
 from keras_gates import activations, html
 from keras_gates.cells.base import CANDIDATE
-from keras_gates.diagnostics import data, replay, trace
+from keras_gates.diagnostics import data, replay, trace, weights
 from keras_gates.diagnostics.finite import not_finite
 from keras_gates.validation import positive_integer
 
@@ -208,12 +208,9 @@ def _in_data(where, values, names):
 
 
 def _in_weights(model):
-    for variable in model.weights:
-        values = np.asarray(variable.numpy(), "float64")
-        index = _first(values)
-        if index is not None:
-            layer, _, name = variable.path.rpartition("/")
-            return _found("weights", values[index], layer=layer, quantity=name)
+    for path, _, value in weights.nonfinite(model):
+        layer, _, name = path.rpartition("/")
+        return _found("weights", value, layer=layer or None, quantity=name)
     return None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates.convert.keras import copy_state
-from keras_gates.diagnostics import data
+from keras_gates.diagnostics import data, weights
 
 
 @dataclasses.dataclass
@@ -18,7 +18,7 @@ class Step:
         model: a copy of the model, with its weights before that step.
         samples: indices of the samples of its batch.
         number, epoch: the step and its epoch, counted from 1.
-        weight: path and the first value of a weight that was not finite after it, or None.
+        weight: name and the first value of a weight that was not finite after it, or None.
     """
 
     model: keras.Model
@@ -41,7 +41,7 @@ def first_nonfinite(model, x, y, epochs, batch_size, seed):
             before = copy.get_weights()
             number += 1
             loss = copy.train_on_batch(data.take(x, batch), data.take(y, batch))
-            weight = _nonfinite_weight(copy)
+            weight = next(((name, value) for name, _, value in weights.nonfinite(copy)), None)
             if weight is None and np.isfinite(np.ravel(loss)[0]):
                 continue
             copy.set_weights(before)
@@ -66,11 +66,3 @@ def _copy(model, x):
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
     copy.compile(optimizer, model.loss, loss_weights=loss_weights, jit_compile=model.jit_compile)
     return copy
-
-
-def _nonfinite_weight(model):
-    for variable in model.trainable_variables:
-        values = np.asarray(keras.ops.convert_to_numpy(variable.value), "float64")
-        if not np.isfinite(values).all():
-            return variable.path, float(values[~np.isfinite(values)][0])
-    return None

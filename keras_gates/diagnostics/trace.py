@@ -15,7 +15,7 @@ from keras import ops, tree
 
 from keras_gates import gates, regularizers, verdicts
 from keras_gates.cells.base import CANDIDATE
-from keras_gates.diagnostics import cells, data, lyapunov
+from keras_gates.diagnostics import cells, data, lyapunov, weights
 from keras_gates.gradients import at_least_float32
 from keras_gates.layers import GatedRNN
 
@@ -356,9 +356,9 @@ class Tracer:
             for cell in r.cells
             for variable in cell.trainable_variables
         ]
-        own = [(v.path, v) for v in self.model.trainable_variables]
         taken = {id(v) for _, v in copies}
-        return copies + [(name, v) for name, v in own if id(v) not in taken]
+        own = weights.named(self.model)
+        return copies + [(name, v) for name, v in own if v.trainable and id(v) not in taken]
 
     # ------------------------------------------------------------------ as arrays
 

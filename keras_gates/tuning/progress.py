@@ -100,7 +100,8 @@ class Progress(Line):
         # An oracle shows the end of a trial before it takes it from those that run.
         running = [t for t in oracle.ongoing_trials.values() if t not in ended]
         of += " trial" if not of and len(ended) == 1 else " trials"
-        parts = [f"{len(ended)}{of} done", f"{len(running)} running{self.at}"]
+        parts = [f"{len(ended)}{of} done"]
+        parts += [f"{len(running)} running{self.at}"] if running else []
         parts += [records.counted(failed)] if failed else []
         best = next(iter(oracle.get_best_trials()), None)
         if best is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from keras import tree
 
 from keras_gates import diagnostics
+from keras_gates.diagnostics import weights
 from keras_gates.diagnostics.finite import not_finite
 from keras_gates.tuning import records
 from keras_gates.validation import close_matches
@@ -74,10 +75,8 @@ class Watch(keras.callbacks.Callback):
         for name in ("loss", "val_loss", *self.names):
             if not math.isfinite(logs.get(name, 0.0)):
                 self._end(records.DIVERGED, f"{name} became {logs[name]} in epoch {epoch}")
-        for variable in self.model.trainable_variables:
-            # bfloat16 is not one of NumPy's own types.
-            if not np.isfinite(keras.ops.convert_to_numpy(variable).astype("float32")).all():
-                self._end(records.DIVERGED, f"{variable.path} was not finite after epoch {epoch}")
+        for name, *_ in weights.nonfinite(self.model):
+            self._end(records.DIVERGED, f"{name} was not finite after epoch {epoch}")
         if self.record.reason is None:
             self._keep_if_best(logs)
             if self.report(epoch, logs):

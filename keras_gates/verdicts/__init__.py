@@ -214,7 +214,7 @@ def check_activations(
     output_activation: Activation | None = None,
     *,
     steps: int = 64,
-    units: int = 64,
+    units: int | None = None,
     **options: Unpack[BuiltInOptions],
 ) -> Verdict: ...
 
@@ -227,7 +227,7 @@ def check_activations(
     output_activation: Activation | None = None,
     *,
     steps: int = 64,
-    units: int = 64,
+    units: int | None = None,
     **options: Any,
 ) -> Verdict: ...
 
@@ -244,7 +244,7 @@ def check_activations(
     output_activation: Activation | None = None,
     *,
     steps: int = 64,
-    units: int = 64,
+    units: int | None = None,
     **options: Any,
 ) -> Verdict:
     """Whether a choice of activations will work in a cell, before any training.
@@ -255,7 +255,8 @@ def check_activations(
             instance has its activations and options already; give none beside it but `steps`.
         gate_activation, candidate_activation, output_activation: as in `GatedRNN`.
         steps: how long the sequences are, for `memory` and `divergence`.
-        units: of the new cell, for `spectral_radius` and `memory`; an instance has its own.
+        units: of the new cell, for `spectral_radius` and `memory`: 64 unless given. An instance
+            has its own.
         **options: further arguments of the cell that matter: `grad_clip_norm`, `grad_clip_value`,
             `activation_l1`, `recurrent_initializer`, `reset_after`.
 
@@ -286,7 +287,8 @@ def check_activations(
     }
     options.update({name: value for name, value in given.items() if value is not None})
     positive_integer("steps", steps)
-    positive_integer("units", units)
+    if units is not None:
+        positive_integer("units", units)
     if isinstance(cell, keras.layers.RNN):
         cell = cell.cell
     if type(cell) in of_keras.NAMES:
@@ -294,10 +296,11 @@ def check_activations(
             warnings.simplefilter("ignore", UserWarning)  # nothing is saved here
             cell = of_keras.unbuilt(cell)
     if isinstance(cell, GatedCell):
-        if options:
+        if options or units is not None:
+            beside = [*options, *["units"] * (units is not None)]
             raise ValueError(
                 "`cell` is an instance already, so its activations and options are its own. "
-                f"Received beside it: {', '.join(options)}. Give them to {type(cell).__name__}"
+                f"Received beside it: {', '.join(beside)}. Give them to {type(cell).__name__}"
                 "(...), or its class to check_activations."
             )
         return _with_estimates(judge(cell), cell, steps)
@@ -312,7 +315,7 @@ def check_activations(
     verdict = judge(made)
     # Layers as activations may be built already, with other units.
     options = tree.map_structure(lambda o: fresh(o) if isinstance(o, keras.Layer) else o, options)
-    return _with_estimates(verdict, make(cell, units, options), steps)
+    return _with_estimates(verdict, make(cell, units or 64, options), steps)
 
 
 sign(check_activations, GRUCell.__init__, LSTMCell.__init__)

@@ -37,27 +37,23 @@ from keras_gates.deployment.onnx.graphs import nodes
 from keras_gates.validation import one_of
 
 NOT_A_NUMBER = (
-    "{runtime}'s own recurrent operators may turn NaN into numbers: look for NaN in what goes in, "
-    "not in what comes out."
+    "{runtime}'s own recurrent operators may turn NaN into numbers: look for NaN in the inputs, "
+    "not in the outputs."
 )
 _ELSEWHERE = (
-    "Compared in ONNX Runtime. For OpenVINO take format='openvino': from an ONNX file it can read "
-    "not all, and passes over masks without a word."
+    "Compared in ONNX Runtime. For OpenVINO take format='openvino': of an ONNX file it ignores "
+    "masks."
 )
 # A step of zeros before the Scan, of which nothing is kept, would help: it takes 6 microseconds a
 # layer of every call, a third of one of a single step.
-_NO_STEPS = (
-    "Give it at least one time step: without any, ONNX Runtime fails at what runs as a Scan or a "
-    "Loop."
-)
+_NO_STEPS = "It needs at least one time step: without any, ONNX Runtime fails at a Scan or a Loop."
 _TWICE = (
-    "What runs over time is there twice: as ONNX's own operator for a few sequences, and for many "
-    "as a Scan, which ONNX Runtime runs faster."
+    "What runs over time is there twice: as ONNX's own operator for a few sequences, and as a "
+    "Scan, which is faster for many."
 )
 _MASKED = (
-    "A GRU or simple RNN with a mask is there as ONNX's own operator alone: for one sequence that "
-    "is fast, for many ONNX Runtime may take several times as long as without the mask, and longer "
-    "than a SavedModel."
+    "A GRU or simple RNN with a mask is ONNX's own operator alone: fast for one sequence, but for "
+    "many it may take several times as long as without the mask, and longer than a SavedModel."
 )
 STREAM_NOTE = (
     "A call takes the states and some time steps: what comes out under a name that ends in _next "

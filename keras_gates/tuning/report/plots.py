@@ -201,7 +201,7 @@ def _heights(axes, x, column):
 
 
 def _word(axes, x, y, word, **style):
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1}
     axes.text(x, y, word, ha="center", va="center", fontsize=7, bbox=box, **style)
 
 

@@ -40,7 +40,10 @@ def sections(found):
     if found.confirmation:
         yield from found.confirmation.sections()
     if found.best:
-        notes = ["Spread: standard deviation over the seeds. Sparsity: zeros in hidden states."]
+        notes = [
+            "Spread: standard deviation over the seeds. Sparsity: zeros in hidden states. Seconds: "
+            "of all seeds together."
+        ]
         if (more := len(ranked(found)) - MOST) > 0:
             notes.append(f"{more} more are in `trials`, to_csv, to_markdown.")
         yield Section("Best trials", best_trials(found), notes)
