@@ -224,8 +224,9 @@ def finite_differences(cell_class, arguments):
 
 
 def clipping(cell_class, arguments):
-    """Clipping leaves outputs alone to the bit, and gradients below the bound; a cell whose only
-    state is the hidden one gets, step by step, exactly the clipped gradient."""
+    """Clipping leaves outputs alone to the bit, and gradients below the bound, and bounds the
+    gradients of all states; a cell whose only state is the hidden one gets, step by step, exactly
+    the clipped gradient."""
     if cell_class(UNITS, **arguments).clips:
         return
     plain = _layer(cell_class, arguments, return_sequences=True)
@@ -255,6 +256,23 @@ def clipping(cell_class, arguments):
             unmasked = gradients(layer, [x], weights)
             for given, wanted in zip(unmasked[2], expected, strict=True):
                 _same(given, wanted, f"weight gradients with {mode}")
+        layer = _like(plain, cell_class, tight, return_state=True)
+        for index, name in enumerate(cell_class.state_names):
+            huge, larger = (_of_a_state(layer, index, size) for size in (1e5, 1e6))
+            for one, other in zip(huge, larger, strict=True):
+                assert np.abs(other).max() < 2 * np.abs(one).max() + TOLERANCE, (
+                    f"{mode} does not bound the gradient of the state {name!r}: `update` must "
+                    f"return self.clip_state({name}) for it"
+                )
+
+
+def _of_a_state(layer, index, size):
+    """Gradients of the initial states and weights, of a loss of so large a multiple of one state
+    after the last step."""
+    weights = _weighting()
+    inputs = [_sequences(), *_initial_states(layer)]
+    _, found, of_weights = gradients(layer, inputs, lambda o: size * weights([o[1 + index]]))
+    return [*found[1:], *of_weights]
 
 
 def penalties(cell_class, arguments):

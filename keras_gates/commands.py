@@ -40,7 +40,7 @@ def export(given):
     data = {}
     for name in ("sample", "representative_data"):
         if getattr(given, name) is not None:
-            data[name], _ = _data(given, name, model)
+            data[name], *_ = _data(given, name, model)
     return core.export(
         model,
         given.path,
@@ -74,12 +74,12 @@ def diagnose(given):
     if given.html is not None:
         html.check_path(given.html, "html")
     model = _load(given)
-    x, y = _data(given, "data", model)
+    x, y, weights = _data(given, "data", model)
     if y is not None and not model.compiled:
         _log.warning("y is left out: the model was saved without a loss")
-        y = None
+        y = weights = None
     _log.info("running the model on %d samples", min(samples(x), given.samples))
-    found = of_some(model, x, y, given.samples, batch_size=given.batch_size)
+    found = of_some(model, x, y, given.samples, weights, batch_size=given.batch_size)
     if given.html is not None:
         _log.info("writing %s", given.html)
         found.to_html(given.html)
@@ -213,24 +213,27 @@ def _imported(argument, module):
 
 
 def _data(given, argument, model):
-    """(x, y) from a file; y is None if there is none."""
+    """(x, y, sample_weight) from a file; None for what is not there."""
     path = getattr(given, argument)
     _log.info("reading %s", path)
     try:
         loaded = np.load(path)
         if isinstance(loaded, np.ndarray):
-            return loaded, None
+            return loaded, None, None
         with loaded:
             found = dict(loaded)
     except (EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"`{argument}` is damaged. Received: {argument}={path!r}; NumPy says: {error}"
         ) from error
-    y, names = found.get("y"), _input_names(model)
+    names = _input_names(model)
     given.check_names(argument, path, found, names)
-    if names and set(names) <= set(found):
-        return {name: found[name] for name in names}, y
-    return found["x"], y
+    y, weights = found.pop("y", None), found.pop("sample_weight", None)
+    by_name = bool(names) and set(names) <= set(found)
+    x = {name: found.pop(name) for name in names} if by_name else found.pop("x")
+    if found:
+        _log.warning("%s holds %s too, which is left out", path, ", ".join(found))
+    return x, y, weights
 
 
 def _input_names(model):

@@ -14,7 +14,7 @@ from keras_gates_command import files
 
 _DATA = (
     "a .npz file with the arrays x and y, or with one array per input under the names of the "
-    "model's inputs, and y; or a .npy file with x alone"
+    "model's inputs, and y; with sample_weight too, if there are any; or a .npy file with x alone"
 )
 # How messages name what there is in Python alone, and what it is here.
 _IN_PYTHON = {

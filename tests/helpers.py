@@ -161,6 +161,15 @@ def assert_close(given, expected, tolerance=TOLERANCE):
     np.testing.assert_allclose(given, expected, rtol=tolerance, atol=tolerance)
 
 
+def every_other(backprop, *choices):
+    """Leaves out for time one of two ways to run a case, the one or the other by turns.
+
+    Each choice is (value, values), the one that the case has among all.
+    """
+    place = sum([*values].index(value) for value, values in choices)
+    leave_out_for_time((backprop == "autodiff") == place % 2)
+
+
 def leave_out_for_time(condition):
     if condition and not ALL:
         pytest.skip("left out for time; make test-all runs it")

@@ -102,6 +102,18 @@ def test_diagnose_prints_what_diagnose_returns(saved, capsys):
     assert "4 samples of up to 6 steps" in pathlib.Path("page.html").read_text("utf-8")
 
 
+def test_diagnose_takes_the_weights_of_samples(saved, here, capsys):
+    model, x, y = saved
+    weights = np.linspace(0, 1, len(x), dtype="float32")
+    np.savez("weighted.npz", frames=x, y=y, sample_weight=weights, x=x, other=y)
+    status, out, err = run(capsys, "diagnose", "model.keras", "weighted.npz", "--json")
+    assert status == 0
+    assert "weighted.npz holds x, other too, which is left out" in err
+    expected = diagnostics.diagnose(model, x, y, sample_weight=weights).layers[0].gradient
+    found = json.loads(out)["layers"][0]["gradient"]["norm_per_step"]
+    np.testing.assert_allclose(found, expected.norm_per_step, rtol=1e-4)
+
+
 def test_diagnose_looks_at_all_data(saved, here, capsys):
     _, x, y = saved
     x[7, 3, 1] = np.nan

@@ -19,6 +19,7 @@ from helpers import (
     UNITS,
     assert_close,
     built,
+    every_other,
     leave_out_for_time,
     weights_of,
 )
@@ -62,6 +63,7 @@ def backprop(request, monkeypatch):
 def test_check(check, cell, arguments, backprop):
     if check == "unrolled" and backprop == "fused":
         pytest.skip("unroll=True asks for a loop of its own")
+    leave_out_for_time(check in ("clipping", "penalties") and arguments)  # which take longest
     checks.CHECKS[check](cell, arguments)
 
 
@@ -74,6 +76,7 @@ def reference_of(case, layer, clip):
 @pytest.mark.parametrize("options", DIRECTIONS, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_equal_the_reference(case, options, clip, rng, backprop):
+    every_other(backprop, (case, CASES), (options, DIRECTIONS), (clip, CLIPS))
     arguments = CASES[case][0]
     layer = built(rng, **arguments, **options, **clip, return_sequences=True, return_state=True)
     x = rng.normal(size=(BATCH, TIME, FEATURES))
@@ -264,6 +267,8 @@ def test_equals_keras(name, options, mask, rng, backprop):
     """Outputs and gradients in float32, dropout included: its masks come from the same seed."""
     if options.get("unroll") and backprop == "fused":
         pytest.skip("unroll=True asks for a loop of its own")
+    if "unroll" not in options:
+        every_other(backprop, (name, KERAS), (options, OPTIONS), (mask is None, (True, False)))
     if BACKEND == "jax" and options.get("unroll") and mask is not None:
         options = {**options, "return_sequences": False}
     theirs_class, variant = KERAS[name]
@@ -434,18 +439,21 @@ class Wrapping(keras.layers.Layer):
         return self.inner(self.masking(x))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: kg.GatedRNN(UNITS, activation_l1=0.1),
-        lambda: kg.GatedRNN(UNITS, "lstm", return_sequences=True, dropout=0.2, zoneout=0.2),
-        lambda: kg.GatedRNN(UNITS, initial_state="learned", go_backwards=True),
-        lambda: keras.layers.Bidirectional(kg.GatedRNN(UNITS, "simple", return_sequences=True)),
-    ],
-)
-def test_in_a_layer_of_ones_own_with_any_batch_and_length(make, rng):
+INNER = {
+    "penalty": lambda: kg.GatedRNN(UNITS, activation_l1=0.1),
+    "noise": lambda: kg.GatedRNN(UNITS, "lstm", return_sequences=True, dropout=0.2, zoneout=0.2),
+    "start": lambda: kg.GatedRNN(UNITS, initial_state="learned", go_backwards=True),
+    "both ways": lambda: keras.layers.Bidirectional(
+        kg.GatedRNN(UNITS, "simple", return_sequences=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_in_a_layer_of_ones_own_with_any_batch_and_length(name, rng, backprop):
     """Keras finds its shapes by calling it with symbols of the backend, on JAX of dimensions."""
-    inner = make()
+    every_other(backprop, (name, INNER))
+    inner = INNER[name]()
     inputs = keras.Input((None, FEATURES))
     model = keras.Model(inputs, Wrapping(inner)(inputs))
     assert model.output_shape == inner.compute_output_shape((None, None, FEATURES))

@@ -111,7 +111,7 @@ def test_operators_of_its_own(tmp_path, rng):
     written.assert_equal(*sequences(rng))
     assert written.found.operators.keys() >= SEQUENCES
     assert "Loop" not in written.found.operators
-    nan, precision, none = written.found.notes
+    nan, none, precision = written.found.notes
     assert "OpenVINO's own recurrent operators may turn NaN into numbers" in nan
     assert "INFERENCE_PRECISION_HINT=f32, as it was when it was compared and timed" in precision
     assert "at least one sequence" in none
@@ -133,6 +133,9 @@ def test_other_activations_and_cells_run_as_scans(tmp_path, rng):
     written.assert_equal(*sequences(rng))
     assert written.found.operators["TensorIterator"] == 3
     assert not written.found.operators.keys() & SEQUENCES
+    notes = " ".join(written.found.notes)
+    assert "It needs at least one time step" in notes
+    assert "own recurrent operators" not in notes
     assert set(written.found.signatures["serving_default"]["outputs"]) == set(model.output)
     name = model.layers[-1].name
     assert f"{name} runs as a Scan, because ONNX has no operator for the cell LeakyCell." in (

@@ -50,6 +50,10 @@ def test_figures_of_gates_candidate_and_states(rng, case, backwards):
     norms = np.linalg.norm(hidden, axis=-1)
     per_step = [norms[valid[:, t], t].mean() if valid[:, t].any() else np.nan for t in range(TIME)]
     np.testing.assert_allclose(state.norm_per_step, per_step, rtol=1e-4)
+    own = [(n[v][0], n[v][-1]) for n, v in zip(norms, valid, strict=True) if v.any()]
+    ends = (state.first_norm, state.last_norm)
+    np.testing.assert_allclose(ends, np.mean(own, axis=0), rtol=1e-4)
+    assert found.samples_per_step == valid.sum(axis=0).tolist()
     assert state.norm == pytest.approx(norms[valid].mean(), rel=1e-4)
     assert state.largest == pytest.approx(np.abs(hidden[valid]).max(), rel=1e-4)
     assert state.sparsity == pytest.approx((hidden[valid] == 0).mean(), abs=1e-9)

@@ -169,7 +169,7 @@ def test_a_state_is_told_to_grow_of_enough_steps(rng, time, said):
     found = diagnose(model_of(layer), sequences(rng, time=time)).findings
     grows = [f.advice for f in found if "state grows with time" in f.what]
     assert bool(grows) == said
-    assert all("shrink the recurrent kernel (by recurrent_regularizer, rec" in a for a in grows)
+    assert all("keep the recurrent kernel small (recurrent_regularizer or _c" in a for a in grows)
 
 
 @needs_gradients

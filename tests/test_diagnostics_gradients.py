@@ -68,6 +68,9 @@ def test_gradient_norms_against_bptt_by_hand(rng, case, clip, backwards):
         norms = np.linalg.norm(arriving, axis=-1)
         per_step = np.array([norms[valid[:, t], t].mean() for t in range(TIME)])
         np.testing.assert_allclose(gradient.norm_per_step, per_step, rtol=2e-4, atol=1e-6)
+        own = [(n[v][0], n[v][-1]) for n, v in zip(norms, valid, strict=True) if v.any()]
+        ends = (gradient.first_norm, gradient.last_norm)
+        np.testing.assert_allclose(ends, np.mean(own, axis=0), rtol=2e-4, atol=1e-6)
     gradient, norms = found.gradient, np.linalg.norm(d, axis=-1)
     per_step = np.array([norms[valid[:, t], t].mean() for t in range(TIME)])
     np.testing.assert_allclose(gradient.norm_per_step, per_step, rtol=2e-4, atol=1e-6)
@@ -85,6 +88,12 @@ def test_gradient_norms_against_bptt_by_hand(rng, case, clip, backwards):
         expected = acts[valid].mean()
         assert 0 < expected < 1
         assert gradient.clipped == pytest.approx(expected)
+        if further:
+            (c,) = further
+            norms = np.linalg.norm(c, axis=-1)
+            acts = norms > clip["norm"] if "norm" in clip else (np.abs(c) > clip["value"]).any(-1)
+            shown = [found.gradients[name].clipped for name in ("cell", "all")]
+            assert shown == [pytest.approx(acts[valid].mean()), None]
 
 
 @needs_gradients

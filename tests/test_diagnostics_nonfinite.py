@@ -49,6 +49,49 @@ class TestLocate:
         found = locate_nonfinite(model, sequences(rng), y)
         assert (found.where, found.sample) == ("y", 2)
 
+    @needs_gradients
+    def test_gaps_that_a_model_fills_are_not_what_broke_it(self, rng):
+        def known_alone(y, p):
+            return ops.mean(ops.square(ops.where(ops.isnan(y), 0.0, p - y)))
+
+        filled = keras.layers.Lambda(lambda x: ops.where(ops.isnan(x), 0.0, x))
+        layer = self.layer(rng, cell="simple", candidate_activation="linear")
+        model = model_of(keras.layers.Rescaling(2.0), filled, layer, dense(rng), loss=known_alone)
+        x, y = sequences(rng), np.zeros((BATCH, 2))
+        x[1, 2], y[3, 0] = np.nan, np.nan
+        before = [np.array(v.value) for v in model.variables]
+        assert not locate_nonfinite(model, x, y)
+        for variable, value in zip(model.variables, before, strict=True):
+            np.testing.assert_array_equal(variable.value, value)
+        layer.set_weights([3e38 * np.sign(w) for w in layer.get_weights()])
+        found = locate_nonfinite(model, x, y)
+        assert (found.where, found.layer, found.quantity) == ("forward", "rnn", "candidate")
+        assert {finding.layer for finding in diagnose(model, x, y).findings} == {"rnn"}
+        model.layers[1].function = lambda x: x
+        assert locate_nonfinite(model, x, y).where == "x"
+        assert diagnose(model, x, y).findings[0].layer == "x"
+        model.compile("sgd", "mse")
+        x[1, 2] = 0.0
+        assert locate_nonfinite(model, x, y).where == "y"
+
+    @needs_gradients
+    def test_the_weights_of_samples(self, rng):
+        model = model_of(self.layer(rng, cell="gru"), dense(rng))
+        x, y, weight = sequences(rng), np.zeros((BATCH, 2)), np.ones(BATCH)
+        y[4] = 1e30
+        found = locate_nonfinite(model, x, y)
+        assert (found.where, found.value) == ("loss", np.inf)
+        assert locate_nonfinite(model, x, y, replay_epochs=1).training_step == 1
+        weight[4] = 0.0
+        assert not locate_nonfinite(model, x, np.minimum(y, 1e18), sample_weight=weight)
+        assert not locate_nonfinite(
+            model, x, np.minimum(y, 1e18), sample_weight=weight, replay_epochs=1
+        )
+        weight[2] = np.nan
+        found = locate_nonfinite(model, x, np.minimum(y, 1.0), sample_weight=weight)
+        assert (found.where, found.sample) == ("sample_weight", 2)
+        assert "the weights of the samples" in str(found)
+
     def test_in_the_weights(self, rng):
         layer = self.layer(rng, cell="gru")
         model = model_of(layer, dense(rng))

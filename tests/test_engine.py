@@ -539,7 +539,7 @@ def test_jacobians(rng):
     ids=lambda arguments: str(arguments["cell"]),
 )
 def test_second_derivatives_equal_those_of_keras_loop(arguments, how, rng):
-    leave_out_for_time(how == "graph" and arguments["cell"] in ("lstm", "simple"))
+    leave_out_for_time(how == "graph" and arguments["cell"] in ("gru", "lstm", "simple"))
     layer, plain = pair(rng, **arguments)
     x = tf.constant(rng.normal(size=(3, 5, FEATURES)))
     mask = rng.random((3, 5)) > 0.2
@@ -610,6 +610,7 @@ def test_derivatives_forward_equal_differences(arguments, how, rng):
         np.testing.assert_allclose(found, (sides[0] - sides[1]) / (2 * step), 1e-7, 1e-7)
 
 
+@pytest.mark.slow
 def test_hessian_products_by_any_mixture(rng):
     """Forward over reverse, and two tapes around a function of a graph, which looks for gradients
     at all that is kept."""
@@ -745,6 +746,7 @@ def _saved(x, folder):
     return folder / "x.npy"
 
 
+@pytest.mark.slow
 def test_under_mirrored_strategy():
     """Two replicas on two logical processors train as one does."""
     output = run_python(
@@ -780,7 +782,7 @@ def test_two_runs_give_the_same_bits():
         tf.config.experimental.enable_op_determinism()
         rng = np.random.default_rng(0)
         x, y = rng.normal(size=(32, 20, 3)), rng.normal(size=(32, 1))
-        for run in range(4):
+        for run in range(2):
             keras.utils.clear_session()
             keras.utils.set_random_seed(1)
             layer = kg.GatedRNN(8, activation_l1=1e-3, dropout=0.2)
@@ -791,7 +793,7 @@ def test_two_runs_give_the_same_bits():
             print(model.get_weights()[0].tobytes().hex())
         """
     )
-    assert len(output.split()) == 4
+    assert len(output.split()) == 2
     assert len(set(output.split())) == 1
 
 

@@ -477,3 +477,15 @@ def test_threads_trace_side_by_side():
         thread.join()
     assert len(found) == 160
     assert set(found) == {trace(cell)}
+
+
+def test_clipping_is_no_part_of_the_equations_as_text():
+    class Summed(kg.GatedCell):
+        state_names = ("hidden", "cell")
+
+        def update(self, x, u, states):
+            c = self.clip_state(0.5 * (1 - self.clip_state(states[1])))
+            return self.candidate(x.candidate + u.candidate) * c, c
+
+    shown = kg.check_activations(Summed, grad_clip_norm=1.0).equations
+    assert dict(shown)["c'"] == "0.5 * (1 - c)"

@@ -443,6 +443,16 @@ def test_failed_checks_say_what_may_be_why():
             n = self.candidate(x.candidate + u.candidate)
             return (what(self, n, u.candidate),)
 
+    class Unbounded(kg.GatedCell):
+        state_names = ("hidden", "memory")
+
+        def update(self, x, u, states):
+            m = 0.9 * states[1] + self.candidate(x.candidate + u.candidate)
+            return ops.tanh(m), m
+
+    said = r"does not bound the gradient of the state 'memory'.*return self.clip_state\(memory\)"
+    with pytest.raises(AssertionError, match=f"fails the check 'clipping': grad_clip_.*{said}"):
+        checks.check_cell(keras.saving.register_keras_serializable("test_errors")(Unbounded))
     what = lambda cell, n, u: n + cell.candidate(u)  # noqa: E731
     with pytest.raises(
         AssertionError, match=r"candidate_l1 \(.* calls self.candidate 2 times.*dif"

@@ -133,7 +133,7 @@ def test_verdicts_trains_pairs_and_goes_on_where_it_stopped(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         outputs.append(done.stdout)
         table = (tmp_path / "verdicts.csv").read_text().splitlines()
-        assert len(table) == 1 + 10
+        assert len(table) == 1 + 6
         (tmp_path / "verdicts.csv").write_text("\n".join(table[:-1]) + "\n")
         assert (tmp_path / "verdicts.png").exists()
     assert "verdicts: 10 of 10" in outputs[0]
@@ -184,7 +184,7 @@ def test_gallery_trains_times_and_draws(tmp_path):
     ]  # fmt: skip
     assert lines[1].split()[2] == "1.00"
     table = (tmp_path / "gallery.csv").read_text().splitlines()
-    assert len(table) == 1 + 10
+    assert len(table) == 1 + 6
     assert all(float(line.split(",")[3]) >= 0 for line in table[1:])
     assert (tmp_path / "gallery.png").stat().st_size > 10_000
 

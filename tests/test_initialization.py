@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import MGUCell
+from helpers import MGUCell, leave_out_for_time
 from keras import ops
 
 import keras_gates as kg
@@ -78,6 +78,7 @@ STARTS = {
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.filterwarnings("ignore::keras_gates.UnstableActivationsWarning")
 def test_gates_are_spread(name, gate, start):
+    leave_out_for_time(([*WAYS].index(name) + [*STARTS].index(start)) % 2)
     gates = {"update": gate} if name == "n_brc" else gate
     initialization, spread = STARTS[start]
     cell = built(

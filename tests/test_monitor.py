@@ -45,11 +45,13 @@ class Grow(keras.callbacks.Callback):
         kernel.assign(1.5 * kernel)
 
 
-def growing(loss="mse"):
+def growing(loss="mse", *below):
     """A linear recurrence that learns nothing, so that `Grow` alone changes it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kg.UnstableActivationsWarning)
         model = small_model(0.0, cell="simple", candidate_activation="linear")
+    if below:
+        model = keras.Sequential([model.inputs[0], *below, *model.layers])
     model.compile(keras.optimizers.SGD(0.0), loss)
     return model
 
@@ -267,6 +269,34 @@ def test_all_data_are_looked_at_for_what_is_not_finite(rng):
         said = f"The data may be at fault: of `x` 1 of {x.size} values is NaN .* 2 in sample 31. It"
         with pytest.warns(UserWarning, match=said):
             fit(small_model(), x, y, monitor)
+
+
+def test_gaps_that_the_model_fills_are_not_blamed(rng):
+    x, y = data(rng)
+    x[::3, 2] = np.nan
+    model = growing("mse", keras.layers.Lambda(lambda x: ops.where(ops.isnan(x), 0.0, x)))
+    monitor = GateMonitor(x, y, on_divergence="restore", unit="step")
+    with pytest.warns(UserWarning, match="Training diverged.*locate_nonfinite"):
+        fit(model, x, y, monitor, Grow(), epochs=30)
+    assert "data" not in monitor.reason
+
+
+def test_the_weights_of_samples_are_in_its_loss(rng):
+    import tensorflow as tf
+
+    x, y = data(rng)
+    weights = rng.random(len(x)).astype("float32")
+    for given in (
+        {"x": x, "y": y, "sample_weight": weights},
+        {"x": tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(16)},
+    ):
+        model = small_model()
+        monitor = GateMonitor(**given, samples=len(x))
+        expected = model.evaluate(x, y, sample_weight=weights, batch_size=len(x), verbose=0)
+        fit(model, x, y, monitor)
+        assert monitor.history["sample/loss"][0] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="`sample_weight` must be left out where `x` is a dataset"):
+        GateMonitor(given["x"], sample_weight=weights)
 
 
 def test_labels_that_are_nan_are_named_before_training(rng):

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import BACKEND, MGUCell, drawn_cell, run_python
+from helpers import BACKEND, MGUCell, drawn_cell, leave_out_for_time, run_python
 
 import keras_gates as kg
 from keras_gates import activations
@@ -241,6 +241,7 @@ def test_sparsemax_in_a_layer(rng):
 @on_tensorflow
 @pytest.mark.parametrize("seed", range(40))
 def test_cells_shapes_masks_and_options_drawn_at_random(seed, monkeypatch):
+    leave_out_for_time(seed >= 18)
     rng = np.random.default_rng(1000 + seed)
     monkeypatch.setattr(call, "_LIMITS", [([QUICK, LEAN, LEAST][seed // 6 % 3], 0)])
 

@@ -59,6 +59,28 @@ def test_gate_bands_are_percentiles_of_valid_values(trace):
     assert diagnostics.plot_gate(trace, "candidate", axes) is axes
 
 
+def test_lines_end_where_few_samples_are_left():
+    rng = np.random.default_rng(3)
+    model = keras.Sequential(
+        [keras.Input((None, 3)), keras.layers.Masking(), kg.GatedRNN(4), keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(30, 9, 3)).astype("float32")
+    x[1:, 5:] = 0  # one of thirty is longer
+    traces = diagnostics.traces(model, x, rng.normal(size=(30, 1)))
+    lines = [
+        diagnostics.plot_gate(traces, "update").lines[0],
+        diagnostics.plot_gradient_norms(traces).lines[0],
+        *diagnostics.plot_states(traces, sample=0).lines,
+    ]
+    ends = [np.flatnonzero(np.isfinite(line.get_ydata()))[-1] for line in lines]
+    assert ends == [4, 4, *[8] * 4]
+    image = np.ma.filled(
+        diagnostics.plot_saturation(traces, "update").images[0].get_array(), np.nan
+    )
+    assert np.isfinite(image).all(axis=0).tolist() == [True] * 5 + [False] * 4
+
+
 def test_saturation_is_the_share_at_either_end(trace):
     axes = diagnostics.plot_saturation(trace, "reset")
     shown = axes.images[0].get_array()

@@ -68,6 +68,7 @@ def test_both_servers_under_load(folder):
     assert int(printed.partition("by their errors: ")[2].partition(";")[0]) >= 50
 
 
+@pytest.mark.slow
 def test_the_load_test_notices_a_stream_with_the_states_of_another(model):
     load = load_test.Load(model, 0, 0)
 
@@ -196,6 +197,7 @@ def test_a_stream_that_cannot_be_is_closed_with_the_reason(http):
     assert closed["reason"] == "there is no stream here; served is /v1/models/digits/stream"
 
 
+@pytest.mark.slow
 def test_tokens(tmp_path, rng):
     """A model that reads integers, of a vocabulary."""
     frames = keras.Input((None,), dtype="int32", name="words")

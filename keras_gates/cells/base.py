@@ -391,7 +391,8 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
         return states[0], states
 
     def advance(self, x, u, states):
-        """The list of the new states: the equations, and the clipped gradient of the hidden one."""
+        """The list of the new states: the equations, and the clipped gradients of the hidden one
+        and of those that zoneout may carry on past the equations."""
         if self.layer_norm:
             x = named(x._fields, normalization.applied(self, "kernel", x._asdict()).values())
             u = named(u._fields, normalization.applied(self, "recurrent", u._asdict()).values())
@@ -403,7 +404,14 @@ class GatedCell(keras.layers.Layer, DropoutRNNCell):
                 f"calls no self.candidate. Received: candidate_l1={self.candidate_l1}"
             )
         new_states = zoning.zoned_out(self, states, new_states)
-        return observed(self, [self.clip_state(new_states[0]), *new_states[1:]])
+        clipped = {self.state_names[0], *zoning.shares(self)}
+        return observed(
+            self,
+            [
+                self.clip_state(state) if name in clipped else state
+                for name, state in zip(self.state_names, new_states, strict=True)
+            ],
+        )
 
     def add_penalized(self, sums, hidden):
         """The running sums of the penalties, after the step that led to `hidden`."""

@@ -45,10 +45,12 @@ _PRECISION = (
     "default OpenVINO computes in bfloat16 on processors that can, and agrees to two or three "
     "digits then."
 )
-_NONE = (
-    "Give it at least one sequence, of at least one time step: without a sequence OpenVINO's own "
-    "recurrent operators end the process, without a step it fails at what runs as a Scan or Loop."
+_NO_SEQUENCES = (
+    "It needs at least one sequence: without any, OpenVINO's own recurrent operators end the "
+    "process."
 )
+_NO_STEPS = "It needs at least one time step: without any, OpenVINO fails at a Scan or a Loop."
+_OWN = {"GRUSequence", "LSTMSequence", "RNNSequence"}
 # Of a graph, what does not compute.
 _BOOKKEEPING = ("Parameter", "Result", "Const")
 
@@ -78,7 +80,12 @@ class OpenVINO(Format):
                 )
             if graph is None:
                 graph = _of_loops(spec, pathlib.Path(folder, "model"))
-        graph.set_rt_info(json.dumps([*notes, _PRECISION, _NONE]), _NOTES)
+        operators = {operator.get_type_name() for operator in graph.get_ops()}
+        if operators & _OWN:
+            notes += [NOT_A_NUMBER.format(runtime="OpenVINO"), _NO_SEQUENCES]
+        if operators & {"Loop", "TensorIterator"}:
+            notes.append(_NO_STEPS)
+        graph.set_rt_info(json.dumps([*notes, _PRECISION]), _NOTES)
         graph.set_rt_info(spec.model.name, _SOURCE)
         if stream is not None:
             graph.set_rt_info(json.dumps(first_states(stream)), _STATES)
@@ -126,7 +133,7 @@ def _by_onnx(spec, path, stream=None):
         graph = openvino.Core().read_model(str(path))
     except RuntimeError as error:
         return None, [_LOOPS.format(reason=f"OpenVINO cannot read the ONNX file: {error}")]
-    return graph, [*notes, NOT_A_NUMBER.format(runtime="OpenVINO")]
+    return graph, notes
 
 
 def _of_loops(spec, folder):

@@ -21,19 +21,22 @@ PADDED_LABELS = (
 )
 
 
-def checked(model, x, y, purpose):
-    """`x` and `y` (or None) as arrays that fit the model and each other; else an error."""
+def checked(model, x, y, purpose, sample_weight=None):
+    """`x`, `y` and the weights of its samples (or None) as arrays that fit the model and each
+    other; else an error."""
     check_model(model)
     if is_dataset(x):
-        x, y = joined(batches(x, y, getattr(model, "inputs", None)), model)
-        y = y if model.compiled else None
+        given = batches(x, y, sample_weight, getattr(model, "inputs", None))
+        x, y, sample_weight = joined(given, model)
+        if not model.compiled:
+            y = sample_weight = None
     x = fitted(model, arrays("x", x))
     if y is not None:
         y = arrays("y", y)
         check_targets(model, y)
         check_same_length(x, y)
         check_compiled(model, purpose)
-    return x, y
+    return x, y, weights(sample_weight, y)
 
 
 def is_dataset(x):
@@ -46,21 +49,22 @@ def is_dataset(x):
     )
 
 
-def batches(dataset, y, announced=None):
-    """The first batches of a dataset, up to some number of samples: tuples (x,), or (x, y) with its
-    targets where they are of use.
+def batches(dataset, y, sample_weight=None, announced=None):
+    """The first batches of a dataset, up to some number of samples: tuples (x,), or with its
+    targets where they are of use (x, y), or (x, y, sample_weight).
 
     Args:
         dataset: see `is_dataset`.
-        y: must be None.
+        y, sample_weight: must be None.
         announced: the symbolic inputs of the model, which tell single samples from batches.
     """
-    if y is not None:
-        raise ValueError(
-            "`y` must be left out where `x` is a dataset, which has the targets. Received: y of "
-            f"type {type(y).__name__}"
-        )
-    wanted = 2 if keras.backend.backend() == "tensorflow" else 1  # without the weights of samples
+    for name, beside in (("y", y), ("sample_weight", sample_weight)):
+        if beside is not None:
+            raise ValueError(
+                f"`{name}` must be left out where `x` is a dataset, which has it. Received: {name} "
+                f"of type {type(beside).__name__}"
+            )
+    wanted = 3 if keras.backend.backend() == "tensorflow" else 1
     found, count = [], 0
     if isinstance(dataset, keras.utils.PyDataset):  # which ends nowhere by itself
         dataset = map(dataset.__getitem__, range(len(dataset)))
@@ -74,8 +78,12 @@ def batches(dataset, y, announced=None):
                 "`x` must give batches, with the samples along their first axis. Received: a "
                 "dataset of single numbers"
             )
-        found.append(given)
-        count += samples(given[0])
+        size = samples(given[0])
+        weights = tree.map_structure(
+            lambda w, size=size: w if w.ndim else np.full(size, w), given[2:]
+        )
+        found.append((*given[:2], *weights))
+        count += size
         if count >= TAKEN:
             break
     if not found:
@@ -99,27 +107,28 @@ def spread(batches, most):
 
 
 def not_finite_in(batches):
-    """What is `NotFinite` in batches (x,) or (x, y), by argument; {} of batches of several
-    lengths."""
+    """What is `NotFinite` in batches, from its argument to that and to some of those samples, all
+    arguments of them; {} of batches of several lengths."""
     if len({_shapes(batch) for batch in batches}) > 1:
         return {}
     whole = batches[0]
     if len(batches) > 1:
         whole = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
-    found = {name: not_finite(name, values) for name, values in zip("xy", whole, strict=False)}
-    return {name: bad for name, bad in found.items() if bad}
+    names = ("x", "y", "sample_weight")
+    found = {name: not_finite(name, values) for name, values in zip(names, whole, strict=False)}
+    return {name: (bad, take(whole, bad.tried)) for name, bad in found.items() if bad}
 
 
 def joined(batches, model):
-    """`x` and `y` (or None) of batches as one.
+    """`x`, `y` and `sample_weight` (or None) of batches as one.
 
     Batches of different lengths are padded to the longest with what the model masks. Where it masks
     nothing of its inputs, those of one length stay, and a warning says so.
     """
     if len({_shapes(batch) for batch in batches}) > 1:
         batches = _padded(batches, model) or _of_one_length(batches, model)
-    x, *rest = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
-    return x, rest[0] if rest else None
+    whole = tree.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    return (*whole, None, None)[:3]
 
 
 def _shapes(batch):

@@ -46,13 +46,12 @@ def diagnose(
         model: a built Keras model; compiled, if `y` is given.
         x: its inputs: an array (samples, time, features), or what else the model takes, or a list
             or dict of arrays; or a dataset (`tf.data.Dataset`, `keras.utils.PyDataset`, ...), of
-            which the first 256 samples are taken, and their targets if the model is compiled. Some
-            hundred samples are enough. The memory needed is a few arrays of (samples, time, units)
-            per layer.
+            which the first 256 samples are taken, and their targets and weights if the model is
+            compiled. Some hundred samples are enough. The memory needed is a few arrays of
+            (samples, time, units) per layer.
         y: the targets, for the gradients of the loss that the model was compiled with. On the
             TensorFlow backend.
         sample_weight: as `fit` takes it: of each sample, (samples,), or each step, (samples, time).
-            The weights in a dataset are not looked at.
         margin: a value counts as saturated, or at the bound, when it is within this share of the
             range of its activation from a bound of it. In (0, 0.5).
         batch_size: samples per batch. Gradients are of the loss of a batch, whose mean holds a
@@ -135,9 +134,8 @@ def _started(model, x, y, sample_weight, batch_size, lyapunov, samples=None):
     argument, of checked arguments."""
     batch_size = positive_integer("batch_size", batch_size)
     lyapunov = true_or_false("lyapunov", lyapunov)
-    x, y = data.checked(model, x, y, "gradients are asked for")
+    x, y, weights = data.checked(model, x, y, "gradients are asked for", sample_weight)
     data.check_labels(model, y)
-    weights = data.weights(sample_weight, y)
     tracer = trace.Tracer(model, gradients=y is not None, tangents=lyapunov)
     given = {"x": x, "y": y, "sample_weight": weights}
     count = data.samples(x)

@@ -11,7 +11,9 @@ import numpy as np
 
 from keras_gates import activations, verdicts
 from keras_gates.cells import GRUCell, LSTMCell, SimpleRNNCell
+from keras_gates.cells.program import traced
 from keras_gates.diagnostics import lyapunov
+from keras_gates.equations import NotTraceableError
 
 ALL = "all"  # states together
 # In fewer steps a state that fills from zero, and gates that open with it, look like growth.
@@ -74,6 +76,8 @@ class StateFigures:
         growth: the norm in the last quarter of the steps over that in the second, both of the
             same samples: of those at least half as long as the longest, and each of its own steps.
             None with fewer than 16.
+        first_norm, last_norm: mean over the samples of the norm at the first and the last valid
+            step of each.
     """
 
     norm: float
@@ -82,6 +86,8 @@ class StateFigures:
     sparsity: float
     at_bound: float | None
     growth: float | None = None
+    first_norm: float = math.nan
+    last_norm: float = math.nan
 
 
 @dataclasses.dataclass
@@ -101,14 +107,17 @@ class GradientFigures:
             samples. exp(log_slope) is the factor per step: below 1 the gradient vanishes, above 1
             it explodes. None with fewer than two steps.
         clipped: share of the valid (sample, step) pairs at which the bound of the layer acts on
-            the gradient; None where the layer does not clip at the state. (The gradient of an
-            LSTM's cell state is clipped on its own, and not counted.)
+            the gradient; None where the layer does not clip it there. (Each state is clipped on
+            its own.)
+        first_norm, last_norm: as of a state.
     """
 
     norm_per_step: list
     largest: float
     log_slope: float | None
     clipped: float | None
+    first_norm: float = math.nan
+    last_norm: float = math.nan
 
 
 @dataclasses.dataclass
@@ -133,6 +142,7 @@ class LayerDiagnosis:
         gradients: of a cell with several states: from the name of each further one to its
             `GradientFigures`, and from "all" to those of all states together, the hidden one among
             them. Empty otherwise.
+        samples_per_step: how many samples have each step.
         lyapunov: the largest Lyapunov exponent on these data, in nats per step; None where it was
             not asked for, or in half precision. In a stack it is that of the whole stack.
         options: what the cell does already against what the findings are about, by the names of
@@ -156,6 +166,7 @@ class LayerDiagnosis:
     lyapunov: float | None
     options: dict = dataclasses.field(default_factory=dict)
     gradients: dict = dataclasses.field(default_factory=dict)
+    samples_per_step: list = dataclasses.field(default_factory=list)
 
     @property
     def whole_gradient(self):
@@ -218,7 +229,8 @@ def of_trace(trace, margin, verdict):
             gradient=None if trace.gradient is None else gradient(trace.gradient, valid, cell),
             lyapunov=(None if trace.growth is None else lyapunov.exponent(trace.growth, valid)),
             options={**_options(cell), **_judged(verdict)},
-            gradients=_of_further(trace.gradients, valid),
+            gradients=_of_further(trace.gradients, valid, cell),
+            samples_per_step=valid.sum(axis=0).tolist(),
         )
 
 
@@ -267,6 +279,7 @@ def state(values, valid, bounds, margin):
     norms = np.linalg.norm(values.astype("float64"), axis=-1)
     here = values[valid]
     low, high = _within_margin(here, bounds, margin)
+    first, last = _at_ends(norms, valid)
     return StateFigures(
         norm=_mean(norms[valid & np.isfinite(norms)]),
         norm_per_step=_mean_per_step(norms, valid),
@@ -274,15 +287,26 @@ def state(values, valid, bounds, margin):
         sparsity=_share(here == 0, here),
         at_bound=None if low is None or high is None else low + high,
         growth=_growth(norms, valid),
+        first_norm=first,
+        last_norm=last,
     )
+
+
+def _clipped_states(cell):
+    """The further states whose gradient the equations of a cell clip, as far as they are known."""
+    try:
+        outputs = traced(cell)[1].outputs
+    except NotTraceableError:
+        return []
+    return [name for name, value in outputs if value.operation == "clip_gradient"]
 
 
 def gradient(values, valid, cell=None):
     """`GradientFigures` of gradients (samples, time, units); with the share that is clipped of
-    those of the hidden states of `cell`."""
+    those of a state that `cell` clips."""
     values = values.astype("float64")  # so that squares of exploded gradients do not overflow
     norms = np.linalg.norm(values, axis=-1)
-    per_step = _mean_per_step(norms, valid)
+    first, last = _at_ends(norms, valid)
     clipped = None
     if cell is not None and cell.clips and cell.grad_clip_at == "state":
         if cell.grad_clip_norm is not None:
@@ -291,18 +315,24 @@ def gradient(values, valid, cell=None):
             acts = (np.abs(values) > cell.grad_clip_value).any(axis=-1)
         clipped = _share(acts[valid], norms[valid])
     return GradientFigures(
-        norm_per_step=per_step,
+        norm_per_step=_mean_per_step(norms, valid),
         largest=float(norms[valid].max()) if valid.any() else math.nan,
         log_slope=_log_slope_back(_log_level(norms, valid), valid.sum(axis=0)),
         clipped=clipped,
+        first_norm=first,
+        last_norm=last,
     )
 
 
-def _of_further(gradients, valid):
+def _of_further(gradients, valid, cell):
     """See `LayerDiagnosis.gradients`."""
     if len(gradients) < 2:
         return {}
-    found = {name: gradient(values, valid) for name, values in [*gradients.items()][1:]}
+    clipped = _clipped_states(cell)
+    found = {
+        name: gradient(values, valid, cell if name in clipped else None)
+        for name, values in [*gradients.items()][1:]
+    }
     return {**found, ALL: gradient(np.concatenate([*gradients.values()], axis=-1), valid)}
 
 
@@ -317,6 +347,14 @@ def _within_margin(values, bounds, margin):
         _share(values <= lower + near, values) if math.isfinite(lower) else None,
         _share(values >= upper - near, values) if math.isfinite(upper) else None,
     )
+
+
+def _at_ends(values, valid):
+    """The means over samples of (samples, time) at the first and the last valid step of each."""
+    samples = np.flatnonzero(valid.any(axis=1))
+    first = valid[samples].argmax(axis=1)
+    last = valid.shape[1] - 1 - valid[samples, ::-1].argmax(axis=1)
+    return _mean(values[samples, first]), _mean(values[samples, last])
 
 
 def _mean_per_step(values, valid):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from keras_gates.diagnostics import weights
-from keras_gates.diagnostics.finite import not_finite
+from keras_gates.diagnostics.finite import at_fault
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -68,7 +68,7 @@ def of_layers(layers, left_out=(), data=None, model=None):
     """
     found = []
     if any(map(_is_broken, layers)):
-        found = [*_in_weights(model), *_in_data(data or {})]
+        found = [*_in_weights(model), *_in_data(model, data)]
     for layer in layers:
         # What is computed from the other numbers of a layer that has NaN says little.
         for rule in (nonfinite, verdict) if layer.nonfinite else _RULES:
@@ -97,12 +97,11 @@ def _in_weights(model):
         )
 
 
-def _in_data(data):
+def _in_data(model, data):
     """What is not finite in the data, of which much that is computed is not, then."""
-    for argument, values in data.items():
-        if bad := not_finite(argument, values):
-            advice = "Clean the data; masked steps need finite values too."
-            yield Finding("error", bad.argument, str(bad), advice)
+    for bad in at_fault(model, **data).values() if data else ():
+        advice = "Clean the data; masked steps need finite values too."
+        yield Finding("error", bad.argument, str(bad), advice)
 
 
 # ---------------------------------------------------------------------- the rules
@@ -211,7 +210,6 @@ def candidates(layer):
 def states(layer):
     for name, figures in layer.states.items():
         if figures.growth is not None and figures.growth > _STATE_GROWTH:
-            penalty = "raise" if layer.options["activation_l1"] else "set"
             yield (
                 "warning",
                 f"the {name} state grows with time: by a factor of {figures.growth:.3g} from the "
@@ -220,8 +218,9 @@ def states(layer):
                 + _either(
                     *_keep_gates(layer),
                     not layer.options["candidate_bounded"] and "take a bounded candidate",
-                    _shrink(layer),
-                    f"{penalty} activation_l1",
+                    layer.options["recurrent_initializer"] is not None
+                    and "keep the recurrent kernel small (recurrent_regularizer or _constraint)",
+                    "see how far it goes on the longest sequences that there will be",
                 ),
             )
         # Where a state is carried on beside its activation, as a GRU's is, one at its bound may be
@@ -354,7 +353,7 @@ def _clip(layer):
     bounds = [n for n in ("grad_clip_norm", "grad_clip_value") if layer.options[n] is not None]
     if bounds:
         return f"lower {bounds[0]} from {layer.options[bounds[0]]:g}"
-    last = _last(layer.gradient.norm_per_step) if layer.gradient else math.nan
+    last = layer.gradient.last_norm if layer.gradient else math.nan
     if not math.isfinite(last):
         return "set grad_clip_norm"
     return f"set grad_clip_norm to a few times the norm at the last step, {last:.2g}"
@@ -382,10 +381,6 @@ def _remember(layer):
         )
     if layer.options["recurrent_initializer"] not in (None, "orthogonal", "identity"):
         yield "begin with an orthogonal or identity recurrent kernel"
-
-
-def _last(norms):
-    return next((norm for norm in reversed(norms) if not math.isnan(norm)), math.nan)
 
 
 def _power(log):

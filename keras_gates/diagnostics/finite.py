@@ -4,9 +4,11 @@ Some models take NaN, as one that fills gaps, and some losses, as one that leave
 nobody knows. So data are at fault where what is computed of them is not finite either.
 """
 
+import contextlib
 import dataclasses
 import math
 
+import keras
 import numpy as np
 from keras import tree
 
@@ -71,6 +73,64 @@ def not_finite(argument, values):
             samples[np.unique(np.linspace(0, len(samples) - 1, _TRIED).round().astype(int))],
         )
     return None
+
+
+def at_fault(model, x, y=None, sample_weight=None):
+    """From an argument to what is `NotFinite` in it, of which the model makes NaN or infinities.
+
+    A layer may fill gaps, and a loss leave out targets that nobody knows. This is tried with
+    weights of zero: nothing that they grow to makes NaN then, but what is NaN stays so.
+    """
+    given = {"x": x, "y": y, "sample_weight": sample_weight}
+    found = {name: not_finite(name, values) for name, values in given.items()}
+    found = {name: bad for name, bad in found.items() if bad is not None}
+    if not found:
+        return {}
+    with _of_zero_weights(model):
+        return {name: bad for name, bad in found.items() if _harms(model, name, given, bad.tried)}
+
+
+def _harms(model, argument, given, samples):
+    """Whether the model makes NaN or infinities of an argument, the others being finite."""
+    size = getattr((getattr(model, "inputs", None) or [None])[0], "shape", [None])[0]
+    samples = np.resize(samples, size or len(samples))
+    taken = {
+        name: tree.map_structure(lambda v, name=name: _part(v, samples, name == argument), values)
+        for name, values in given.items()
+    }
+    try:
+        outputs = model(taken["x"], training=False)
+        if argument == "x":
+            outputs = tree.map_structure(keras.ops.convert_to_numpy, outputs)
+            return not_finite("outputs", outputs) is not None
+        loss = model.compute_loss(**taken, y_pred=outputs, training=False)
+        return not math.isfinite(float(keras.ops.convert_to_numpy(loss)))
+    except Exception:  # of any kind, of a model or a loss of the user's own: nothing is known
+        return True
+
+
+def _part(values, samples, as_they_are):
+    if values is None:
+        return None
+    part = np.asarray(values)[samples]
+    if as_they_are or part.dtype.kind != "f":
+        return part
+    return np.nan_to_num(part, posinf=0, neginf=0)
+
+
+@contextlib.contextmanager
+def _of_zero_weights(model):
+    """The model with weights of zero; it is as it was afterwards."""
+    kept = [(variable, keras.ops.copy(variable.value)) for variable in model.variables]
+    weights = {id(weight) for weight in model.weights}
+    try:
+        for variable, value in kept:
+            if id(variable) in weights and keras.backend.is_float_dtype(variable.dtype):
+                variable.assign(keras.ops.zeros_like(value))
+        yield
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
 
 
 def _at_hand(value):

@@ -14,7 +14,7 @@ from keras import ops
 from keras_gates._keras.calls import stacklevel
 from keras_gates.diagnostics import data, trace
 from keras_gates.diagnostics.diagnosis import of_runs
-from keras_gates.diagnostics.finite import not_finite
+from keras_gates.diagnostics.finite import NotFinite, at_fault
 from keras_gates.diagnostics.report import Diagnosis
 from keras_gates.validation import file_path, one_of, positive_integer, share
 
@@ -47,6 +47,7 @@ class GateMonitor(keras.callbacks.Callback):
         x: inputs, as in `diagnose`. `samples` of them are kept, evenly spaced.
         y: their targets, for the figures of gradients; the model's loss on them is recorded too.
             On the TensorFlow backend.
+        sample_weight: as in `diagnose`.
         every: look after every so many epochs or steps. Default: after every one, passing over
             some where looking has taken more than 5% of the time. Give a number to have looks,
             and so what "restore" restores, at the same epochs in every run.
@@ -98,6 +99,7 @@ class GateMonitor(keras.callbacks.Callback):
         x: Any,
         y: Any = None,
         *,
+        sample_weight: Any = None,
         every: int | None = None,
         unit: Literal["epoch", "step"] = "epoch",
         samples: int = 32,
@@ -120,13 +122,14 @@ class GateMonitor(keras.callbacks.Callback):
         self.growth = float(growth)
         samples = positive_integer("samples", samples)
         if data.is_dataset(x):
-            given = data.batches(x, y)
+            given = data.batches(x, y, sample_weight)
         else:
             x = data.arrays("x", x)
             if y is not None:
                 y = data.arrays("y", y)
                 data.check_same_length(x, y)
-            given = [(x,) if y is None else (x, y)]
+            weights = data.weights(sample_weight, y)
+            given = [tuple(values for values in (x, y, weights) if values is not None)]
         # Copies, so that the whole of `x` need not stay in memory. What joins batches of different
         # lengths is up to the model.
         self._batches, self._kept = data.spread(given, samples)
@@ -139,6 +142,7 @@ class GateMonitor(keras.callbacks.Callback):
         self.diagnosis: Diagnosis | None = None
         self.reason = self.diverged_at = None
         self._tracer = self._writer = None
+        self._at_fault: dict[str, NotFinite] = {}  # what is not finite, and harms the model
         self._sound: list[tuple] = []  # pairs of a variable and its value when all was well
         self._sound_at = 0
         self._first: dict[str, float] = {}
@@ -152,12 +156,18 @@ class GateMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self._tracer is None or self._tracer.model is not self.model:
             data.check_model(self.model)
-            x, self.y = data.joined(self._batches, self.model)
+            x, self.y, self.weights = data.joined(self._batches, self.model)
             self.x = data.fitted(self.model, data.arrays("x", x))
             if self.y is not None:
                 data.check_targets(self.model, self.y)
                 data.check_compiled(self.model, "gradients are recorded")
-                data.check_labels(self.model, self.y, self._kept, self._bad.get("y"))
+                bad, _ = self._bad.get("y", (None, None))
+                data.check_labels(self.model, self.y, self._kept, bad)
+            self._at_fault = {
+                name: bad
+                for name, (bad, some) in self._bad.items()
+                if name in at_fault(self.model, *some)
+            } or at_fault(self.model, self.x, self.y, self.weights)
             self._tracer = trace.Tracer(self.model, gradients=self.y is not None).compile()
             self._sound = []
         self._epochs = 0  # of this call of `fit`
@@ -218,7 +228,8 @@ class GateMonitor(keras.callbacks.Callback):
 
     def _look(self):
         """Records the figures of the model as it is now, and returns them."""
-        runs = [*trace.runs(self._tracer, self.x, self.y, data.samples(self.x))]
+        count = data.samples(self.x)
+        runs = [*trace.runs(self._tracer, self.x, self.y, count, self.weights)]
         self.diagnosis = of_runs(self._tracer, runs, self.margin)
         figures = {self.unit: self._finished}
         watched = {}
@@ -288,14 +299,12 @@ class GateMonitor(keras.callbacks.Callback):
     def _diverged(self, now, what):
         if self.reason is not None:
             return False
-        for name, values in {"x": self.x, "y": self.y}.items() if not now else ():
-            if bad := not_finite(name, values):
-                bad.sample = self._kept[bad.sample]
-                raise self._bad.get(name, bad).error()
+        for name in self._at_fault if not now else ():
+            raise self._at_fault[name].error()
         self.diverged_at = now
         when = f"in {self.unit} {now}" if now else "before it began"
         self.reason = f"Training diverged {when}: {what}."
-        for bad in self._bad.values():
+        for bad in self._at_fault.values():
             self.reason += f" The data may be at fault: of `{bad.argument}` {bad}."
         if not now and self.on_divergence == "restore":
             return False  # which is an error
@@ -313,7 +322,7 @@ class GateMonitor(keras.callbacks.Callback):
                 f" It is stopped, and the last sound weights are restored, those {those}, with the "
                 "optimizer's state."
             )
-            if not self._bad:
+            if not self._at_fault:
                 done += f" {_WHERE_AND_WHY.format(', replay_epochs=5')}"
         warnings.warn(self.reason + done, stacklevel=stacklevel())
         return False

@@ -10,12 +10,14 @@ from keras import tree
 from keras_gates import activations, html
 from keras_gates.cells.base import CANDIDATE
 from keras_gates.diagnostics import data, replay, trace, weights
-from keras_gates.diagnostics.finite import not_finite
+from keras_gates.diagnostics.finite import at_fault, not_finite
 from keras_gates.validation import positive_integer
 
 _ADVICE = {
     "x": "Clean the data: a masked step needs finite values too.",
-    "y": "Clean the targets.",
+    "y": "Clean the targets; for those that nobody knows, any number will do with a sample_weight "
+    "of zero.",
+    "sample_weight": "Clean the weights of the samples.",
     "weights": "They are a consequence: an earlier update was not finite. Give replay_epochs= to "
     "train a copy up to there and see where it began; or load weights from before it (GateMonitor "
     'keeps them with on_divergence="restore") and look again.',
@@ -40,8 +42,8 @@ class NonFinite:
     """The first value that is not finite; false if there is none.
 
     Attributes:
-        where: "x", "y", "weights", "forward", "loss", "backward" or, in a training that was done
-            again, "update"; None if everything is finite.
+        where: "x", "y", "sample_weight", "weights", "forward", "loss", "backward" or, in a training
+            that was done again, "update"; None if everything is finite.
         layer: name of the layer, as in `diagnose`.
         quantity: "gate update", "candidate", "hidden state", "output", "gradient of the hidden
             state", or the name of a weight; of several inputs or targets the name of the one.
@@ -91,7 +93,12 @@ class NonFinite:
             at.append(f"at time step {self.time_step}")
         if self.sample is not None:
             at.append(f"in sample {self.sample}")
-        what = {"x": "the inputs", "y": "the targets", "weights": "the weights"}.get(
+        what = {
+            "x": "the inputs",
+            "y": "the targets",
+            "sample_weight": "the weights of the samples",
+            "weights": "the weights",
+        }.get(
             self.where,
             f"the {self.where}" if self.where in ("loss", "update") else f"the {self.where} pass",
         )
@@ -106,22 +113,26 @@ def locate_nonfinite(
     x: Any,
     y: Any = None,
     *,
+    sample_weight: Any = None,
     batch_size: int = 32,
     replay_epochs: int | None = None,
     seed: int = 0,
 ) -> NonFinite:
     """The first value of a model on data that is NaN or infinite.
 
-    Looks, in this order, at `x`, `y`, the weights, the forward pass (layer by layer in the order
-    of execution; inside a recurrent layer step by step, gate by gate, as the equations have
-    them), the loss, and the backward pass (the gradients dL/dh_t, from the last layer and the last
-    step back, then those of the weights). Masked steps of recurrent layers are passed over. Like
-    `diagnose` it runs the model for inference: what dropout alone brings about is not found.
+    Looks, in this order, at `x`, `y`, `sample_weight`, the weights, the forward pass (layer by
+    layer in the order of execution; inside a recurrent layer step by step, gate by gate, as the
+    equations have them), the loss, and the backward pass (the gradients dL/dh_t, from the last
+    layer and the last step back, then those of the weights). Masked steps of recurrent layers are
+    passed over. Like `diagnose` it runs the model for inference: what dropout alone brings about is
+    not found. NaN in the data is left in peace where it does no harm: where a layer fills gaps, or
+    the loss leaves out what nobody knows.
 
     Args:
         model: a built Keras model; compiled, if `y` is given. It need not have recurrent layers.
         x: its inputs, such as the batch that gave NaN.
         y: the targets, to look at the loss and the backward pass too. On the TensorFlow backend.
+        sample_weight: as in `diagnose`.
         batch_size: samples per batch.
         replay_epochs: of a model whose weights are lost already: a copy with new weights is
             trained on `x` and `y` for at most so many epochs, up to the first step after which
@@ -146,27 +157,32 @@ def locate_nonfinite(
     is nan. ...
     """
     batch_size = positive_integer("batch_size", batch_size)
-    x, y = data.checked(model, x, y, "the backward pass is looked at")
-    found = _in_data("x", x, _names(x, [t.name for t in getattr(model, "inputs", None) or ()]))
-    found = found or _in_data("y", y, _names(y, getattr(model, "output_names", None) or ()))
-    if found:
-        return found
+    purpose = "the backward pass is looked at"
+    x, y, sample_weight = data.checked(model, x, y, purpose, sample_weight)
+    given = {
+        "x": (x, [tensor.name for tensor in getattr(model, "inputs", None) or ()]),
+        "y": (y, getattr(model, "output_names", None) or ()),
+        "sample_weight": (sample_weight, ()),
+    }
+    for where in at_fault(model, x, y, sample_weight):
+        values, announced = given[where]
+        return _in_data(where, values, _names(values, announced))
     data.check_labels(model, y)
     if replay_epochs is not None:
         epochs = positive_integer("replay_epochs", replay_epochs)
         if y is None:
             raise ValueError("`y` must be given with `replay_epochs`, which trains. Received: None")
-        return _replayed(model, x, y, epochs, batch_size, seed)
-    return _in_weights(model) or _in_runs(model, x, y, batch_size)
+        return _replayed(model, (x, y, sample_weight), epochs, batch_size, seed)
+    return _in_weights(model) or _in_runs(model, (x, y, sample_weight), batch_size)
 
 
-def _replayed(model, x, y, epochs, batch_size, seed):
+def _replayed(model, given, epochs, batch_size, seed):
     """What is not finite first in a training of a copy."""
-    step = replay.first_nonfinite(model, x, y, epochs, batch_size, seed)
+    step = replay.first_nonfinite(model, given, epochs, batch_size, seed)
     if isinstance(step, int):
         return NonFinite(training_step=step, epoch=epochs)
-    batch = [data.take(values, step.samples) for values in (x, y)]
-    found = _in_runs(step.model, *batch, len(step.samples))
+    batch = [data.take(values, step.samples) for values in given]
+    found = _in_runs(step.model, batch, len(step.samples))
     if not found:
         path, value = step.weight or ("loss", float("nan"))
         layer, _, name = path.rpartition("/")
@@ -177,10 +193,11 @@ def _replayed(model, x, y, epochs, batch_size, seed):
     return found
 
 
-def _in_runs(model, x, y, batch_size):
+def _in_runs(model, given, batch_size):
+    x, y, sample_weight = given
     tracer = trace.Tracer(model, gradients=y is not None, everything=True)
     seen = 0
-    for run in trace.runs(tracer, x, y, batch_size):
+    for run in trace.runs(tracer, x, y, batch_size, sample_weight):
         batch = data.take(x, slice(seen, seen + run.samples))
         found = _in_forward(run, batch) or _in_loss(run) or _in_backward(run)
         if found:
@@ -217,7 +234,12 @@ def _in_weights(model):
 def _in_forward(run, x):
     before = tree.flatten(x)
     for call in run.calls:
-        found = _in_steps(call) if isinstance(call, list) else _in_outputs(call, before)
+        if isinstance(call, list):
+            found = _in_steps(call)
+        elif any(_first(np.asarray(values)) is not None for values in before):
+            found = None  # of gaps in the data, which a layer behind this one fills
+        else:
+            found = _in_outputs(call, before)
         if found:
             return found
         before = call.outputs if isinstance(call, trace.Call) else _states_of(call)

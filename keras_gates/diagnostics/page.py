@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_gates import html
-from keras_gates.diagnostics.plots import BLUE, RED
+from keras_gates.diagnostics.plots import BLUE, FEW, RED
 from keras_gates.diagnostics.text import BACKWARDS, ends, exponent, gradients, summary, tables
 
 _STYLES = ((BLUE, "-"), (RED, "--"))
@@ -64,7 +64,7 @@ def _pictures(layer):
             lambda axes: _draw_distributions(axes, distributions),
             f"{layer.name}: median and 90% of the values of {', '.join(distributions)}",
         )
-    states = {name: state.norm_per_step for name, state in layer.states.items()}
+    states = {name: _known(layer, state.norm_per_step) for name, state in layer.states.items()}
     for what, norms in (("state", states), ("gradient", _gradient(layer))):
         if any(np.isfinite(line).any() for line in norms.values()):
             yield html.picture(
@@ -73,10 +73,16 @@ def _pictures(layer):
             )
 
 
+def _known(layer, per_step):
+    """Means per step; NaN at steps that few samples have, whose mean is another population's."""
+    few = np.array(layer.samples_per_step) < FEW * layer.samples
+    return np.where(few, np.nan, np.array(per_step, "float64"))
+
+
 def _gradient(layer):
     found = {}
     for name, figures in gradients(layer).items():
-        norms = np.array(figures.norm_per_step, "float64")
+        norms = _known(layer, figures.norm_per_step)
         found[name] = np.where(norms > 0, norms, np.nan)  # for a logarithmic axis
     return found
 

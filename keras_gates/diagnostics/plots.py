@@ -3,7 +3,8 @@
 What shows a trace takes the list that `traces` returns as well: an axes for each of its layers.
 The colours are those of Okabe and Ito, and line styles and letters say the same, so that the
 pictures can be read in print and by the colour-blind. Time runs in the order in which a layer
-reads; where that is backwards, the axis says so. matplotlib is needed:
+reads; where that is backwards, the axis says so. Distributions and means over samples are drawn for
+steps that at least 5% of the samples have. matplotlib is needed:
 `pip install "keras_gates[plots]"`.
 """
 
@@ -37,6 +38,9 @@ BLUE, _ORANGE, _GREEN, RED, _PURPLE, _BLACK = (
 )  # fmt: skip
 _STYLES = [(BLUE, "-"), (RED, "--"), (_GREEN, "-."), (_ORANGE, ":"), (_PURPLE, "-"), (_BLACK, "--")]
 _LEVEL_COLORS = dict(zip(LEVELS, ("#009E73", "#F0E442", "#D55E00"), strict=True))
+
+# Lines end where fewer than this share of the samples are left: what they do says little of others.
+FEW = 0.05
 
 _Plot = typing.TypeVar("_Plot", bound=Callable)
 
@@ -241,7 +245,7 @@ def plot_states(
     index = isinstance(sample, (int, np.integer)) and not isinstance(sample, bool)
     if not index or not -count <= sample < count:
         raise invalid("sample", f"the index of one of the {count} samples", sample)
-    values = _valid(trace, trace.states[state])[sample]
+    values = np.where(trace.valid[sample, :, None], trace.states[state][sample], np.nan)
     axes = axes_or_new(axes)
     moving = np.argsort(-_quietly(np.nanvar, values, axis=0))[: positive_integer("units", units)]
     styles = _styles(len(moving))
@@ -402,8 +406,9 @@ def _name(cell, name):
 
 
 def _valid(trace, values):
-    """The values with NaN at masked steps."""
-    return np.where(trace.valid[:, :, None], values, np.nan)
+    """The values with NaN at masked steps, and at those that few samples have."""
+    shown = trace.valid & (trace.valid.mean(axis=0) >= FEW)
+    return np.where(shown[:, :, None], values, np.nan)
 
 
 def _quietly(function, values, *args, **kwargs):

@@ -28,19 +28,19 @@ class Step:
     weight: tuple | None
 
 
-def first_nonfinite(model, x, y, epochs, batch_size, seed):
+def first_nonfinite(model, given, epochs, batch_size, seed):
     """The `Step` at which a training of a copy of `model` broke; or how many steps were sound."""
     keras.utils.set_random_seed(seed)
-    copy = _copy(model, x)
+    copy = _copy(model, given[0])
     order = np.random.default_rng(seed)
-    count, number = data.samples(x), 0
+    count, number = data.samples(given[0]), 0
     for epoch in range(epochs):
         samples = order.permutation(count)
         for start in range(0, count, batch_size):
             batch = samples[start : start + batch_size]
             before = copy.get_weights()
             number += 1
-            loss = copy.train_on_batch(data.take(x, batch), data.take(y, batch))
+            loss = copy.train_on_batch(*[data.take(values, batch) for values in given])
             weight = next(((name, value) for name, _, value in weights.nonfinite(copy)), None)
             if weight is None and np.isfinite(np.ravel(loss)[0]):
                 continue

@@ -61,7 +61,8 @@ def tables(layer):
         (
             name,
             _number(figures.norm),
-            *_ends(figures.norm_per_step),
+            _number(figures.first_norm),
+            _number(figures.last_norm),
             _number(figures.largest),
             _share(figures.sparsity),
             _share(figures.at_bound),
@@ -77,7 +78,8 @@ def tables(layer):
             (
                 name,
                 "",
-                *_ends(figures.norm_per_step),
+                _number(figures.first_norm),
+                _number(figures.last_norm),
                 _number(figures.largest),
                 "-" if figures.log_slope is None else f"x {_number(_exp(figures.log_slope))}",
                 _share(figures.clipped),
@@ -107,11 +109,6 @@ def _table(rows):
 
 def _distribution(figures):
     return [_number(getattr(figures, name)) for name in ("mean", "p5", "p50", "p95")]
-
-
-def _ends(per_step):
-    known = [value for value in per_step if not math.isnan(value)] or [math.nan]
-    return _number(known[0]), _number(known[-1])
 
 
 def _number(value):

@@ -438,8 +438,7 @@ _row(
         apply("clip_value", d, bound=y["value"])
         if y["value"] is not None else apply("clip_norm", d, bound=y["norm"]),
     ),
-    expand=lambda y: y.arguments[0], keras={}, parameters=("value", "norm"), text="{0}",
-    latex="{0}",
+    expand=lambda y: y.arguments[0], keras={}, parameters=("value", "norm"),
 )  # fmt: skip
 _row(
     "clip_value", None, expand=lambda y: clip(y.arguments[0], -y["bound"], y["bound"]), keras={},

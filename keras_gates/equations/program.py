@@ -1,6 +1,7 @@
 """A cell's equations as data: values, by name, of the inputs of one time step."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -97,11 +98,18 @@ def evaluate(values, given, recurrent=None, transposed=None, units=None):
             arguments = [_of_units(a, units) for a in arguments]
         return row.numpy(*arguments, **dict(value.parameters))
 
-    values = [expanded(value) for value in values]
+    values, in_order = _in_order(tuple(values))
     with np.errstate(all="ignore"):
-        for value in ordered(values):
+        for value in in_order:
             found[id(value)] = of(value)
     return [found[id(value)] for value in values]
+
+
+@functools.lru_cache(64)
+def _in_order(values):
+    """Values in rows that NumPy knows, and all that they are computed from, for many steps."""
+    values = [expanded(value) for value in values]
+    return values, ordered(values)
 
 
 def _of_units(array, units):

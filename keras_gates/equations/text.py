@@ -42,6 +42,8 @@ class _Writer:
             return self.names[id(value)]
         if id(value) in self.normalized:
             return f"L({self(self.normalized[id(value)])})"
+        if value.operation == "clip_gradient":  # which is no part of the equation
+            return self(value.arguments[0], level, right)
         if value.operation == "input":
             return self._leaf(value)
         if value.operation == "constant":

@@ -169,11 +169,13 @@ class Verdict:
                 f"{self.contraction:.2f} per step in the long run"
             )
         if _is_finite(self.divergence):
+            rare = self.divergence < 0.05
             shown = "below 1%" if self.divergence < 0.01 else f"about {self.divergence:.0%}"
             yield (
                 f"estimated probability that a training on {self.steps} steps ends in NaN or a "
                 f"huge loss (Adam at 0.01, nothing clipped): {shown}"
                 + ("; failing to learn is not counted" if unstable else "")
+                + (", and unstable says what weights may grow to" if rare and unstable else "")
             )
         if unstable and self.memory is not None:
             yield "how long it remembers is not shown, since training may undo it"

@@ -10,6 +10,7 @@ from keras_gates.cells.base import CANDIDATE
 from keras_gates.cells.program import traced
 from keras_gates.cells.step import recurrent_blocks
 from keras_gates.equations import affine, equations, leaf
+from keras_gates.equations.program import forward
 from keras_gates.equations.text import symbol_of
 from keras_gates.equations.values import number_of, ordered
 
@@ -58,6 +59,12 @@ def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
                 "Carry the state on with a gate whose values lie in [0, 1], such as sigmoid, "
                 "hard_sigmoid or tanh_gate. Clipping gradients does not help, because the state "
                 "grows in the forward pass.",
+            )
+        elif forward(dict(program.outputs)[state]).operation == "input":
+            yield Reason(
+                "caution",
+                f"the {state} state never changes",
+                "Compute it in `update`, or leave it out of `state_names`.",
             )
         elif low > 2 - _ABOVE_ONE:
             yield Reason(

@@ -221,7 +221,8 @@ def _difference(search, scores, first, other, values, comparisons):
         found.verdict = "too few"
         text = f"{too}: too few are left to compare it with {one}, which finished with all."
     else:
-        text = _compared(found, search, one, two, comparisons, len(scores[first]))
+        trials = _named(search, [*scores])
+        text = _compared(found, search, one, two, comparisons, len(scores[first]), trials)
         text += f" {_capital(too)}, which do not count." if lost[other] else ""
         if pairs[0] != pairs[1]:
             text += differences(values[first], values[other])
@@ -229,13 +230,23 @@ def _difference(search, scores, first, other, values, comparisons):
     return found
 
 
-def _compared(found, search, one, two, comparisons, seeds):
+def _named(search, names):
+    """The argument of `confirm` for these trials; nothing for those that it takes by default."""
+    try:
+        default = chosen(search, None)
+    except ValueError:
+        default = []
+    return "" if names == default else f"trials={names}, "
+
+
+def _compared(found, search, one, two, comparisons, seeds, trials):
     """Finds the interval of a `Difference` and the verdict, which it returns in words.
 
     Args:
         one, two: what the trials are called.
         comparisons: among how many the first is in.
         seeds: how many the trials were trained with.
+        trials: see `_named`.
     """
     values = list(found.differences.values())
     mean, noise, count = statistics.fmean(values), statistics.stdev(values), len(values)
@@ -262,7 +273,8 @@ def _compared(found, search, one, two, comparisons, seeds):
         return f"{text}No number of seeds that is worth it would tell."
     return (
         f"{text}To tell a difference of this size, if it is real, takes about "
-        f"{found.seeds_needed} seeds, these included: tuner.confirm(seeds={found.seeds_needed})."
+        f"{found.seeds_needed} seeds, these included: tuner.confirm({trials}seeds="
+        f"{found.seeds_needed})."
     )
 
 

@@ -23,7 +23,8 @@ def plot_scores(report: SearchReport, axes: Any = None, *, cell: str | None = No
 
     Each square tells the mean over the finished trials with that pair, whatever their other
     choices, and how many they are. Pairs of which some training diverged are hatched, and tell in
-    how many of the trials that ended. Grey: no trial has a score. Brighter is better.
+    how many of the trials that ended. Grey: no trial has a score; white: there is no trial.
+    Brighter is better.
 
     Args:
         report: of `search_report`.
