@@ -64,6 +64,8 @@ def test_check(check, cell, arguments, backprop):
     if check == "unrolled" and backprop == "fused":
         pytest.skip("unroll=True asks for a loop of its own")
     leave_out_for_time(check in ("clipping", "penalties") and arguments)  # which take longest
+    if arguments:
+        every_other(backprop, (check, checks.CHECKS))
     checks.CHECKS[check](cell, arguments)
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import BACKEND, MASK, MGUCell, built, golden_files, unpacked
+from helpers import ALL, BACKEND, MASK, MGUCell, built, golden_files, unpacked
 
 import keras_gates as kg
 from keras_gates import activations, diagnostics
@@ -205,6 +205,8 @@ def test_activations_are_attributes_with_their_exact_parameters(cell, rng):
         for role, position in ROLES[cell].items():
             if role == "output_activation" and activation in SCALING:
                 continue
+            if cell == "lstm" and role != "output_activation" and not ALL:
+                continue  # as in a GRU
             given = {"output_activation": "tanh"} if cell == "lstm" else {}
             given[role] = MADE.get(activation, lambda name=activation: name)()
             layer = built(rng, scale=0.5, cell=cell, dtype="float32", **given)

@@ -512,7 +512,7 @@ def masked_models(layer):
     yield keras.Sequential([keras.Input((None,), dtype="int32"), embedded, *masking[1:]]), 0
 
 
-@pytest.mark.parametrize("sequences_of_y", [False, True])
+@pytest.mark.parametrize("sequences_of_y", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_batches_of_different_lengths_are_masked_at_their_end(rng, sequences_of_y):
     layer = helpers.built(rng, dtype="float32", cell="gru", return_sequences=sequences_of_y)
     lengths = [6, 9, 7, 4, 3]

@@ -457,6 +457,7 @@ def test_messages():
 def test_exports(name, format, tmp_path, quick):
     """`export` itself compares what it has written with the model, in another process."""
     leave_out_for_time(format != "onnx" and name != "peephole_lstm")
+    leave_out_for_time([*REFERENCES].index(name) % 2)
     model = keras.Sequential(
         [
             keras.Input((None, FEATURES), name="x"),

@@ -69,6 +69,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_fit_lowers_the_loss(name, data):
+    leave_out_for_time(name in ("sequential", "stacked", "time distributed", "subclassed"))
     model = MODELS[name]()
     model.compile(keras.optimizers.Adam(0.02), "mse")
     history = model.fit(*data, epochs=8, batch_size=8, verbose=0).history["loss"]

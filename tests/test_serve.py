@@ -23,6 +23,8 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 import keras_gates as kg
 from keras_gates.deployment import export
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -48,7 +50,6 @@ def whole(model, rows):
     return np.concatenate(found)
 
 
-@pytest.mark.slow
 def test_both_servers_under_load(folder):
     """In processes without the package: predictions, streams, bad requests in between."""
     printed = run_python(
@@ -68,7 +69,6 @@ def test_both_servers_under_load(folder):
     assert int(printed.partition("by their errors: ")[2].partition(";")[0]) >= 50
 
 
-@pytest.mark.slow
 def test_the_load_test_notices_a_stream_with_the_states_of_another(model):
     load = load_test.Load(model, 0, 0)
 
@@ -197,7 +197,6 @@ def test_a_stream_that_cannot_be_is_closed_with_the_reason(http):
     assert closed["reason"] == "there is no stream here; served is /v1/models/digits/stream"
 
 
-@pytest.mark.slow
 def test_tokens(tmp_path, rng):
     """A model that reads integers, of a vocabulary."""
     frames = keras.Input((None,), dtype="int32", name="words")
@@ -267,7 +266,6 @@ def test_outputs_are_chosen_by_grpc(model):
         asyncio.run(ask("toe"))
 
 
-@pytest.mark.slow
 def test_a_server_is_ready_when_it_says_so_and_not_where_another_is(folder):
     with load_test.server("http_server.py", str(folder)) as port:
         command = [sys.executable, http_server.__file__, str(folder), "--port", str(port)]
@@ -336,7 +334,6 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         ServedModel(tmp_path)
 
 
-@pytest.mark.slow
 def test_the_clients_ask_both_servers(folder, capsys):
     with (
         load_test.server("http_server.py", str(folder)) as http_port,

@@ -304,8 +304,8 @@ def test_an_interrupted_search_says_how_to_go_on(tmp_path):
     ("make", "options"),
     [
         (tuning.RandomSearch, {}),
-        (tuning.GridSearch, {}),
-        (tuning.BayesianOptimization, {}),
+        pytest.param(tuning.GridSearch, {}, marks=pytest.mark.slow),
+        pytest.param(tuning.BayesianOptimization, {}, marks=pytest.mark.slow),
         (tuning.Hyperband, {"max_epochs": 2, "factor": 2, "max_trials": None}),
     ],
 )

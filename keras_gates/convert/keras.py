@@ -149,7 +149,8 @@ def _refuse_of_one_layer(original, changes):
         raise ValueError(
             f"`stateful=True` needs a known batch size, and {original.name!r} takes any. Make it "
             "in code with keras.Input(batch_shape=(batch, time, features)), hand its weights on, "
-            f"and convert that. Received: stateful={changes['stateful']!r}"
+            "and convert that; for live data keras_gates.export(model, path, streaming=True) takes "
+            f"it as it is. Received: stateful={changes['stateful']!r}"
         )
 
 
