@@ -103,7 +103,7 @@ def _harms(model, argument, given, samples):
         if argument == "x":
             outputs = tree.map_structure(keras.ops.convert_to_numpy, outputs)
             return not_finite("outputs", outputs) is not None
-        loss = model.compute_loss(**taken, y_pred=outputs, training=False)
+        loss = model.compute_loss(**taken, y_pred=outputs)
         return not math.isfinite(float(keras.ops.convert_to_numpy(loss)))
     except Exception:  # of any kind, of a model or a loss of the user's own: nothing is known
         return True
@@ -121,7 +121,8 @@ def _part(values, samples, as_they_are):
 @contextlib.contextmanager
 def _of_zero_weights(model):
     """The model with weights of zero; it is as it was afterwards."""
-    kept = [(variable, keras.ops.copy(variable.value)) for variable in model.variables]
+    variables = {id(v): v for v in (*model.variables, *model.metrics_variables)}.values()
+    kept = [(variable, keras.ops.copy(variable.value)) for variable in variables]
     weights = {id(weight) for weight in model.weights}
     try:
         for variable, value in kept:
