@@ -56,7 +56,10 @@ def nonnegative_integer(argument, value):
 
 def known_features(owner, argument, shape, axes):
     """The last size of `shape`, which has these axes."""
-    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    try:
+        sizes = tuple(shape)  # a tf.TensorShape too
+    except (TypeError, ValueError):
+        sizes = ()
     known = len(sizes) == len(axes) and isinstance(sizes[-1], numbers.Integral)
     if not known or sizes[-1] < 1:
         raise ValueError(

@@ -509,3 +509,33 @@ def test_warnings_point_to_the_line_of_the_caller(how):
         kg.from_keras(given)
     ours = [w for w in caught if w.category is kg.UnstableActivationsWarning]
     assert {warning.filename for warning in ours} == {__file__}
+
+
+def test_changes_of_states_are_for_the_cells_that_have_them(rng):
+    model = keras.Sequential(
+        [
+            keras.Input((5, 3)),
+            keras.layers.LSTM(4, return_sequences=True),
+            keras.layers.GRU(3),
+        ]
+    )
+    copy = kg.from_keras(model, zoneout={"hidden": 0.1, "cell": 0.3})
+    lstm, gru = (layer.cell.zoneout for layer in copy.layers)
+    assert (lstm, gru) == ({"hidden": 0.1, "cell": 0.3}, {"hidden": 0.1})
+    with pytest.raises(ValueError, match="names a state that .* does not have: 'cel'"):
+        kg.from_keras(model, zoneout={"cel": 0.3})
+
+
+def test_what_states_have_learned_is_not_lost(rng):
+    layer = kg.GatedRNN(4, initial_state="learned", name="begun")
+    model = keras.Sequential([keras.Input((5, 3)), layer])
+    with pytest.raises(ValueError, match="those of 'begun' are the initial states that it has lea"):
+        kg.from_keras(model, initial_state="zeros")
+    assert kg.from_keras(model, grad_clip_norm=1.0).layers[0].initial_state == "learned"
+
+
+def test_a_shape_of_tensorflow_builds_a_layer():
+    tf = pytest.importorskip("tensorflow")
+    layer = kg.GatedRNN(3)
+    layer.build(tf.TensorShape([None, 6, 8]))
+    assert layer.cell.kernel.shape == (8, 9)

@@ -312,6 +312,22 @@ def test_int8_is_smaller_and_its_cost_is_reported(tmp_path, rng):
     assert (tmp_path / "small.tflite").read_bytes() == before
 
 
+def test_what_integers_cost_is_found_without_padding(tmp_path, rng):
+    layers = LAYERS.Masking(), kg.GatedRNN(3, return_sequences=True)
+    model = sequential(rng, *layers, LAYERS.Dense(3, "softmax"), time=6)
+    x = rng.normal(0, 3, (20, 6, 3)).astype("float32")
+    x[:, 2:] = 0
+    options = {"quantize": "full_int8", "representative_data": x, "length": 6}
+    report = export(model, tmp_path / "m", "litert", sample=x, **options)
+    run = interpreter.Interpreter(report.path).get_signature_runner("serving_default")
+    found = np.concatenate([next(iter(run(frames=one[None]).values())) for one in x])
+    expected = model.predict(x, verbose=0)
+    (cost,) = report.on_data
+    assert cost.mean == pytest.approx(abs(found - expected)[:, :2].mean(), rel=1e-3)
+    same = found.argmax(-1) == expected.argmax(-1)
+    assert cost.same_class == pytest.approx(same[:, :2].mean())
+
+
 def test_what_integers_cost_is_found_on_all_of_the_data(tmp_path, rng):
     """The first sequences, which are zeros, cost less."""
     model = sequential(rng, kg.GatedRNN(3), LAYERS.Dense(3, "softmax", name="scores"), time=4)

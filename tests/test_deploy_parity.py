@@ -76,20 +76,22 @@ def test_data_of_the_users_are_compared_from_end_to_end():
 def test_differences_on_data_are_told_per_output():
     classes = np.array([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3]], "float32")
     wrong = np.array([[0.3, 0.6, 0.1], [0.3, 0.4, 0.3]], "float32")
-    sample = Sample(2, 3, given=4)
-    pairs = [
-        (Sample(2, 3), "scores", classes, 1 - classes),
-        (sample, "scores", classes, wrong),
-        (sample, "scores", classes, classes),
-        (sample, "values", GOOD, GOOD + 0.5),
+    padded = [np.stack([one, one[::-1]]) for one in (classes, wrong)]
+    mask = np.array([[True, True], [False, False]])
+    data = [
+        ("scores", *padded, mask),
+        ("scores", classes, classes, None),
+        ("values", GOOD, GOOD + 0.5, None),
     ]
-    scores, values = verify.on_data(pairs)
+    scores, values = verify.on_data(data)
     assert scores.output == "scores"
     assert scores.largest == pytest.approx(0.4)
     assert scores.mean == pytest.approx(0.8 / 12)
     assert scores.same_class == 0.75
     assert (values.largest, values.mean, values.same_class) == (0.5, 0.5, None)
-    assert verify.on_data(pairs[:1]) == []
+    (scores,) = verify.on_data([("scores", *padded, mask & False)])  # nothing is left then
+    assert scores.same_class == 0.5
+    assert verify.on_data([]) == []
 
 
 def test_a_runner_cannot_import_the_package(tmp_path, monkeypatch):

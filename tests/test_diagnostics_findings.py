@@ -329,6 +329,20 @@ def test_weights_are_named_by_the_layers_around_them_in_a_loaded_model_too(rng, 
             kg.export(one, tmp_path / "out")
 
 
+@needs_gradients
+def test_padding_changes_no_finding(rng):
+    x, y = sequences(rng, time=60), rng.normal(size=(BATCH, UNITS))
+    layer = helpers.built(rng, dtype="float32", cell="lstm", scale=0.3)
+    found = [
+        diagnose(model_of(layer, mask=True), np.pad(x, [(0, 0), around, (0, 0)]), y)
+        for around in ((0, 0), (0, 90), (90, 0))
+    ]
+    first, *others = ([*map(str, one.findings)] for one in found)
+    assert any("vanishes" in finding for finding in first)
+    assert others == [first, first]
+    assert [one.layers[0].steps for one in found] == [60] * 3
+
+
 def test_what_cannot_be_looked_into_is_said(rng):
     class Own(keras.layers.Layer):
         state_size = output_size = 2

@@ -443,6 +443,24 @@ def test_failed_checks_say_what_may_be_why():
             n = self.candidate(x.candidate + u.candidate)
             return (what(self, n, u.candidate),)
 
+    for argument, value in (("initial_state", "learned"), ("backprop", "fused"), ("units", 3)):
+        with pytest.raises(TypeError, match=f"check_cell takes no argument `{argument}`: it makes"):
+            checks.check_cell(kg.MGUCell, **{argument: value})
+    checks.CHECKS["penalties"](kg.MGUCell, {"initialization": "uniform_gates"})
+
+    class Forgetful(kg.MGUCell):
+        def __init__(self, units, sharpness=1.0, **kwargs):
+            super().__init__(units, **kwargs)
+            self.sharpness = sharpness
+
+        def update(self, x, u, states):
+            return (self.sharpness * super().update(x, u, states)[0],)
+
+    register = keras.saving.register_keras_serializable("test_errors")
+    for given in ({}, {"sharpness": 3.0}):
+        with pytest.raises(AssertionError, match=r"get_config lacks \['sharpness'\]"):
+            checks.check_cell(register(Forgetful), **given)
+
     class Unbounded(kg.GatedCell):
         state_names = ("hidden", "memory")
 

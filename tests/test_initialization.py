@@ -300,6 +300,22 @@ def test_a_start_is_no_initializer_of_one_weight(given, instead):
             kg.GatedRNN(4, **{argument: given})
 
 
+def test_what_equations_do_to_a_projection_before_the_gate_is_undone():
+    class Sharp(kg.GatedCell):
+        blocks = ("update", "candidate")
+
+        def update(self, x, u, states):
+            z = self.gate("update", 1.0 - 3.0 * (x.update + u.update) + 0.5)
+            return (z * states[0] + (1 - z) * self.candidate(x.candidate + u.candidate),)
+
+    for start in (Chrono(60), "uniform_gates"):
+        cell = built(Sharp, initialization=start, gate_activation="hard_sigmoid")
+        plain = built("mgu", initialization=start, gate_activation="hard_sigmoid")
+        z = values(cell.gate_activations["update"], 1.5 - 3.0 * bias_of(cell, "update"))
+        f = values(plain.gate_activations["forget"], bias_of(plain, "forget"))
+        np.testing.assert_allclose(z, 1 - f, atol=1e-4)
+
+
 def test_a_start_is_all_of_the_bias_of_its_gate():
     """Of the two biases of a GRU."""
     b, c = built("gru", initialization=Chrono(9), bias_initializer="ones").biases

@@ -699,6 +699,19 @@ def test_the_memory_is_that_of_the_recurrence():
             kg.check_activations("gru", **{name: 0})
 
 
+def test_a_gate_that_starts_elsewhere_is_not_called_shut():
+    def shut(**options):
+        reasons = kg.check_activations("lstm", "relu_gate", "tanh", **options).reasons
+        whats = " ".join(reason.what for reason in reasons)
+        return [
+            gate for gate in ("input", "forget", "output") if f"gate {gate} (relu_gate) is" in whats
+        ]
+
+    assert shut() == ["input", "output"]
+    assert shut(unit_forget_bias=False) == ["input", "forget", "output"]
+    assert shut(initialization=kg.initializers.Chrono(29)) == ["output"]
+
+
 def test_what_is_left_of_a_difference_in_words():
     cell = {"cell": "simple", "candidate_activation": "linear", "units": 5}
 

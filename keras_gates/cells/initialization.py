@@ -139,7 +139,7 @@ class GateStarts:
         if gate not in self.ways:
             return None
         v = self._shares()
-        return _inverse(self._cell.gate_activations[gate], v if self.ways[gate] > 0 else 1 - v)
+        return self._inputs(gate, v if self.ways[gate] > 0 else 1 - v)
 
     @functools.cached_property
     def gain(self):
@@ -224,9 +224,24 @@ class GateStarts:
         for block in cell.blocks:
             bias = float(block == cell.ones_in_bias)
             if block in self.ways:
-                bias = float(_inverse(cell.gate_activations[block], np.array([0.5]))[0])
+                bias = float(self._inputs(block, np.array([0.5]))[0])
             given["x", block] = bias
         return given
+
+    def _inputs(self, gate, v):
+        """Projections x W + b at which a gate has the values `v`, all other leaves being 0: through
+        its activation, and what the equations do to the projection before."""
+        activation = self._cell.gate_activations[gate]
+        inputs, y = _curve(activation)
+        value = forward_of(dict(self._program.named)[gate])
+        given = {key: np.zeros((1, 1)) for key in self._program.leaves}
+        given |= {("x", gate): inputs[:, None], ("size", "units"): 1.0}
+        (found,) = evaluate([value], given, lambda _, v: 0 * v, units=1)
+        found = found.ravel()
+        for x, its in ((inputs, found), (inputs[::-1], found[::-1])):
+            if len(x) == len(its) and its[0] < 0.05 and its[-1] > 0.95:
+                return _inverse(x, its, v)
+        return _inverse(inputs, y, v)  # the projection is multiplied by a weight, for example
 
     def _evaluate(self, wanted, given, recurrent=lambda _, v: 0 * v):
         weights = {("weight", n): 0.0 for kind, n in self._program.leaves if kind == "weight"}
@@ -254,9 +269,8 @@ def _is_share(cell, gate):
     return bool(rises and default.min() >= 0 and default.max() <= 1)
 
 
-def _inverse(activation, v):
-    """Inputs at which a rising activation has the values `v`."""
-    x, y = _curve(activation)
+def _inverse(x, y, v):
+    """Inputs at which a rising function, with the values y at x, has the values `v`."""
     y = np.maximum.accumulate(y)  # up to rounding it rises
     rising = np.flatnonzero(np.diff(y) > 0)
     part = slice(rising[0], rising[-1] + 2)

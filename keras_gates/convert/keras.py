@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from typing import Unpack
 
 import keras
@@ -232,6 +233,7 @@ class _Conversion:
     def __init__(self, changes, cell_classes):
         self.changes = changes
         self.known = set().union(*map(_taken, cell_classes))
+        self.states = {state for cell in cell_classes for state in cell.state_names}
         self.copies = {}  # from the id of a layer to its copy: what is shared stays shared
         self.recurrent = []  # (a cell, the cell of its copy), and so GatedRNN layers themselves
         self.stateful = []  # (a layer with states, its copy)
@@ -352,6 +354,11 @@ class _Conversion:
         changes = {k: v for k, v in self.changes.items() if k in names}
         cell = self.cell(layer.cell)
         copy = type(layer)(**{**layer.get_config(), "units": None, **changes, "cell": cell})
+        if layer.initial_state == "learned" != copy.initial_state:
+            raise ValueError(
+                f"from_keras keeps the weights, and among those of {layer.name!r} are the initial "
+                f"states that it has learned. Received: initial_state={copy.initial_state!r}"
+            )
         if copy.initial_state == layer.initial_state:
             self.recurrent.append((layer, copy))
         return copy
@@ -374,7 +381,15 @@ class _Conversion:
     def _changes_of(self, cell):
         """Those for such a cell. What only some of the cells take is for them alone."""
         taken = _taken(_class_here(cell))
-        return {k: v for k, v in self.changes.items() if k in taken or k not in self.known}
+        found = {k: v for k, v in self.changes.items() if k in taken or k not in self.known}
+        if isinstance(found.get("zoneout"), Mapping):  # by states, which not all cells have
+            states = _class_here(cell).state_names
+            found["zoneout"] = {
+                state: share
+                for state, share in found["zoneout"].items()
+                if state in states or state not in self.states
+            }
+        return found
 
     def _activations(self, cell, copy):
         """The activations of a cell that are layers, which may have weights, each with its copy."""

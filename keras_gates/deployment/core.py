@@ -81,7 +81,8 @@ def export(
             states), `step` (one time step and states to outputs and states) and `chunk` (the same
             for some time steps). States are the caller's to keep, so that streams can be
             interleaved. An "onnx" or "openvino" file has one graph, which is `chunk` then: states
-            come out as "<name>_next", and begin with zeros.
+            come out as "<name>_next", and begin with zeros, or with what was learned, see
+            docs/deploy/live.md.
         sample: data to compare with: an array, or a list or dict of arrays (by the names of the
             model's inputs), with the samples along the first axis. Up to 256 are compared, evenly
             spaced, fewer of more than 128 steps; the first of them in several batch sizes and

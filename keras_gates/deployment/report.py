@@ -43,7 +43,7 @@ class DataDifference:
 
     Attributes:
         output: its name.
-        largest, mean: of |file - model|.
+        largest, mean: of |file - model|, without masked time steps.
         same_class: of an output that looks like the probabilities of classes, whose rows sum to 1,
             the share of sequences, or of their time steps, in which file and model agree on the
             most probable class; None of others.

@@ -270,7 +270,8 @@ def _check_recurrent(layer, masked):
         raise NotExportableError(
             f"{_shown(layer)} has initial_state='learned': before the first valid step of a "
             "sequence it puts out zeros, and a stream, which knows its states alone, would put out "
-            "the learned ones. Give the layer zero_output_for_mask=True, or leave the mask out."
+            "the learned ones. Export from_keras(model, zero_output_for_mask=True), or leave the "
+            "mask out."
         )
     known = (isinstance(cell, GatedCell) or type(cell) in _STATE_NAMES for cell in _cells(layer))
     if masked and not all(known):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_gates._keras.layers import get_keras_mask
 from keras_gates.deployment.errors import ParityError
 from keras_gates.deployment.names import output_names
 from keras_gates.deployment.report import DataDifference, Difference, Latency
@@ -70,13 +71,16 @@ def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: N
     found = run(format, path, calls)
     advance()
     _log.info("running the model on the same samples, and comparing")
-    pairs = []
+    pairs, data = [], []
     with _keeping_states(samples.spec):
         for label, sample in compared.items():
             for part in samples.parts(sample):
+                masks = {} if sample.given is None else _masks(samples, sample, part)
                 for call, name, expected in _expected(sample, samples, stream, part):
                     given = found[f"{label}.{part}/{call}/{name}"]
                     pairs.append((sample, name, expected, given))
+                    if sample.given is not None:
+                        data.append((name, expected, given, masks.get(name)))
         latency = [
             Latency(
                 "serving_default",
@@ -104,7 +108,7 @@ def verify(format, path, samples, stream=None, tolerance=None, advance=lambda: N
             f"than the tolerance {tolerance:.3g}: {difference.sample}."
             + (_AMPLIFIES if rounding else "")
         )
-    return difference, list(compared.values()), latency, on_data(pairs)
+    return difference, list(compared.values()), latency, on_data(data)
 
 
 def refuse_not_finite(spec, argument, arrays):
@@ -199,12 +203,18 @@ def compare(pairs, tolerance=None):
     return worst
 
 
-def on_data(pairs):
-    """How far the file is from its model on the user's data: a `DataDifference` per output."""
+def on_data(data):
+    """How far the file is from its model on the user's data: a `DataDifference` per output.
+
+    Args:
+        data: a list of (name of an output, what the model gave, what the file gave, the mask of
+            the model's or None): masked steps do not count.
+    """
     outputs = {}
-    for sample, name, expected, given in pairs:
-        if sample.given is not None:
-            outputs.setdefault(name, []).append((expected, given))
+    for name, expected, given, mask in data:
+        if mask is not None and mask.shape == expected.shape[: mask.ndim] and mask.any():
+            expected, given = expected[mask], given[mask]
+        outputs.setdefault(name, []).append((expected, given))
     return [_on_data(name, *zip(*found, strict=True)) for name, found in outputs.items()]
 
 
@@ -267,6 +277,17 @@ def _outputs(samples, sample, length=None, part=0):
         found = model.predict_on_batch(given)
     values = [_array(value) for value in tree.flatten(found)]
     return dict(zip(output_names(model, found), values, strict=True))
+
+
+def _masks(samples, sample, part):
+    """Which steps of the outputs are valid, by name; None of those without a mask."""
+    if samples.spec.stateful:  # whose states another call would carry on
+        return {}
+    model = samples.spec.model
+    found = model(samples.spec.pack(samples.values(sample, None, part)), training=False)
+    masks = [get_keras_mask(tensor) for tensor in tree.flatten(found)]
+    masks = [None if m is None else keras.ops.convert_to_numpy(m).astype(bool) for m in masks]
+    return dict(zip(output_names(model, found), masks, strict=True))
 
 
 def _array(value):

@@ -132,7 +132,8 @@ class LayerDiagnosis:
         cell: name of the cell's class.
         backwards: whether the layer reads the sequence backwards (`go_backwards`, or the backward
             layer of a Bidirectional).
-        units, samples, steps: sizes.
+        units, samples: sizes.
+        steps: how many the longest sample has, without masked ones.
         pairs: number of valid (sample, step) pairs.
         nonfinite: number of values that are not finite, of gates, candidate and states.
         gates: from the name of a gate to its `GateFigures`.
@@ -209,7 +210,7 @@ def of_trace(trace, margin, verdict):
             backwards=trace.backwards,
             units=cell.units,
             samples=valid.shape[0],
-            steps=valid.shape[1],
+            steps=int(valid.sum(axis=1).max(initial=0)),
             pairs=int(valid.sum()),
             nonfinite=sum(int((~np.isfinite(values[valid])).sum()) for values in everything),
             gates={

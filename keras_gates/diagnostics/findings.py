@@ -254,7 +254,7 @@ def gradients(layer):
                 "warning",
                 f"the gradient {_of_what(layer)} vanishes: by a factor of {factor:.3g} per step "
                 f"back, {_power(over)} over {layer.steps} steps",
-                "Early steps are not learned from. "
+                "Early steps are hardly learned from. "
                 + _either(*_keep_gates(layer), *_remember(layer), "begin with shorter sequences"),
             )
         elif own and over > math.log(_EXPLODED):

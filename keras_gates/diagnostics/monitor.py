@@ -319,8 +319,8 @@ class GateMonitor(keras.callbacks.Callback):
             if not self._sound_at:
                 those += ", from before training"
             done = (
-                f" It is stopped, and the last sound weights are restored, those {those}, with the "
-                "optimizer's state."
+                f" It is stopped, and the last weights that were sound on the sample are restored, "
+                f"those {those}, with the optimizer's state."
             )
             if not self._at_fault:
                 done += f" {_WHERE_AND_WHY.format(', replay_epochs=5')}"

@@ -425,7 +425,7 @@ def judge(cell):
     against = [
         *reasons.of_carry(cell, program, profiles, carry, carriers, growth, bounded),
         *reasons.of_growth(cell, _chosen(cell, profiles), candidate, output, carry, growth),
-        *reasons.of_gates(_chosen(cell, profiles)),
+        *reasons.of_gates(cell, _chosen(cell, profiles)),
         *(reasons.of_candidate(cell, program, candidate, carry, growth) if candidate else ()),
     ]
     against.sort(key=lambda reason: -LEVELS.index(reason.level))

@@ -1,11 +1,13 @@
 """What speaks against a choice of activations, from the profiles of each and the cell's probe."""
 
+import contextlib
 import dataclasses
 
 import keras
 import numpy as np
 
 from keras_gates.activations.profiles import profile
+from keras_gates.cells import initialization
 from keras_gates.cells.base import CANDIDATE
 from keras_gates.cells.program import traced
 from keras_gates.cells.step import recurrent_blocks
@@ -96,8 +98,12 @@ def of_carry(cell, program, profiles, carry, carriers, growth, bounded):
                 yield Reason("unstable", what, f"{cure}{_at_least(cell)}.")
 
 
-def of_gates(profiles):
+def of_gates(cell, profiles):
     """Against each gate by itself."""
+    elsewhere = {cell.ones_in_bias}  # than with a bias of 0
+    with contextlib.suppress(ValueError):  # of gates that cannot start as the cell says
+        starts = initialization.of_cell(cell)
+        elsewhere |= set(starts.ways if starts else ())
     for name, p in profiles.items():
         if p.lower > 0.05 or p.upper < 0.95:
             end = f"close: its values stay above {p.lower:g}"
@@ -108,7 +114,7 @@ def of_gates(profiles):
                 f"the gate {name} ({p.name}) cannot {end}",
                 "Take a gate that reaches 0 and 1.",
             )
-        elif p.zero_share > _SHUT:
+        elif p.zero_share > _SHUT and name not in elsewhere:
             yield Reason(
                 "caution",
                 f"the gate {name} ({p.name}) is shut, with a slope of zero, for "
