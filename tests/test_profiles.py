@@ -643,8 +643,19 @@ def test_the_contraction_is_that_of_the_jacobian_at_rest():
     identity = keras.initializers.Identity
     linear = {"candidate_activation": "linear"}
     assert found(**linear, recurrent_initializer=identity(0.9)) == pytest.approx(0.9, abs=1e-4)
-    # At a kink the larger one.
+    # At a kink differences of several units at once, which no derivative says.
     assert found(candidate_activation="relu", recurrent_initializer="identity") == pytest.approx(1)
+    for name in ("relu", "leaky_relu"):
+        layer = kg.GatedRNN(64, "simple", candidate_activation=name)
+        layer.build((None, None, 64))
+        states = [1e-3 * np.random.default_rng(1).normal(size=(9, 64)).astype("float32")]
+        for _ in range(50):
+            states.append(layer(np.zeros((9, 1, 64), "float32"), initial_state=states[-1]))
+        sizes = [np.linalg.norm(one, axis=1) for one in states]
+        factor = np.exp(np.log(sizes[-1] / sizes[25]) / 25).max()
+        verdict = kg.check_activations("simple", candidate_activation=name)
+        assert verdict.contraction == pytest.approx(factor, rel=0.1)
+        assert verdict.contraction < 1
     # At rest h = tanh(0.5 h + 1), whose derivative is 0.5 (1 - h^2).
     h = 0.0
     for _ in range(99):

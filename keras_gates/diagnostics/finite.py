@@ -45,9 +45,12 @@ class NotFinite:
 
     def error(self):
         masked = "" if self.time_step is None else ", in masked steps too"
+        hint = ""
+        if self.argument == "y":
+            hint = ". For what nobody knows any number will do, with a sample_weight of zero"
         return ValueError(
             f"`{self.argument}` must be of finite numbers{masked}. Received: {self.argument} in "
-            f"which {self}"
+            f"which {self}{hint}"
         )
 
 

@@ -52,7 +52,9 @@ class GateMonitor(keras.callbacks.Callback):
             some where looking has taken more than 5% of the time. Give a number to have looks,
             and so what "restore" restores, at the same epochs in every run.
         unit: "epoch" or "step" (a training batch; or what `steps_per_execution` makes of it).
-        samples: the most samples that are kept.
+        samples: the most samples that are kept. Gradients are of the loss on them as one batch,
+            whose mean holds a factor 1 / samples: give the batch size of training to see what
+            clipping sees there.
         margin: see `diagnose`.
         log_dir: folder for TensorBoard scalars, written by `tf.summary`. Default: none.
         csv: path of a file with a line per look. It is replaced. Default: none.

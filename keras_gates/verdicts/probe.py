@@ -160,6 +160,8 @@ class _Probe:
 
 
 _SETTLING, _APART = 12, 1e-6
+# Slopes to either side of a point that differ by more are those of a kink.
+_KINK = 1e-3
 _ROUNDED = 1e8  # states of this size swallow such differences
 _PATIENCE, _AT_REST = 1000, 1e-6
 # How weights after training differ from new ones; and the weights of 1 and the `signs`.
@@ -288,17 +290,32 @@ def contraction(cell):
 
 
 def _radius(step, x, states):
-    """The spectral radius of the Jacobian of a step, at inputs and states of one sample.
-
-    Of those to either side, the larger one: relu has a kink where states rest.
-    """
-    size, shift = len(states), 1e-6
+    """The spectral radius of the Jacobian of a step, at inputs and states of one sample."""
+    size, shift = len(states), _APART
     moved = states + shift * np.concatenate([np.zeros((1, size)), np.eye(size), -np.eye(size)])
     found = step(np.tile(x, (len(moved), 1)), moved)
     if not np.isfinite(found).all():
         return np.inf
-    sides = (found[1 : size + 1] - found[0]) / shift, (found[0] - found[size + 1 :]) / shift
-    return float(max(np.abs(np.linalg.eigvals(side)).max() for side in sides))
+    right, left = (found[1 : size + 1] - found[0]) / shift, (found[0] - found[size + 1 :]) / shift
+    if np.abs(right - left).max() > _KINK:
+        return _factor_at_a_kink(step, x, states)
+    return float(np.abs(np.linalg.eigvals(right)).max())
+
+
+def _factor_at_a_kink(step, x, states, steps=200, samples=8):
+    """By what factor small differences from states change per step in the long run, where there is
+    no Jacobian, as of relu where its inputs are 0: the largest of random ones."""
+    directions = np.random.default_rng(0).normal(size=(samples, len(states)))
+    x, states = np.tile(x, (samples, 1)), np.tile(states, (samples, 1))
+    rest, log = step(x, states), 0.0
+    with np.errstate(all="ignore"):  # none may be left
+        for t in range(steps):
+            length = np.linalg.norm(directions, axis=1, keepdims=True)
+            directions = np.nan_to_num(directions / length)
+            directions = (step(x, states + _APART * directions) - rest) / _APART
+            if t >= steps // 2:
+                log = log + np.log(np.linalg.norm(directions, axis=1))
+        return float(np.exp(np.max(log) / (steps - steps // 2)))
 
 
 def _stepping(cell):
