@@ -68,8 +68,13 @@ def parse(text, argv=None):
 def _near(unknown, command):
     """The options of a command that those may stand for which it does not know."""
     names = [name.partition("=")[0] for name in unknown if name.startswith("--")]
-    near = [difflib.get_close_matches(name, command._option_string_actions, 1) for name in names]
-    found = [name for each in near for name in each]
+    known = [name for name in command._option_string_actions if name not in ("-h", "--help")]
+    near = [
+        [name for name in known if given.startswith(name)]  # --gate-activation
+        or difflib.get_close_matches(given, known, 1)
+        for given in names
+    ]
+    found = [name for each in near for name in each[:1]]
     return f"; did you mean {' and '.join(found)}?" if found else ""
 
 

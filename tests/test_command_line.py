@@ -341,6 +341,10 @@ def test_what_a_file_of_a_model_does_not_say_is_seen_in_the_model(here, capsys):
             "check gru --gates relu --wiht=1",
             "--gates relu --wiht=1; did you mean --gate and --with?",
         ),
+        (
+            "check gru --gate-activation relu --candidate-activation tanh --helpp",
+            "--helpp; did you mean --gate and --candidate?",
+        ),
         ("diagnose m d --nonsense", "diagnose: error: unrecognized arguments: --nonsense\n"),
         ("check gru --with grad_clip_norm", "argument --with: must be ARGUMENT=VALUE. Received"),
         ("export m out --format onxn", "argument --format: invalid choice: 'onxn'"),
