@@ -295,6 +295,28 @@ def test_a_gate_with_one_bound_is_at_its_end_for_half_of_the_inputs(rng):
     assert "slower tails" not in str(found)
 
 
+def test_integers_that_an_embedding_does_not_have_are_named(rng):
+    words = keras.Input((None,), dtype="int32", name="words")
+    rest = keras.Input((None, FEATURES), name="a_number")
+    inside = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(9, 2)])
+    joined = keras.layers.Concatenate()([inside(words), rest])
+    model = keras.Model({"words": words, "a_number": rest}, kg.GatedRNN(3)(joined))
+    model.compile("sgd", "mse")
+    x = {"words": rng.integers(0, 9, (BATCH, TIME)), "a_number": sequences(rng)}
+    assert diagnose(model, x).layers
+    x["words"][2, 1] = 9
+    x["words"][3, 0] = -1
+    said = (
+        "^`x` must hold integers from 0 to 8 for 'words', which an Embedding reads. Received: 9 at "
+        "time step 1 in sample 2, and 1 more$"
+    )
+    for look in (diagnose, locate_nonfinite):
+        with pytest.raises(ValueError, match=said):
+            look(model, x)
+    with pytest.raises(ValueError, match=said):
+        model.fit(x, np.zeros((BATCH, 3)), verbose=0, callbacks=[GateMonitor(x, samples=BATCH)])
+
+
 def test_a_model_of_nothing_but_nan_is_reported_in_words(rng):
     layer = helpers.built(rng, dtype="float32", cell="lstm", grad_clip_norm=1.0)
     layer.set_weights([np.full_like(weight, np.nan) for weight in layer.get_weights()])

@@ -31,6 +31,7 @@ def checked(model, x, y, purpose, sample_weight=None):
         if not model.compiled:
             y = sample_weight = None
     x = fitted(model, arrays("x", x))
+    check_tokens(model, x)
     if y is not None:
         y = arrays("y", y)
         check_targets(model, y)
@@ -170,20 +171,46 @@ def _of_longest(arrays, fill):
 
 def _masked_value(model, tensor):
     """The value at which a layer masks a step of an input of a model, a KerasTensor; or None."""
+    for layer in _readers(model, tensor):
+        if isinstance(layer, keras.layers.Masking):
+            return layer.mask_value
+        if isinstance(layer, keras.layers.Embedding) and layer.mask_zero:
+            return 0
+    return None
+
+
+def _readers(model, tensor):
+    """The layers that read an input of a model, a KerasTensor, those in nested models too."""
     for layer in model.layers:
         for args, _ in graph.calls(layer):
             given = tree.flatten(args)
             index = next((i for i, value in enumerate(given) if value is tensor), None)
-            if index is None:
-                continue
-            if isinstance(layer, keras.layers.Masking):
-                return layer.mask_value
-            if isinstance(layer, keras.layers.Embedding) and layer.mask_zero:
-                return 0
             inside = getattr(layer, "inputs", None) if isinstance(layer, keras.Model) else None
-            if inside and (value := _masked_value(layer, inside[index])) is not None:
-                return value
-    return None
+            if index is not None and inside:
+                yield from _readers(layer, inside[index])
+            elif index is not None:
+                yield layer
+
+
+def check_tokens(model, x):
+    """A ValueError if an Embedding reads integers of `x`, data that fit the model, that it does not
+    have: TensorFlow says so in words of its own, and on a GPU not at all."""
+    announced = getattr(model, "inputs", None) or []
+    tensors, given = tree.flatten(announced and getattr(model, "input", announced)), tree.flatten(x)
+    if len(tensors) != len(given):
+        return
+    for tensor, value in zip(tensors, given, strict=True):
+        embeddings = (r for r in _readers(model, tensor) if isinstance(r, keras.layers.Embedding))
+        size = min((each.input_dim for each in embeddings), default=None)
+        wrong = np.zeros(1, bool) if size is None else (value < 0) | (value >= size)
+        if wrong.any():
+            index = tuple(map(int, np.argwhere(wrong)[0]))
+            step = f" at time step {index[1]}" if len(index) > 1 else ""
+            raise ValueError(
+                f"`x` must hold integers from 0 to {size - 1} for {tensor.name!r}, which an "
+                f"Embedding reads. Received: {value[index]}{step} in sample {index[0]}, and "
+                f"{wrong.sum() - 1} more"
+            )
 
 
 def _of_one_length(batches, model):

@@ -160,6 +160,7 @@ class GateMonitor(keras.callbacks.Callback):
             data.check_model(self.model)
             x, self.y, self.weights = data.joined(self._batches, self.model)
             self.x = data.fitted(self.model, data.arrays("x", x))
+            data.check_tokens(self.model, self.x)
             if self.y is not None:
                 data.check_targets(self.model, self.y)
                 data.check_compiled(self.model, "gradients are recorded")
