@@ -188,17 +188,17 @@ class GateStarts:
 
     def _gain(self):
         """sqrt(g*), by bisection; 1 where there is none."""
-        if self._growth(0.0) >= 1 or self._growth(100.0) < 1:
+        origin = self._origin()
+        if self._growth(0.0, origin) >= 1 or self._growth(100.0, origin) < 1:
             return 1.0
         low, high = 0.0, 100.0
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._growth(middle) < 1 else (low, middle)
+            low, high = (middle, high) if self._growth(middle, origin) < 1 else (low, middle)
         return float(np.sqrt(high))
 
-    def _growth(self, gain):
+    def _growth(self, gain, origin):
         """The spectral radius of d states' / d states at the origin, for one unit."""
-        origin = self._origin()
         states = [("state", name) for name in self._copy.state_names]
 
         def after(given):
