@@ -30,7 +30,7 @@ from keras_gates.cells.step import argument_of, noting, recurrent_blocks
 from keras_gates.equations import NotTraceableError
 from keras_gates.gradients import clip_by_norm, clip_by_value
 from keras_gates.initializers import Chrono
-from keras_gates.layers import GatedRNN
+from keras_gates.layers import OF_LAYER, GatedRNN
 
 __all__ = ["CHECKS", "check_cell"]
 
@@ -39,11 +39,6 @@ BATCH, TIME, FEATURES, UNITS = 6, 7, 3, 5
 _STRICT = keras.backend.backend() == "tensorflow"
 DTYPE = "float64" if _STRICT else "float32"
 TOLERANCE = 1e-9 if _STRICT else 2e-5
-# What is not for the cell: the checks choose it.
-_OF_LAYERS = (
-    "units", "cell", "return_sequences", "return_state", "return_gates", "go_backwards", "stateful",
-    "unroll", "zero_output_for_mask", "initial_state", "backprop", "dtype",
-)  # fmt: skip
 
 
 def check_cell(cell_class: type[GatedCell], **arguments: Any) -> list[str]:
@@ -56,7 +51,9 @@ def check_cell(cell_class: type[GatedCell], **arguments: Any) -> list[str]:
         raise TypeError(
             f"`cell_class` must be a subclass of GatedCell. Received: cell_class={cell_class!r}"
         )
-    refuse_given("check_cell", arguments, _OF_LAYERS, "it makes layers of its own")
+    refuse_given(
+        "check_cell", arguments, ("units", "cell", "dtype", *OF_LAYER), "it makes layers of its own"
+    )
     for name, check in CHECKS.items():
         try:
             check(cell_class, arguments)

@@ -496,4 +496,6 @@ def _cell(units, cell, arguments, layer_arguments):
     return made
 
 
+# Arguments that are the layer's own, and not its cell's.
+OF_LAYER = tuple(GatedRNN.__init__.__kwdefaults__ or ())
 sign(GatedRNN.__init__, *CELLS.values())

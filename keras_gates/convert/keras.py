@@ -16,7 +16,7 @@ from keras_gates._keras.compiled import not_compiled
 from keras_gates.cells import CELLS, GatedCell, of_keras
 from keras_gates.cells.arguments import KERAS_NAMES, LAYER_ARGUMENTS, sign
 from keras_gates.convert.compiled import compile_as
-from keras_gates.layers import GatedRNN
+from keras_gates.layers import OF_LAYER, GatedRNN
 from keras_gates.types import LayerArguments
 
 _LAYERS = {
@@ -27,10 +27,7 @@ _LAYERS = {
 # Changing one of these changes the shape of the weights, or their meaning.
 _KEPT = ("cell", "units", "use_bias", "reset_after", "layer_norm")
 # Arguments of a GatedRNN that are not its cell's.
-_OF_LAYER = {
-    "return_sequences", "return_state", "go_backwards", "stateful", "unroll",
-    "zero_output_for_mask", "return_gates", "initial_state", "backprop", "name",
-}  # fmt: skip
+_OF_LAYER = {*OF_LAYER, "name"}
 # What layers around a recurrent one count on.
 _OF_ONE_LAYER = ("return_sequences", "return_state", "return_gates", "go_backwards", "name")
 # From what a cell of Keras or of this package calls an activation to its name here.
